@@ -1,0 +1,110 @@
+"""Renames the tensors of a published checkpoint to ours. The tables say what goes where; this does it.
+
+A row maps a pattern of source names to a target name. In a pattern `{}` stands for an index and `*` for the rest of a
+name; in a target `{}` takes the next index and `{-1}` that index minus one. Targets that end in `#0`, `#1`,
+.. are parts of one tensor, joined along the first axis (q, k and v, say). 1x1 convolutions may become linear layers:
+trailing axes of size one that the target lacks are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class ConversionError(ValueError):
+    """The source is not the checkpoint that it should be; the text says what it looks like instead."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: (source pattern, target). dropped: source pattern -> why it is not needed."""
+
+    rows: list[tuple[str, str]]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def within(self, source: str, target: str) -> list[tuple[str, str]]:
+        """The rows, with prefixes put before both sides."""
+        return [(source + left, target + right) for left, right in self.rows]
+
+
+def plan(table: Table, names: Iterator[str] | list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Which source tensors make each target, and the source names that no row and no `dropped` pattern knows."""
+    rows = [(_compile(source), target) for source, target in table.rows]
+    dropped = [_compile(source) for source in table.dropped]
+    parts: dict[str, dict[int, str]] = {}
+    unknown = []
+    for name in names:
+        for pattern, target in rows:
+            if match := pattern.fullmatch(name):
+                base, _, part = _fill(target, match).partition("#")
+                parts.setdefault(base, {})[int(part or 0)] = name
+                break
+        else:
+            if not any(pattern.fullmatch(name) for pattern in dropped):
+                unknown.append(name)
+    return {target: [names[i] for i in sorted(names)] for target, names in parts.items()}, unknown
+
+
+def convert(
+    table: Table, shapes: Shapes, read: Callable[[str], Tensor], expected: Shapes
+) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors by name, one at a time. shapes: of the source's tensors; read: one of them; expected: of ours.
+
+    ConversionError, before anything is read, if a tensor is missing, unexpected or of another shape.
+    """
+    sources, unknown = plan(table, list(shapes))
+    missing = [name for name in expected if name not in sources]
+    wrong = []
+    for target in expected.keys() & sources.keys():
+        got = _joined([shapes[name] for name in sources[target]])
+        if _squeezed(got, expected[target]) != tuple(expected[target]):
+            wrong.append(f"{' + '.join(sources[target])}: {got} for {tuple(expected[target])}")
+    unexpected = unknown + [names[0] for target, names in sources.items() if target not in expected]
+    problems = [
+        _some("has no tensor for", missing),
+        _some("has unexpected tensors", unexpected),
+        _some("has tensors of another shape", wrong),
+    ]
+    if any(problems):
+        raise ConversionError("the source " + "; ".join(p for p in problems if p))
+    for target in expected:
+        tensors = [read(name) for name in sources[target]]
+        joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        yield target, joined.reshape(expected[target])
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    text = re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", r"(.+)")
+    return re.compile(text)
+
+
+def _fill(target: str, match: re.Match[str]) -> str:
+    """A target's name: its holes filled with what a pattern matched, in order."""
+    groups = iter(match.groups())
+
+    def hole(found: re.Match[str]) -> str:
+        value = next(groups)
+        return str(int(value) - 1) if found.group() == "{-1}" else value
+
+    return re.sub(r"\{\}|\{-1\}|\*", hole, target)
+
+
+def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else tuple(shapes[0])
+
+
+def _squeezed(got: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+    head, tail = tuple(got[: len(expected)]), got[len(expected) :]
+    return head if all(size == 1 for size in tail) else tuple(got)
+
+
+def _some(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} {len(names)}: {', '.join(names[:3])}{more}" if names else ""

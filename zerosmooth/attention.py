@@ -1,0 +1,192 @@
+"""The attention modules that hold a bus, and temporal attention in windows (paper Sec. 4.1, Eq. 16-22).
+
+All take hidden states h as b f l d and an optional `bus` (a `bus.Stage`); without one they are plain attention.
+Attention is `scaled_dot_product_attention`, which keeps no l x l matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .bus import Stage, State
+from .operators import S
+
+Attend = Callable[..., Tensor]
+TextStates = dict[str, tuple[Tensor, Tensor]]  # by cross-attention module: keys and values of the prompt
+
+
+class Attention(nn.Module):
+    """What the three attention modules share. heads * head_dim channels inside, dim outside."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.name = ""  # on the bus; given by `name_attention`
+        self.to_out = nn.Linear(heads * head_dim, dim)
+
+    def output(self, bus: Stage | None, attend: Attend, states: State, corrected: State | None) -> Tensor:
+        """The module's output from its plain states, or from them and the corrected ones. Returns b f l d."""
+        o = attend(**states)
+        if bus is not None and corrected is not None:
+            o = bus.blend(o, attend(**corrected))
+        return self.to_out(o)
+
+
+class SpatialSelfAttention(Attention):
+    """Attention among the tokens of a frame. Query corrected with S (Eq. 10), key and value with A1 or A2 (11-14)."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__(dim, heads, head_dim)
+        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+
+    def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
+        q, k, v = self.to_qkv(h).chunk(3, dim=-1)
+        corrected = None
+        if bus is not None:
+            A = bus.kv_operator(self.name)
+            corrected = bus.exchange(self.name, "spatial", q=(q, S(bus.n)), k=(k, A), v=(v, A))
+        return self.output(bus, self.attend, {"q": q, "k": k, "v": v}, corrected)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        f = q.shape[1]
+        q, k, v = (rearrange(x, "b f l (h d) -> (b f) h l d", h=self.heads) for x in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "(b f) h l d -> b f l (h d)", f=f)
+
+
+class CrossAttention(Attention):
+    """Attention from the tokens of all frames to a prompt's. Query corrected with S; the prompt's keys and values stay.
+
+    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward.
+    """
+
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
+        super().__init__(dim, heads, head_dim)
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_kv = nn.Linear(context_dim, 2 * heads * head_dim, bias=False)
+
+    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a prompt. context: b m c (m text tokens); returns two of b h m d."""
+        k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        return k, v
+
+    def forward(self, h: Tensor, text: TextStates, bus: Stage | None = None) -> Tensor:
+        q = self.to_q(h)
+        corrected = None if bus is None else bus.exchange(self.name, "spatial", q=(q, S(bus.n)))
+        return self.output(bus, partial(self.attend, *text[self.name]), {"q": q}, corrected)
+
+    def attend(self, k: Tensor, v: Tensor, q: Tensor) -> Tensor:
+        f = q.shape[1]
+        q = rearrange(q, "b f l (h d) -> b h (f l) d", h=self.heads)
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b h (f l) d -> b f l (h d)", f=f)
+
+
+class TemporalAttention(Attention):
+    """Attention along the frames of each token; the hidden state is corrected with S (Eq. 9).
+
+    On a bus, attention runs in overlapping windows of the frames the network was trained on (Eq. 18-22).
+    position: a module (q, k, v) -> o that attends with relative positions, which so restart in every window; None
+    attends without. Absolute positions are the network's to add: see `frame_positions`.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, position: nn.Module | None = None) -> None:
+        super().__init__(dim, heads, head_dim)
+        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.position = position
+
+    def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
+        corrected = None if bus is None else bus.exchange(self.name, "temporal", h=(h, S(bus.n)))
+        spans = [(0, h.shape[1])] if bus is None else windows(h.shape[1], bus.window, bus.overlap)
+        return self.output(bus, partial(self.attend, spans), {"h": h}, corrected)
+
+    def attend(self, spans: list[tuple[int, int]], h: Tensor) -> Tensor:
+        b = h.shape[0]
+        q, k, v = rearrange(self.to_qkv(h), "b f l (three h d) -> three (b l) h f d", three=3, h=self.heads)
+        o = windowed(self.position or F.scaled_dot_product_attention, q, k, v, spans)
+        return rearrange(o, "(b l) h f d -> b f l (h d)", b=b)
+
+
+class RelativePosition(nn.Module):
+    """Attention with learned relative keys and values (VideoCrafter1; paper Eq. 21-22).
+
+    Distances beyond max_distance count as max_distance. The f x f weights are formed: f is a window's few frames.
+    """
+
+    def __init__(self, head_dim: int, max_distance: int) -> None:
+        super().__init__()
+        self.max_distance = max_distance
+        self.keys = nn.Parameter(torch.randn(2 * max_distance + 1, head_dim) * 0.02)
+        self.values = nn.Parameter(torch.randn(2 * max_distance + 1, head_dim) * 0.02)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        f, d = q.shape[-2:]
+        frame = torch.arange(f, device=q.device)
+        distance = (frame[None, :] - frame[:, None]).clamp(-self.max_distance, self.max_distance) + self.max_distance
+        r_k, r_v = self.keys[distance], self.values[distance]  # f f d
+        logits = q @ k.transpose(-1, -2) + torch.einsum("... i d, i j d -> ... i j", q, r_k)
+        weights = (logits * d**-0.5).softmax(-1)
+        return weights @ v + torch.einsum("... i j, i j d -> ... i d", weights, r_v)
+
+
+def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
+    """Start and end of each attention window: stride window - overlap, the last one clamped to end at f.
+
+    There are ceil((f - window) / stride) + 1 of them; one, if f fits in a window.
+    """
+    if f <= window:
+        return [(0, f)]
+    stride = window - overlap
+    count = ceil((f - window) / stride) + 1
+    return [(start, start + window) for start in (min(i * stride, f - window) for i in range(count))]
+
+
+def fusion_weights(window: int) -> Tensor:
+    """The pyramid 1, 2, .., 2, 1 that weights the frames of a window's output."""
+    frame = torch.arange(window)
+    return torch.minimum(frame + 1, window - frame).float()
+
+
+def fusion_matrix(spans: list[tuple[int, int]]) -> Tensor:
+    """Normalised weights that fuse the windows' outputs: window, frame of window -> their share, summing to 1 a frame."""
+    f = max(end for _, end in spans)
+    weights = torch.zeros(len(spans), f)
+    for i, (start, end) in enumerate(spans):
+        weights[i, start:end] = fusion_weights(end - start)
+    shares = weights / weights.sum(0)
+    return torch.stack([shares[i, start:end] for i, (start, end) in enumerate(spans)])
+
+
+def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+    """Attend within each window and fuse the outputs (Eq. 18-20). q, k, v: ... h f d; returns ... h f d."""
+    if len(spans) == 1:
+        return attention(q, k, v)
+    shares = fusion_matrix(spans).to(q)
+    o = torch.zeros_like(q)
+    for (start, end), share in zip(spans, shares):
+        o_window = attention(q[..., start:end, :], k[..., start:end, :], v[..., start:end, :])
+        o[..., start:end, :] += share[:, None] * o_window
+    return o
+
+
+def frame_positions(f: int, bus: Stage | None) -> Tensor:
+    """Positions of f frames for absolute embeddings: 0, 1, .. without a bus, pos * t0 / f on one (Eq. 16-17)."""
+    frame = torch.arange(f, dtype=torch.float32)
+    return frame if bus is None else frame * (bus.window / f)
+
+
+def name_attention(network: nn.Module) -> None:
+    """Give every attention module of a network its name on the bus: its path within the network."""
+    for path, module in network.named_modules():
+        if isinstance(module, Attention):
+            module.name = path
+
+
+def project_text(network: nn.Module, context: Tensor) -> TextStates:
+    """Keys and values of a prompt for every cross-attention of a network. context: b m c."""
+    return {module.name: module.project(context) for module in network.modules() if isinstance(module, CrossAttention)}

@@ -1,0 +1,180 @@
+"""HiddenStateBus: how the attention modules of one stage learn what those of the stage before did.
+
+A stage `s` of the cascade runs the network with `bus.stage(s, ...)` as its `bus` argument. Each attention module calls
+`exchange`, which takes what the same module of stage s-1 published, corrects this stage's states with it (Eq. 9-14)
+and publishes the corrected ones for stage s+1; and `blend`, which mixes the two attention outputs (Eq. 15).
+States are handed over, not kept: taking them frees them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from .operators import A1, A2, Operator, S, back_project
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is corrected, and with which operator: each part of the paper's Table 3 is one setting."""
+
+    spatial: bool = True  # spatial self-attention and the queries of text cross-attention (Eq. 10-14)
+    temporal: bool = True  # temporal self-attention (Eq. 9)
+    kv_operator: str = "A1/A2"  # spatial keys and values: "A1/A2" drawn module by module, or "S"
+    a1_probability: float = 1 - NormalDist().cdf(0.5)  # of A1: "p > 0.5, p ~ N(0, 1)" is 0.309
+    seed: int = 0  # of the draws; they depend on it, the module, the stage and the step, on nothing else
+
+    def __post_init__(self) -> None:
+        if self.kv_operator not in ("A1/A2", "S"):
+            raise ValueError(f"kv_operator={self.kv_operator!r}; use 'A1/A2' or 'S'")
+        if not 0 <= self.a1_probability <= 1:
+            raise ValueError(f"a1_probability={self.a1_probability} is not in [0, 1]")
+
+
+class BusError(RuntimeError):
+    """A module read what was never published, or published twice before it was read."""
+
+
+class HiddenStateBus:
+    """The hand-over of hidden states between the stages of a cascade.
+
+    frames: t0, frames of stage 0 and of a temporal attention window. scales: n of stages 1, 2, ...
+    overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made;
+    "cpu": host memory, pinned when they come from CUDA). lockstep: stages advance together, module by module, so that
+    the bus holds one module's states of each stage instead of a whole network's; see `cascade.cascade_step`.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        scales: tuple[int, ...] = (),
+        overlap: int | None = None,
+        correction: Correction = Correction(),
+        device: str | torch.device | None = None,
+        lockstep: bool = False,
+    ) -> None:
+        self.frames = frames
+        self.scales = tuple(scales)
+        self.overlap = frames // 2 if overlap is None else overlap
+        if not 0 <= self.overlap < frames:
+            raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")
+        self.correction = correction
+        self.device = None if device is None else torch.device(device)
+        self.lockstep = lockstep
+        self.held_bytes = 0  # states that wait to be read
+        self.peak_bytes = 0  # the most that ever waited
+        self.turn = threading.Condition()  # in lockstep, the stage that computes holds it
+        self.failed = False  # in lockstep, a stage has raised and the others must end
+        self._waiting: dict[tuple[int, str], tuple[State, dict[str, torch.device]]] = {}
+
+    def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
+        """The bus as stage `index` sees it at denoising step `step` with w_t = `strength` (0 to 1)."""
+        if not 0 <= index <= len(self.scales):
+            raise ValueError(f"stage {index} of a cascade of {len(self.scales) + 1} stages")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength} is not in [0, 1]")
+        return Stage(self, index, step, strength, n=self.scales[index - 1] if index else 1)
+
+    def publish(self, stage: int, module: str, states: State) -> None:
+        """Leave the states of a module for the next stage. BusError if the last ones were not read yet."""
+        key = (stage, module)
+        if self.lockstep:
+            self._wait(lambda: all(held != stage for held, _ in self._waiting))
+        if key in self._waiting:
+            raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
+        home = {name: state.device for name, state in states.items()}
+        self._waiting[key] = ({name: self._park(state) for name, state in states.items()}, home)
+        self.held_bytes += _bytes(self._waiting[key][0])
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        if self.lockstep:
+            self.turn.notify_all()
+
+    def take(self, stage: int, module: str) -> State:
+        """What a module of `stage` published, which the bus then forgets. BusError if there is nothing."""
+        key = (stage, module)
+        if self.lockstep:
+            self._wait(lambda: key in self._waiting)
+        if key not in self._waiting:
+            raise BusError(f"stage {stage} published nothing for {module!r}; run the stages of a step in order")
+        states, home = self._waiting.pop(key)
+        self.held_bytes -= _bytes(states)
+        if self.lockstep:
+            self.turn.notify_all()
+        return {name: state.to(home[name], non_blocking=True) for name, state in states.items()}
+
+    def clear(self) -> None:
+        """Forget all that waits, for instance after an interrupted step."""
+        self._waiting.clear()
+        self.held_bytes = 0
+        self.failed = False
+
+    def _park(self, state: Tensor) -> Tensor:
+        if self.device is None or state.device == self.device:
+            return state
+        if state.is_cuda and self.device.type == "cpu":  # pinned, so that the copy need not wait for the host
+            return torch.empty(state.shape, dtype=state.dtype, pin_memory=True).copy_(state, non_blocking=True)
+        return state.to(self.device, non_blocking=True)
+
+    def _wait(self, ready) -> None:
+        self.turn.wait_for(lambda: self.failed or ready())
+        if self.failed:
+            raise BusError("another stage of this step failed")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The bus as one stage sees it during one forward: what a network gets as its `bus` argument."""
+
+    bus: HiddenStateBus = field(repr=False)
+    index: int  # 0 is the stage of key frames
+    step: int
+    strength: float  # w_t
+    n: int  # frames of this stage for one of the stage before
+
+    @property
+    def window(self) -> int:
+        """Frames of a temporal attention window: those of stage 0."""
+        return self.bus.frames
+
+    @property
+    def overlap(self) -> int:
+        return self.bus.overlap
+
+    def kv_operator(self, module: str) -> Operator:
+        """The operator for a module's spatial keys and values (Eq. 11-14): one draw a module, stage and step."""
+        correction = self.bus.correction
+        if correction.kv_operator == "S":
+            return S(self.n)
+        p = random.Random(f"{correction.seed}/{module}/{self.index}/{self.step}").random()
+        return A1(self.n) if p < correction.a1_probability else A2(self.n)
+
+    def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> State | None:
+        """Correct a module's states with those of the stage before, and publish the corrected ones.
+
+        part: "spatial" or "temporal". states: name=(x, M), x: b f l d. Returns x^ by name, or None where there is
+        nothing to correct: in stage 0, at strength 0, and for a part that is switched off.
+        """
+        if self.strength == 0 or not getattr(self.bus.correction, part):
+            return None
+        corrected = None
+        if self.index > 0:
+            keys = self.bus.take(self.index - 1, module)
+            corrected = {name: back_project(x, keys[name], M) for name, (x, M) in states.items()}
+        if self.index < len(self.bus.scales):
+            self.bus.publish(self.index, module, corrected or {name: x for name, (x, _) in states.items()})
+        return corrected
+
+    def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
+        """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""
+        return o + self.strength * (o_hat - o)
+
+
+def _bytes(states: State) -> int:
+    return sum(state.numel() * state.element_size() for state in states.values())

@@ -1,0 +1,100 @@
+"""CLIP's byte-pair tokenizer (Sennrich et al. 2016, Radford et al. 2021).
+
+Text is lower-cased and cut into words, numbers' digits and runs of other signs; each piece is written as bytes, and
+neighbouring symbols are merged in the order in which CLIP learnt the merges. A tokenizer with fewer merges takes the
+first ones of the same list.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import re
+import unicodedata
+from functools import lru_cache
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+# CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else that is not white space.
+# Without the third-party `regex` module, a letter is a word character that is neither a number nor an underscore.
+PIECES = re.compile(
+    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_²³¹¼½¾]+|[\d²³¹¼½¾]|(?:[^\s\w]|_)+", re.IGNORECASE
+)
+# CLIP cleans text with the `ftfy` package; of what that does to well-formed text, curly quotes are what people paste.
+QUOTES = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "\'\'\'\'\"\"\"\"")
+
+
+class Tokenizer:
+    """merges: byte pairs to merge, at most 48,894. context_length: tokens of a prompt; pad_token fills it up."""
+
+    def __init__(self, merges: int, context_length: int = 77, pad_token: int = 0) -> None:
+        pairs = _merge_list()
+        if not 0 <= merges <= len(pairs):
+            raise ValueError(f"merges={merges}; the list has {len(pairs)}")
+        self.context_length, self.pad_token = context_length, pad_token
+        self.symbols = _byte_symbols()
+        alphabet = [self.symbols[b] for b in sorted(self.symbols, key=_byte_order)]
+        self.rank = {pair: i for i, pair in enumerate(pairs[:merges])}
+        vocabulary = alphabet + [s + "</w>" for s in alphabet] + ["".join(pair) for pair in pairs[:merges]]
+        self.ids = {token: i for i, token in enumerate(vocabulary)}
+        self.start, self.end = len(vocabulary), len(vocabulary) + 1
+        self.encode_piece = lru_cache(maxsize=4096)(self._encode_piece)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without start, end and padding."""
+        text = html.unescape(html.unescape(unicodedata.normalize("NFC", text).translate(QUOTES)))
+        text = re.sub(r"\s+", " ", text).strip().lower()
+        return [i for piece in PIECES.findall(text) for i in self.encode_piece(piece)]
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Ids of prompts: n context_length. Longer prompts are cut; `overflow` tells which."""
+        rows = []
+        for prompt in prompts:
+            ids = [self.start, *self.encode(prompt)[: self.context_length - 2], self.end]
+            rows.append(ids + [self.pad_token] * (self.context_length - len(ids)))
+        return torch.tensor(rows)
+
+    def overflow(self, prompt: str) -> int:
+        """How many of a prompt's tokens do not fit."""
+        return max(0, len(self.encode(prompt)) - (self.context_length - 2))
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        word = [self.symbols[b] for b in piece.encode("utf-8")]
+        word[-1] += "</w>"
+        while len(word) > 1:
+            pair = min(zip(word, word[1:]), key=lambda p: self.rank.get(p, len(self.rank)))
+            if pair not in self.rank:
+                break
+            merged, i = [], 0
+            while i < len(word):
+                both = tuple(word[i : i + 2]) == pair
+                merged.append("".join(pair) if both else word[i])
+                i += 2 if both else 1
+            word = merged
+        return [self.ids[symbol] for symbol in word]
+
+
+@lru_cache(maxsize=1)
+def _merge_list() -> list[tuple[str, str]]:
+    packed = files("zerosmooth").joinpath("assets/clip_merges.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").splitlines()
+    return [(left, right) for left, right in (line.split() for line in lines)]
+
+
+def _printable() -> list[int]:
+    return [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+
+
+def _byte_symbols() -> dict[int, str]:
+    """A visible character for every byte: itself where it is printable, the next free one from 256 on elsewhere."""
+    printable = set(_printable())
+    hidden = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+
+
+def _byte_order(b: int) -> int:
+    """CLIP's vocabulary lists the printable bytes first."""
+    printable = _printable()
+    return printable.index(b) if b in printable else len(printable) + b

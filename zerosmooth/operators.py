@@ -1,0 +1,93 @@
+"""Measurement operators S, A1, A2 and back-projection (paper Eq. 5-8).
+
+An operator M sees k key frames in a video of f = n*k frames. Each of its rows averages a group of frames, and the
+groups do not overlap, so its Moore-Penrose inverse needs no linear algebra: M† copies key frame i to every frame of
+group i and leaves the frames that no group holds at zero.
+
+    n = 2      S                A1                   A2
+    row 0      1 . . . . .      .5 .5  .  .  .  .     1  .  .  .  .  .
+    row 1      . . 1 . . .       .  . .5 .5  .  .     . .5 .5  .  .  .
+    row 2      . . . . 1 .       .  .  .  . .5 .5     .  .  . .5 .5  .     (the last frame is unobserved)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A linear measurement of frames; the frame axis is 1, any axes may follow. n: frames between two key frames."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n={self.n} frames between key frames; it must be at least 1")
+
+    def measure(self, x: Tensor) -> Tensor:
+        """M x. x: b f ..., returns b k ... with k = f / n. ValueError if n does not divide f."""
+        raise NotImplementedError
+
+    def lift(self, y: Tensor) -> Tensor:
+        """M† y. y: b k ..., returns b f ... with f = n*k."""
+        raise NotImplementedError
+
+    def matrix(self, f: int) -> Tensor:
+        """M itself, k x f, by measuring the identity: for tests and pictures."""
+        return self.measure(torch.eye(f)[None])[0]
+
+    def _keys(self, x: Tensor) -> int:
+        if x.shape[1] % self.n:
+            raise ValueError(f"{x.shape[1]} frames are not a multiple of n={self.n}")
+        return x.shape[1] // self.n
+
+
+class S(Operator):
+    """Sampling: key frame i is frame n*i (Eq. 7; the paper calls it A)."""
+
+    def measure(self, x: Tensor) -> Tensor:
+        self._keys(x)
+        return x[:, :: self.n]
+
+    def lift(self, y: Tensor) -> Tensor:
+        x = y.new_zeros(y.shape[0], y.shape[1] * self.n, *y.shape[2:])
+        x[:, :: self.n] = y
+        return x
+
+
+class A1(Operator):
+    """Averaging forward: key frame i is the mean of frames n*i .. n*i+n-1 (Eq. 8)."""
+
+    def measure(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self._keys(x), self.n)).mean(2)
+
+    def lift(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(self.n, dim=1)
+
+
+class A2(Operator):
+    """Averaging backward: key frame i is the mean of frames n*i-n+1 .. n*i; key frame 0 is frame 0 (Eq. 8)."""
+
+    def measure(self, x: Tensor) -> Tensor:
+        k = self._keys(x)
+        pairs = x[:, 1 : x.shape[1] - self.n + 1].unflatten(1, (k - 1, self.n)).mean(2) if k > 1 else x[:, :0]
+        return torch.cat([x[:, :1], pairs], dim=1)
+
+    def lift(self, y: Tensor) -> Tensor:
+        unobserved = y.new_zeros(y.shape[0], self.n - 1, *y.shape[2:])
+        return torch.cat([y[:, :1], y[:, 1:].repeat_interleave(self.n, dim=1), unobserved], dim=1)
+
+
+def back_project(x: Tensor, y: Tensor, M: Operator) -> Tensor:
+    """Replace what M observes of x by y, and keep the rest (Eq. 5, 6): M of the result is y.
+
+    x: b f ..., y: b k ...; returns b f ... ValueError if f is not n*k.
+    """
+    if x.shape[1] != M.n * y.shape[1]:
+        raise ValueError(f"{x.shape[1]} frames cannot take {y.shape[1]} key frames at n={M.n}; n*k frames are needed")
+    unseen = x - M.lift(M.measure(x))  # (I - M†M) x
+    return unseen + M.lift(y)  # + M† y
