@@ -24,7 +24,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Table:
-    """rows: (source pattern, target). dropped: source pattern -> why it is not needed."""
+    """rows: (source pattern, target). dropped: source pattern -> why it is not needed; it goes before the rows."""
 
     rows: list[tuple[str, str]]
     dropped: dict[str, str] = field(default_factory=dict)
@@ -41,14 +41,15 @@ def plan(table: Table, names: Iterator[str] | list[str]) -> tuple[dict[str, list
     parts: dict[str, dict[int, str]] = {}
     unknown = []
     for name in names:
-        for pattern, target in rows:
-            if match := pattern.fullmatch(name):
-                base, _, part = _fill(target, match).partition("#")
-                parts.setdefault(base, {})[int(part or 0)] = name
-                break
-        else:
-            if not any(pattern.fullmatch(name) for pattern in dropped):
-                unknown.append(name)
+        if any(pattern.fullmatch(name) for pattern in dropped):
+            continue
+        matches = ((pattern.fullmatch(name), target) for pattern, target in rows)
+        match, target = next(((m, t) for m, t in matches if m), (None, ""))
+        if match is None:
+            unknown.append(name)
+            continue
+        base, _, part = _fill(target, match).partition("#")
+        parts.setdefault(base, {})[int(part or 0)] = name
     return {target: [names[i] for i in sorted(names)] for target, names in parts.items()}, unknown
 
 

@@ -1,0 +1,34 @@
+"""ZeroSmooth: high frame rate video from a frozen video diffusion model (arXiv 2406.00908).
+
+    import zerosmooth
+    pipeline = zerosmooth.load()                       # or load("vc2.safetensors", device="cuda")
+    video, = pipeline.sample("a red circle moving left", seeds=7)
+    video.frames                                       # uint8 f h w 3 at 16, 32 and 64 frames
+
+Axes: b batch, f frames, k key frames (f = n*k), l tokens of one frame, m tokens of a prompt, d or c channels, h and w
+height and width. Read the method in this order: operators, bus, attention, cascade.
+"""
+
+from .bus import Correction, HiddenStateBus
+from .cascade import Cascade, cascade_step, nested_noise
+from .checkpoint import CheckpointError, describe, load, shipped
+from .config import FAMILIES, ModelConfig
+from .pipeline import NonFiniteError, Pipeline, Video
+
+__version__ = "0.1.0"
+__all__ = [
+    "FAMILIES",
+    "Cascade",
+    "CheckpointError",
+    "Correction",
+    "HiddenStateBus",
+    "ModelConfig",
+    "NonFiniteError",
+    "Pipeline",
+    "Video",
+    "cascade_step",
+    "describe",
+    "load",
+    "nested_noise",
+    "shipped",
+]

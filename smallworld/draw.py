@@ -1,0 +1,123 @@
+"""Scenes, their prompts and their frames.
+
+A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS. The prompt nearly
+fixes the path: a shape that moves left starts on the right. Lengths are fractions of the frame's side.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SECONDS = 2.0
+COLORS = {  # RGB, 0 to 1
+    "red": (0.90, 0.12, 0.12),
+    "yellow": (0.95, 0.85, 0.10),
+    "green": (0.10, 0.70, 0.20),
+    "cyan": (0.10, 0.80, 0.85),
+    "blue": (0.15, 0.25, 0.90),
+    "purple": (0.65, 0.15, 0.80),
+}
+SHAPES = ("circle", "square", "triangle")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y down
+SPEEDS = {"slowly": 0.11, "quickly": 0.26}  # sides a second
+GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
+
+
+@dataclass(frozen=True)
+class Scene:
+    color: str
+    shape: str
+    direction: str
+    speed: str
+    background: str  # a grey, or "gradient" between two
+    top: float  # grey of the first and of the last row, 0 to 1
+    bottom: float
+    radius: float  # of the circle with the shape's area
+    center: tuple[float, float]  # half-way through
+
+    def position(self, time: float) -> tuple[float, float]:
+        """Centre of the shape at `time` seconds, x and y."""
+        along = SPEEDS[self.speed] * (time - SECONDS / 2)
+        dx, dy = DIRECTIONS[self.direction]
+        return self.center[0] + along * dx, self.center[1] + along * dy
+
+    def prompt(self, speed: bool = True, background: bool = True) -> str:
+        text = f"a {self.color} {self.shape} moving {self.direction}"
+        if speed:
+            text += f" {self.speed}"
+        return text + f" on a {self.background} background" if background else text
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """Any scene; its path stays inside the frame."""
+    background = rng.choice([*GREYS, "gradient"])
+    if background == "gradient":
+        top, bottom = rng.sample(list(GREYS.values()), 2)
+    else:
+        top = bottom = GREYS[background]
+    direction = rng.choice(list(DIRECTIONS))
+    along, across = rng.uniform(-0.04, 0.04), rng.uniform(-0.2, 0.2)
+    x, y = (along, across) if DIRECTIONS[direction][0] else (across, along)
+    return Scene(
+        color=rng.choice(list(COLORS)),
+        shape=rng.choice(SHAPES),
+        direction=direction,
+        speed=rng.choice(list(SPEEDS)),
+        background=background,
+        top=top,
+        bottom=bottom,
+        radius=rng.uniform(0.13, 0.17),
+        center=(0.5 + x, 0.5 + y),
+    )
+
+
+def parse(prompt: str) -> dict[str, str]:
+    """What a prompt asks for: color, shape, direction, and speed and background where it names them.
+
+    ValueError if it is not a prompt of this world.
+    """
+    words = {
+        "color": COLORS,
+        "shape": SHAPES,
+        "direction": DIRECTIONS,
+        "speed": SPEEDS,
+        "background": [*GREYS, "gradient"],
+    }
+    one = {key: f"(?P<{key}>{'|'.join(values)})" for key, values in words.items()}
+    pattern = "a {color} {shape} moving {direction}(?: {speed})?(?: on a {background} background)?".format(**one)
+    found = re.fullmatch(pattern, prompt)
+    if found is None:
+        raise ValueError(f"{prompt!r} is not a prompt of the small world, such as 'a red circle moving left slowly'")
+    return {key: value for key, value in found.groupdict().items() if value}
+
+
+def render(scenes: Sequence[Scene], times: Tensor, size: int = 64) -> Tensor:
+    """Frames of scenes, anti-aliased. times: b f seconds, a row a scene. Returns b f 3 h w, 0 to 1."""
+    grid = (torch.arange(size) + 0.5) / size
+    path = torch.tensor([[s.position(t) for t in row] for s, row in zip(scenes, times.tolist())])  # b f 2
+    x = grid - path[..., 0, None]  # b f w
+    y = grid - path[..., 1, None]  # b f h
+    x, y = x[:, :, None, :], y[:, :, :, None]
+    radius = torch.tensor([s.radius for s in scenes])[:, None, None, None]
+    index = torch.tensor([SHAPES.index(s.shape) for s in scenes])[:, None, None, None]
+    circle = (x**2 + y**2).sqrt() - radius
+    square = torch.maximum(x.abs(), y.abs()) - 0.8862 * radius  # the same area
+    triangle = torch.maximum(y, 0.8660 * x.abs() - 0.5 * y) - 0.7776 * radius  # equilateral, point up
+    distance = torch.where(index == 0, circle, torch.where(index == 1, square, triangle))
+    cover = (0.5 - distance * size).clamp(0, 1)[:, :, None]  # b f 1 h w
+    color = torch.tensor([COLORS[s.color] for s in scenes])[:, None, :, None, None]
+    top = torch.tensor([s.top for s in scenes])[:, None, None, None, None]
+    bottom = torch.tensor([s.bottom for s in scenes])[:, None, None, None, None]
+    ground = top + (bottom - top) * grid[:, None]
+    return ground + cover * (color - ground)
+
+
+def frame_times(frames: int, fps: float, start: float = 0.0) -> Tensor:
+    """Seconds at which a clip's frames are taken: f."""
+    return start + torch.arange(frames) / fps

@@ -1,0 +1,188 @@
+"""The self-cascade: one network, several frame rates, one denoising step at a time (paper Sec. 4.1, 4.3, A.2)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from threading import Thread
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .bus import BusError, Correction, HiddenStateBus, Stage
+
+METHODS = ("zerosmooth", "windowed", "direct")
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The shape of a cascade and the settings of the method. Stage s denoises frames * scales[0] * .. scales[s-1]."""
+
+    frames: int = 16  # t0, of stage 0: at most what the network was trained on
+    scales: tuple[int, ...] = (2, 2)  # n of each further stage, 2 or more
+    method: str = "zerosmooth"  # or a baseline: "windowed" (no correction), "direct" (attention over all frames)
+    correction: Correction = Correction()
+    strength: float = 0.8  # highest w_t, 0 to 1
+    strength_schedule: str = "linear"  # w_t = strength * t/T ("linear", Eq. 24) or strength ("constant")
+    overlap: int | None = None  # frames two windows share; None: half a window
+    color_correction: bool = False  # pull each frame's latent mean and deviation to the key frames' (A.2)
+    bus_device: str | None = None  # where hidden states wait; None: where they are made
+    lockstep: bool = False  # stages advance module by module: less memory on the bus, more in activations
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError(f"frames={self.frames}; a stage needs at least one")
+        if any(n < 2 for n in self.scales):
+            raise ValueError(f"scales={self.scales}; each stage needs a scale of 2 or more")
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r}; use one of {', '.join(METHODS)}")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength={self.strength} is not in [0, 1]")
+        if self.strength_schedule not in ("linear", "constant"):
+            raise ValueError(f"strength_schedule={self.strength_schedule!r}; use 'linear' or 'constant'")
+
+    @property
+    def stages(self) -> int:
+        return len(self.scales) + 1
+
+    def rate(self, stage: int) -> int:
+        """Frames of a stage for one of stage 0."""
+        return prod(self.scales[:stage])
+
+    def frames_of(self, stage: int) -> int:
+        return self.frames * self.rate(stage)
+
+    def weight(self, share: float) -> float:
+        """w_t at t/T = share (Eq. 24)."""
+        if self.method != "zerosmooth":
+            return 0.0
+        return self.strength * (share if self.strength_schedule == "linear" else 1.0)
+
+    def bus(self) -> HiddenStateBus | None:
+        """The bus of a run; None for direct inference, where every stage is the plain network."""
+        if self.method == "direct":
+            return None
+        return HiddenStateBus(
+            self.frames, self.scales, self.overlap, self.correction, self.bus_device, self.lockstep
+        )
+
+
+class Sampler(Protocol):
+    """What `sample` needs of a sampler; `samplers.DDIM` is one."""
+
+    def __len__(self) -> int: ...
+    def share(self, i: int) -> float: ...
+    def start(self, noise: Tensor) -> Tensor: ...
+    def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor: ...
+    def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor: ...
+
+
+Run = Callable[[int, Tensor, "Stage | None"], Tensor]  # (stage, x, bus) -> the network's output for that stage
+
+
+def cascade_step(run: Run, xs: Sequence[Tensor], bus: HiddenStateBus | None, step: int, strength: float) -> list[Tensor]:
+    """The network's output for all stages at one denoising step. xs: b t_s c h w of stage s = 0, 1, ..
+
+    Stages run one after the other, each freeing the states of the one before as it reads them; or, if the bus is in
+    lockstep, in turns: a stage runs until it needs a state that is not there yet or has left one that was not read.
+    Exactly one stage computes at a time, so both orders give the same numbers.
+    """
+    views = [None if bus is None else bus.stage(s, step, strength) for s in range(len(xs))]
+    if bus is None or not bus.lockstep:
+        return [run(s, x, view) for s, (x, view) in enumerate(zip(xs, views))]
+
+    outputs: list[Tensor | None] = [None] * len(xs)
+    errors: list[BaseException] = []
+    inference = torch.is_inference_mode_enabled()
+
+    def advance(s: int) -> None:
+        with torch.inference_mode(inference), bus.turn:
+            try:
+                outputs[s] = run(s, xs[s], views[s])
+            except BaseException as error:  # handed on to the caller's thread below
+                errors.append(error)
+                bus.failed = True
+            bus.turn.notify_all()
+
+    threads = [Thread(target=advance, args=(s,), daemon=True) for s in range(len(xs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        bus.clear()
+        raise next((e for e in errors if not isinstance(e, BusError)), errors[0])
+    return [y for y in outputs if y is not None]
+
+
+def sample(
+    run: Callable[[int, int, Tensor, "Stage | None"], Tensor],
+    sampler: Sampler,
+    cascade: Cascade,
+    noise: Callable[[int], Tensor],
+    bus: HiddenStateBus | None = None,
+    after_step: Callable[[int, list[Tensor]], None] = lambda step, xs: None,
+) -> list[Tensor]:
+    """Denoise all stages from noise to latents. Returns b t_s c h w of stage s = 0, 1, ..
+
+    run: (step, stage, x, bus) -> the network's guided output. noise: step -> standard normal noise of the last
+    stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given. after_step: called with a step's results.
+    """
+    bus = cascade.bus() if bus is None else bus
+    xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
+    for i in range(len(sampler)):
+        outputs = cascade_step(lambda s, x, view: run(i, s, x, view), xs, bus, i, cascade.weight(sampler.share(i)))
+        fresh = by_stage(noise(i), cascade.scales)
+        xs = [sampler.step(i, x, sampler.x0(i, x, y), e) for x, y, e in zip(xs, outputs, fresh)]
+        if cascade.color_correction:
+            for s in range(1, len(xs)):
+                xs[s] = match_color(xs[s], xs[s - 1])
+        after_step(i, xs)
+    return xs
+
+
+def by_stage(x: Tensor, scales: Sequence[int]) -> list[Tensor]:
+    """The frames of each stage among those of the last one: noise of a key frame is the same in all stages (Eq. 23)."""
+    strides = [prod(scales[s:]) for s in range(len(scales) + 1)]
+    return [x[:, ::stride] for stride in strides]
+
+
+def nested_noise(shape: Sequence[int], frames: int, scales: Sequence[int], seed: int, step: int) -> Tensor:
+    """Standard normal noise of the last stage's frames: f c h w, shape = (c, h, w); on the CPU, float32.
+
+    Stage 0's frames are drawn first, then those that each further stage inserts, each from a generator keyed by seed,
+    step and stage. So a seed means the same at every scale, on every device, in every batch and process.
+    """
+    x = torch.randn(frames, *shape, generator=_generator(seed, step, 0))
+    for stage, n in enumerate(scales, start=1):
+        inserted = torch.randn(len(x), n - 1, *shape, generator=_generator(seed, step, stage))
+        x = torch.cat([x[:, None], inserted], dim=1).flatten(0, 1)
+    return x
+
+
+def _generator(seed: int, step: int, stage: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{step}/{stage}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def match_color(x: Tensor, key: Tensor) -> Tensor:
+    """Give every frame and channel of x the mean and deviation over space of the key frames around it (A.2).
+
+    x: b f c h w, key: b k c h w; statistics go linearly from one key frame to the next and stay behind the last.
+    """
+    k, n = key.shape[1], x.shape[1] // key.shape[1]
+    position = torch.arange(x.shape[1], device=x.device) / n
+    left = position.floor().long()
+    right = (left + 1).clamp(max=k - 1)
+    share = (position - left)[:, None, None, None].to(x.dtype)
+
+    def at_frames(statistic: Tensor) -> Tensor:
+        return torch.lerp(statistic[:, left], statistic[:, right], share)
+
+    mean, deviation = x.mean((-2, -1), keepdim=True), x.std((-2, -1), keepdim=True)
+    key_mean, key_deviation = key.mean((-2, -1), keepdim=True), key.std((-2, -1), keepdim=True)
+    normal = (x - mean) / deviation.clamp(min=1e-6)
+    return normal * at_frames(key_deviation) + at_frames(key_mean)

@@ -1,0 +1,190 @@
+"""Checkpoint files: one safetensors file that says of itself what it is.
+
+Its metadata holds the format's version, the family, the full config, and where it comes from; its tensors are those
+of `pipeline.Networks`, by name. `describe` looks at any file and says what it is, without reading its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .config import ModelConfig
+from .pipeline import Networks, Pipeline
+
+FORMAT, VERSION = "zerosmooth", "1"
+DEFAULT = "vc2-small"  # ships with the package
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint that can be loaded; the text says what it is instead and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's header. shapes: of its tensors. source, source_sha256: the file it was converted from."""
+
+    path: Path
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+    dtype: str  # of its tensors, as safetensors calls it: "F32", "F16" or "BF16"
+    bytes: int
+    source: str
+    source_sha256: str
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def find(name: str | Path) -> Path:
+    """The file of a checkpoint given by path, or by the name of one that ships with the package."""
+    path = Path(name)
+    if path.exists() or path.suffix:
+        return path
+    return Path(str(files("zerosmooth"))) / "assets" / f"{name}.safetensors"
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints that ship with the package."""
+    return sorted(path.stem for path in (Path(str(files("zerosmooth"))) / "assets").glob("*.safetensors"))
+
+
+def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    """Tensors' entries and metadata of a safetensors file. CheckpointError if it is not a whole one."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; give a converted checkpoint, or one of {', '.join(shipped())}, which ship with the code"
+        )
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; convert it first: python -m weights_convert --help")
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty; download or convert it again")
+    with path.open("rb") as file:
+        head = file.read(8)
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            raise CheckpointError(f"{path} is a PyTorch pickle; convert it first: python -m weights_convert --help")
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            raise CheckpointError(f"{path} is not a safetensors file, or it is cut off; download or convert it again")
+        try:
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", {})
+            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    if size != end:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes where its header asks for {end:,}: it is cut off; download or convert it again"
+        )
+    return header, metadata
+
+
+def describe(path: Path) -> Checkpoint:
+    """What a checkpoint file is, checked against the networks its config asks for. Reads the header only.
+
+    CheckpointError if it is anything else than a whole checkpoint of ours.
+    """
+    header, metadata = read_header(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not a converted checkpoint (its first tensors: "
+            f"{', '.join(list(header)[:3])}); convert it first: python -m weights_convert --help"
+        )
+    if metadata.get("format_version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {metadata.get('format_version')}, this code reads {VERSION}; convert it again"
+        )
+    try:
+        config = ModelConfig.from_json(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} has a config that cannot be read ({error}); convert it again") from error
+    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+    expected = tensor_shapes(config)
+    problems = [f"lacks {n}" for n in expected.keys() - shapes.keys()]
+    problems += [f"has an unexpected {n}" for n in shapes.keys() - expected.keys()]
+    problems += [f"{n} is {shapes[n]} for {s}" for n, s in expected.items() if n in shapes and shapes[n] != s]
+    if problems:
+        raise CheckpointError(f"{path} does not fit its config: {'; '.join(sorted(problems)[:3])}; convert it again")
+    dtypes = {entry["dtype"] for entry in header.values()}
+    if len(dtypes) != 1 or not dtypes <= set(NAMES.values()):
+        raise CheckpointError(f"{path} has tensors of {', '.join(sorted(dtypes))}; one of F32, F16, BF16 is needed")
+    source = metadata.get("source", ""), metadata.get("source_sha256", "")
+    return Checkpoint(path, config, shapes, dtypes.pop(), path.stat().st_size, *source)
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the networks of a config have; builds nothing."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Networks(config).state_dict().items()}
+
+
+def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Pipeline:
+    """A pipeline from a checkpoint, given by path or by the name of one that ships with the package.
+
+    dtype: of the networks; None: float32 on the CPU, float16 elsewhere. CheckpointError if the file will not do.
+    """
+    checkpoint = describe(find(name))
+    device = torch.device(device)
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    with torch.device("meta"):
+        networks = Networks(checkpoint.config)
+    tensors = load_file(checkpoint.path, device=str(device))
+    for key in list(tensors):  # one at a time, so that both precisions are never held whole
+        tensors[key] = tensors[key].to(dtype)
+    networks.load_state_dict(tensors, assign=True)
+    return Pipeline(checkpoint.config, networks)
+
+
+def save(
+    path: Path,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    source: str,
+    source_sha256: str,
+) -> None:
+    """Write a checkpoint, one tensor after the other, so that it never stands in memory whole.
+
+    tensors: all of `tensor_shapes(config)`, in its order. Nothing is left at `path` if it fails.
+    """
+    header: dict[str, object] = {
+        "__metadata__": {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "family": config.family,
+            "config": config.to_json(),
+            "source": source,
+            "source_sha256": source_sha256,
+        }
+    }
+    offset = 0
+    for name, shape in tensor_shapes(config).items():
+        end = offset + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for _, tensor in tensors:
+                file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+        if part.stat().st_size != 8 + len(text) + offset:
+            raise AssertionError(f"{part.stat().st_size} bytes written, {8 + len(text) + offset} announced")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
