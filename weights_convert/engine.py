@@ -56,9 +56,9 @@ def plan(table: Table, names: Iterator[str] | list[str]) -> tuple[dict[str, list
 def convert(
     table: Table, shapes: Shapes, read: Callable[[str], Tensor], expected: Shapes
 ) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors by name, one at a time. shapes: of the source's tensors; read: one of them; expected: of ours.
+    """Our tensors by name, read one at a time. shapes: of the source's tensors; read: one of them; expected: of ours.
 
-    ConversionError, before anything is read, if a tensor is missing, unexpected or of another shape.
+    ConversionError, at once and before anything is read, if a tensor is missing, unexpected or of another shape.
     """
     sources, unknown = plan(table, list(shapes))
     missing = [name for name in expected if name not in sources]
@@ -75,10 +75,14 @@ def convert(
     ]
     if any(problems):
         raise ConversionError("the source " + "; ".join(p for p in problems if p))
-    for target in expected:
-        tensors = [read(name) for name in sources[target]]
-        joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-        yield target, joined.reshape(expected[target])
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for target in expected:
+            parts = [read(name) for name in sources[target]]
+            joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+            yield target, joined.reshape(expected[target])
+
+    return tensors()
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -124,12 +124,11 @@ def sample(
     cascade: Cascade,
     noise: Callable[[int], Tensor],
     bus: HiddenStateBus | None = None,
-    after_step: Callable[[int, list[Tensor]], None] = lambda step, xs: None,
 ) -> list[Tensor]:
     """Denoise all stages from noise to latents. Returns b t_s c h w of stage s = 0, 1, ..
 
     run: (step, stage, x, bus) -> the network's guided output. noise: step -> standard normal noise of the last
-    stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given. after_step: called with a step's results.
+    stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given.
     """
     bus = cascade.bus() if bus is None else bus
     xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
@@ -140,7 +139,6 @@ def sample(
         if cascade.color_correction:
             for s in range(1, len(xs)):
                 xs[s] = match_color(xs[s], xs[s - 1])
-        after_step(i, xs)
     return xs
 
 

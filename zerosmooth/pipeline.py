@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import cascade as method
-from .bus import HiddenStateBus, Stage
+from .bus import Stage
 from .cascade import Cascade, nested_noise
 from .config import ModelConfig
 from .models.autoencoder import Autoencoder
@@ -62,17 +62,6 @@ class Pipeline:
     def dtype(self) -> torch.dtype:
         return self.networks.unet.conv_in.weight.dtype
 
-    def check(self, cascade: Cascade, height: int, width: int) -> None:
-        """ValueError, with what would fit, if the networks cannot make such a video."""
-        trained = self.config.unet.frames
-        if not 2 <= cascade.frames <= trained:
-            raise ValueError(f"{cascade.frames} key frames; this network was trained on {trained}: use 2 to {trained}")
-        side = self.config.vae.factor * 2 ** (len(self.config.unet.channel_mult) - 1)
-        for name, size in {"height": height, "width": width}.items():
-            if size < side or size % side:
-                near = max(side, round(size / side) * side)
-                raise ValueError(f"{name} {size} is not a multiple of {side} pixels; {near} is")
-
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """The network's context of prompts: n m c."""
@@ -107,7 +96,7 @@ class Pipeline:
         """Videos of prompts, one seed each. What is None comes from the checkpoint's defaults.
 
         height, width: pixels. steps: denoising steps. fps: frames a second of the key frames, as a condition; every
-        further stage multiplies it. noise: instead of the seeds' own; see `cascade.sample`. progress: called with the steps done and all of them. Raises ValueError for
+        further stage multiplies it. noise: instead of the seeds' own; see `cascade.sample`. progress: called with the stages of steps done, and with all of them. Raises ValueError for
         settings that do not fit, and NonFiniteError.
         """
         d = self.config.defaults
@@ -115,15 +104,17 @@ class Pipeline:
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each prompt")
-        height, width = height or d.height, width or d.width
-        self.check(cascade, height, width)
-        sampler = DDIM(self.config.sampler, steps or d.steps, d.eta if eta is None else eta)
-        fps = fps or d.fps
+        height, width = d.height if height is None else height, d.width if width is None else width
+        steps, eta = d.steps if steps is None else steps, d.eta if eta is None else eta
+        fps = d.fps if fps is None else fps
+        guidance_scale = d.guidance_scale if guidance_scale is None else guidance_scale
+        check_settings(self.config, cascade, height, width, steps, eta, fps)
+        sampler = DDIM(self.config.sampler, steps, eta)
         guided = Guidance(
             self.networks.unet,
             self.encode_text(prompts),
             self.encode_text([d.negative_prompt if negative_prompt is None else negative_prompt] * len(prompts)),
-            d.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_scale,
         )
         factor = self.config.vae.factor
         shape = (self.config.unet.in_channels, height // factor, width // factor)
@@ -132,20 +123,22 @@ class Pipeline:
             x = [nested_noise(shape, cascade.frames, cascade.scales, seed, step) for seed in seeds]
             return torch.stack(x).to(self.device)
 
+        done = 0
+
         def run(i: int, stage: int, x: Tensor, view: Stage | None) -> Tensor:
-            return guided(x, sampler.timestep(i), fps * cascade.rate(stage), view)
+            nonlocal done
+            output = guided(x, sampler.timestep(i), fps * cascade.rate(stage), view)
+            if not torch.isfinite(output).all():
+                raise NonFiniteError(
+                    f"step {i + 1} of {len(sampler)} made NaN or infinity in stage {stage} at {self.dtype}; "
+                    "try --dtype bfloat16 or --dtype float32, or a lower --guidance_scale"
+                )
+            done += 1
+            progress(done, len(sampler) * cascade.stages)
+            return output
 
-        def after_step(i: int, xs: list[Tensor]) -> None:
-            for stage, x in enumerate(xs):
-                if not torch.isfinite(x).all():
-                    raise NonFiniteError(
-                        f"step {i + 1} of {len(sampler)} made NaN or infinity in stage {stage} at {self.dtype}; "
-                        "try --dtype bfloat16 or --dtype float32, or a lower --guidance_scale"
-                    )
-            progress(i + 1, len(sampler))
-
-        bus: HiddenStateBus | None = cascade.bus()
-        latents = method.sample(run, sampler, cascade, noise or seeded, bus, after_step)
+        bus = cascade.bus()
+        latents = method.sample(run, sampler, cascade, noise or seeded, bus)
         return [
             Video(
                 prompt=prompt,
@@ -157,6 +150,24 @@ class Pipeline:
             )
             for i, (prompt, seed) in enumerate(zip(prompts, seeds))
         ]
+
+
+def check_settings(
+    config: ModelConfig, cascade: Cascade, height: int, width: int, steps: int, eta: float, fps: int, **others: object
+) -> None:
+    """ValueError, with what would fit, if a checkpoint of this config cannot make such a video."""
+    trained = config.unet.frames
+    if not 2 <= cascade.frames <= trained:
+        raise ValueError(f"{cascade.frames} key frames; this network was trained on {trained}: use 2 to {trained}")
+    side = config.vae.factor * 2 ** (len(config.unet.channel_mult) - 1)
+    for name, size in {"height": height, "width": width}.items():
+        if size < side or size % side:
+            near = max(side, round(size / side) * side)
+            raise ValueError(f"{name} {size} is not a multiple of {side} pixels; {near} is")
+    if fps < 1:
+        raise ValueError(f"fps={fps}; it must be at least 1")
+    DDIM(config.sampler, steps, eta)
+    cascade.bus()
 
 
 class Guidance:

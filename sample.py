@@ -1,0 +1,204 @@
+"""Smooth video from a prompt: a frozen 16-frame model makes 32 and 64 frames of the same seconds.
+
+    python sample.py                                            # a small model that ships with the code
+    python sample.py --ckpt vc2.safetensors --prompt "a panda eating pizza"
+    python sample.py --check --ckpt vc2.safetensors             # what a file is, and what it would need
+
+For each prompt and seed it writes a video a stage (key frames first), one picture, and a json with all that is needed
+to make them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from zerosmooth.bus import Correction
+from zerosmooth.cascade import METHODS, Cascade
+from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, load, shipped
+from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
+from zerosmooth.pipeline import NonFiniteError, check_settings
+from zerosmooth.results import Result, device_of, digest, read_prompts
+from zerosmooth.video import check_writer
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own = "(default: the checkpoint's own)"
+    add = parser.add_argument
+    add("--ckpt", default=DEFAULT, help=f"converted checkpoint: a file, or {', '.join(shipped())} (default: {DEFAULT})")
+    add("--check", action="store_true", help="say what the checkpoint is and what it would need, and stop")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", help=f"what to show {own}")
+    prompts.add_argument("--prompt_file", type=Path, help="prompts, one a line; blank lines and # lines are skipped")
+    add("--negative_prompt", help=f"what guidance leads away from {own}")
+    add("--scale", type=int, choices=(1, 2, 4, 8), default=4, help="frames of the result for one key frame (default: 4)")
+    add("--method", choices=METHODS, default="zerosmooth", help="zerosmooth, or a baseline (default: zerosmooth)")
+    add("--num_frames", type=int, help="key frames (default: as many as the model was trained on)")
+    add("--height", type=int, help=f"pixels {own}")
+    add("--width", type=int, help=f"pixels {own}")
+    add("--steps", type=int, help=f"denoising steps; best a divisor of 1000 {own}")
+    add("--guidance_scale", type=float, help=f"of classifier-free guidance; 1 is none {own}")
+    add("--eta", type=float, help=f"share of fresh noise a step, 0 to 1 {own}")
+    add("--fps", type=int, help=f"key frames a second, as the model is told {own}")
+    add("--save_fps", type=float, help="key frames a second, as the files play; further stages multiply it (default: --fps)")
+    add("--seed", type=int, default=0, help="of the noise; a seed gives the same key frames at every scale (default: 0)")
+    add("--num_videos", type=int, default=1, help="videos a prompt, with seeds --seed, --seed + 1, .. (default: 1)")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on cpu, float16 on cuda")
+    add("--device", help="cpu, cuda, cuda:1, .. (default: cuda where there is one, else cpu)")
+    add("--decode_chunk_size", type=int, default=16, help="frames decoded at a time; less takes less memory (default: 16)")
+    add("--offload", action="store_true", help="keep hidden states that wait for the next stage in CPU memory")
+    add("--lockstep", action="store_true", help="advance stages module by module: far fewer hidden states wait at a time")
+    add("--gif", action="store_true", help="write GIF instead of mp4")
+    add("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
+    method = parser.add_argument_group("settings of the method (defaults: the paper's)")
+    add = method.add_argument
+    add("--strength", type=float, default=0.8, help="highest correction strength w_t, 0 to 1 (default: 0.8)")
+    add("--strength_schedule", choices=("linear", "constant"), default="linear", help="of w_t over the steps (default: linear)")
+    add("--no_spatial", action="store_true", help="do not correct spatial self- and cross-attention")
+    add("--no_temporal", action="store_true", help="do not correct temporal attention")
+    add("--kv_operator", choices=("A1/A2", "S"), default="A1/A2", help="for spatial keys and values (default: A1/A2)")
+    add("--a1_probability", type=float, default=Correction.a1_probability, help="of A1 against A2 (default: %(default).3f)")
+    add("--overlap", type=int, help="frames that two attention windows share (default: half a window)")
+    add("--color_correction", action="store_true", help="pull each frame's latent colours to the key frames'")
+    return parser
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    try:
+        return sample(args)
+    except (CheckpointError, NonFiniteError, ValueError, OSError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        hint = "try --offload, --lockstep, a smaller --decode_chunk_size, --height and --width, or --dtype float16"
+        print(f"sample.py: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsample.py: stopped; finished videos are whole, and the same command goes on from them", file=sys.stderr)
+        return 130
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Check everything that can be checked before the networks load, then make what is not there yet."""
+    checkpoint = describe(find(args.ckpt))
+    config, own = checkpoint.config, checkpoint.config.defaults
+    cascade = Cascade(
+        frames=config.unet.frames if args.num_frames is None else args.num_frames,
+        scales=(2,) * (args.scale.bit_length() - 1),
+        method=args.method,
+        correction=Correction(not args.no_spatial, not args.no_temporal, args.kv_operator, args.a1_probability),
+        strength=args.strength,
+        strength_schedule=args.strength_schedule,
+        overlap=args.overlap,
+        color_correction=args.color_correction,
+        bus_device="cpu" if args.offload else None,
+        lockstep=args.lockstep,
+    )
+    names = ("height", "width", "steps", "eta", "guidance_scale", "negative_prompt", "fps")
+    settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
+    check_settings(config, cascade, **settings)
+    device = device_of(args.device)
+    dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "float16"))
+    if args.check:
+        print(report(checkpoint, cascade, settings, device, dtype))
+        return 0
+
+    prompts = read_prompts(args.prompt_file) if args.prompt_file else [args.prompt or own.prompt]
+    if args.num_videos < 1 or args.decode_chunk_size < 1 or (args.save_fps or 1) <= 0:
+        raise ValueError("--num_videos, --decode_chunk_size and --save_fps must be above 0")
+    suffix = ".gif" if args.gif else ".mp4"
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    check_writer(args.outdir, suffix)
+    check_space(args.outdir, cascade, settings["height"], settings["width"])
+    identity = {"checkpoint": str(args.ckpt), "sha256": digest(checkpoint.path), "family": config.family}
+    decided = {**identity, **settings, "dtype": str(dtype).removeprefix("torch."), "cascade": asdict(cascade)}
+    seeds = range(args.seed, args.seed + args.num_videos)
+    results = [Result(args.outdir, prompt, seed, decided, suffix) for prompt in prompts for seed in seeds]
+    waiting = [result for result in results if not result.finished()]
+    if len(waiting) < len(results):
+        print(f"{len(results) - len(waiting)} of {len(results)} videos are in {args.outdir} already")
+    if not waiting:
+        return 0
+
+    pipeline = load(checkpoint.path, device, dtype)
+    for prompt in dict.fromkeys(result.prompt for result in waiting):
+        if lost := pipeline.tokenizer.overflow(prompt):
+            print(f"note: the last {lost} tokens of {prompt[:40]!r}.. do not fit into the text encoder and are left out")
+    fps = args.save_fps or settings["fps"]
+    play_fps = [fps * cascade.rate(stage) for stage in range(cascade.stages)]
+    print(f"{cascade.frames} key frames at {fps:g} fps become {cascade.frames_of(len(cascade.scales))} at {play_fps[-1]:g}: ", end="")
+    print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
+    for result in waiting:
+        began = time.perf_counter()
+        with tqdm(desc=f"{result.prompt[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
+
+            def progress(done: int, of: int) -> None:
+                bar.total = of
+                bar.update(done - bar.n)
+
+            (video,) = pipeline.sample(
+                result.prompt,
+                seeds=result.seed,
+                cascade=cascade,
+                decode_chunk_size=args.decode_chunk_size,
+                progress=progress,
+                **settings,
+            )
+        facts = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "device": str(device),
+            "bus_peak_bytes": video.bus_peak_bytes,
+            "converted_from": checkpoint.source,
+            "converted_from_sha256": checkpoint.source_sha256,
+            "command": shlex.join(["python", *sys.argv]),
+        }
+        for path, x, rate in zip(result.write(video, play_fps, facts), video.frames, play_fps):
+            print(f"{len(x)} frames, {rate:g} fps, {len(x) / rate:.3g} s: {path}")
+        print(f"picture {result.record.with_suffix('.png')}, settings {result.record} ({facts['seconds']} s)")
+    return 0
+
+
+def report(
+    checkpoint: Checkpoint, cascade: Cascade, settings: dict, device: torch.device, dtype: torch.dtype
+) -> str:
+    """What a checkpoint is, and what a video with these settings would need."""
+    c = checkpoint.config
+    guided = settings["guidance_scale"] != 1
+    need = needs(c, cascade, settings["height"], settings["width"], dtype, guided)
+    rate = matrix_rate(device, dtype)
+    seconds = need.flops / rate / FLOP_SHARE
+    frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
+    return "\n".join(
+        [
+            f"{checkpoint.path}: a whole {c.family} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB",
+            f"  {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}, in {len(checkpoint.shapes)} tensors",
+            f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}",
+            f"  {frames} frames of {settings['height']}x{settings['width']}, {settings['steps']} steps, on {device} as {dtype}:",
+            f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, "
+            f"hidden states up to {need.bus / 1e9:.2f} GB (counted)",
+            f"  time: {need.flops / 1e12:,.2f} TFLOP a step, about {seconds:,.2g} s at {FLOP_SHARE:.0%} of this "
+            f"machine's {rate / 1e12:.2f} TFLOP/s (an estimate)",
+        ]
+    )
+
+
+def check_space(folder: Path, cascade: Cascade, height: int, width: int) -> None:
+    """ValueError if a disk could not hold one result even if nothing compressed."""
+    frames = sum(cascade.frames_of(stage) for stage in range(cascade.stages))
+    worst, free = frames * height * width * 3 + 50_000_000, shutil.disk_usage(folder).free
+    if free < worst:
+        raise ValueError(f"{folder} has {free / 1e6:.0f} MB free; one result may need {worst / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

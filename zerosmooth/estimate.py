@@ -1,0 +1,107 @@
+"""What a video will need, counted without running it: the networks run once on `meta` tensors, which have no data."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from .cascade import Cascade, cascade_step
+from .config import ModelConfig
+from .pipeline import Networks
+
+FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to reach
+
+
+@dataclass(frozen=True)
+class Needs:
+    """weights, activations, bus: bytes, the latter two at their highest. flops: of a step of all stages, guided."""
+
+    weights: int
+    activations: int
+    bus: int
+    flops: int
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Stands in for scaled_dot_product_attention, which on `meta` would form the l x l matrix; counts what it skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, _ = args
+        self.flops += 4 * prod(q.shape) * k.shape[-2]
+        return torch.empty_like(q)
+
+
+def needs(config: ModelConfig, cascade: Cascade, height: int, width: int, dtype: torch.dtype, guided: bool) -> Needs:
+    """Of one step of all stages for one video of height x width pixels."""
+    with torch.device("meta"):
+        networks = Networks(config).to(dtype).requires_grad_(False)
+        b, factor = 1 + guided, config.vae.factor
+        shape = (config.unet.in_channels, height // factor, width // factor)
+        xs = [torch.empty(b, cascade.frames_of(s), *shape, dtype=dtype) for s in range(cascade.stages)]
+        text = networks.unet.project_text(torch.empty(b, config.text.context_length, config.text.width, dtype=dtype))
+        one = torch.empty(b)
+    bus = cascade.bus()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _FusedAttention() as attention:
+        with _LiveBytes() as memory:
+            cascade_step(lambda s, x, view: networks.unet(x, one, text, one, view), xs, bus, 0, cascade.weight(1.0))
+    weights = sum(prod(p.shape) for p in networks.parameters()) * dtype.itemsize
+    held = 0 if bus is None else bus.peak_bytes
+    return Needs(weights, max(0, memory.peak - held), held, counter.get_total_flops() + attention.flops)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Multiply-and-add operations a second of this machine on large square matrices, measured."""
+    n = 1024 if device.type == "cpu" else 4096
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    count, since = 0, 0.0
+    for warm in (True, False):
+        since, count = time.perf_counter(), 0
+        while time.perf_counter() - since < (0.1 if warm else seconds):
+            for _ in range(4):
+                a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            count += 4
+    return 2 * n**3 * count / (time.perf_counter() - since)

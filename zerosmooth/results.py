@@ -1,0 +1,108 @@
+"""The files of a result: named by prompt, seed and settings, so that none is ever mixed up or made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import torch
+
+from .pipeline import Video
+from .video import enlargement, picture, write_video
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file, one a line; blank lines and # lines are skipped. ValueError if it has none."""
+    if not path.is_file():
+        raise ValueError(f"the prompt file {path} does not exist")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt file {path} is not UTF-8 text ({error})") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ValueError(f"the prompt file {path} has no prompts")
+    return prompts
+
+
+@dataclass(frozen=True)
+class Result:
+    """The files of one prompt and seed. settings: all that decides what the videos show."""
+
+    folder: Path
+    prompt: str
+    seed: int
+    settings: dict[str, Any]
+    suffix: str = ".mp4"
+
+    @property
+    def stem(self) -> str:
+        """The prompt, the seed, and a digest of all settings."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:60] or "prompt"
+        everything = json.dumps([self.prompt, self.seed, self.settings, self.suffix], sort_keys=True)
+        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:6]}"
+
+    @property
+    def record(self) -> Path:
+        """The json, which is written last: where it is, the result is whole."""
+        return self.folder / f"{self.stem}.json"
+
+    def finished(self) -> bool:
+        """Whether all files of the result are there."""
+        try:
+            return all((self.folder / name).exists() for name in json.loads(self.record.read_text())["files"])
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def write(self, video: Video, play_fps: list[float], facts: dict[str, Any]) -> list[Path]:
+        """Write a video a stage, the picture and the record. facts: what else the record should tell. Returns videos."""
+        frames = [stage.numpy() for stage in video.frames]
+        videos = [self.folder / f"{self.stem}_{len(x)}f{self.suffix}" for x in frames]
+        for path, x, fps in zip(videos, frames, play_fps):
+            write_video(path, x, fps)
+        image = self.folder / f"{self.stem}.png"
+        iio.imwrite(image, picture(frames, play_fps))
+        record = {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            **self.settings,
+            "frames": [len(x) for x in frames],
+            "play_fps": play_fps,
+            "enlarged": enlargement(frames[0]),
+            "files": [path.name for path in [*videos, image]],
+            **facts,
+            "versions": {
+                **{name: version(name) for name in ("torch", "numpy", "imageio")},
+                "python": platform.python_version(),
+            },
+        }
+        part = self.record.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=2) + "\n")
+        part.replace(self.record)
+        return videos
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device asked for, or a GPU where there is one. ValueError if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is no device; use cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
