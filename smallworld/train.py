@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from zerosmooth import checkpoint
 from zerosmooth.cascade import Cascade
@@ -31,7 +32,7 @@ from zerosmooth.pipeline import Networks, Pipeline
 from zerosmooth.samplers import TRAIN_STEPS
 
 from . import recipes
-from .draw import SECONDS, frame_times, random_scene, render
+from .draw import SECONDS, Scene, frame_times, random_scene, render
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Trainer:
                     self.average[name].lerp_(p, 1 - decay)
             losses.append(loss.item())
             self.step += 1
-            if self.step % 50 == 0:
+            if self.step % 25 == 0:
                 now = time.perf_counter()
                 self.seconds, since = self.seconds + now - since, now
                 self.log.append({"step": self.step, "loss": sum(losses) / len(losses), "seconds": round(self.seconds)})
@@ -196,24 +197,24 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
     alpha = torch.from_numpy(sampler.alphas_cumprod() ** 0.5).float().to(device)
     sigma = (1 - alpha**2).sqrt()
 
+    clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
+
     def loss_at(step: int) -> Tensor:
-        rng = random.Random(f"clips/{step}")
+        rng = random.Random(f"step/{step}")
         frames = 4 if step < recipe.short_steps else recipe.config.unet.frames
         count = 256 // frames
-        scenes = [random_scene(rng) for _ in range(count)]
-        fps = [rng.choices((1, 2, 4), (6, 3, 2))[0] * recipe.config.defaults.fps for _ in range(count)]
-        times = torch.stack([frame_times(frames, r, rng.uniform(0, SECONDS - frames / r)) for r in fps])
-        prompts = ["" if rng.random() < 0.1 else s.prompt(rng.random() < 0.85, rng.random() < 0.7) for s in scenes]
-        with torch.inference_mode():
-            video = render(scenes, times, recipe.size).to(device) * 2 - 1
-            x0 = rearrange(vae.encode(video.flatten(0, 1)), "(b f) c h w -> b f c h w", b=count)
+        chosen = [rng.randrange(len(scenes)) for _ in range(count)]
+        starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
+        x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
+        fps = torch.tensor([rates[i] for i in chosen], device=device)
+        prompts = ["" if rng.random() < 0.1 else prompt_of(scenes[i], rng) for i in chosen]
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         t = (spread * TRAIN_STEPS).long().to(device)
         a, s = alpha[t, None, None, None, None], sigma[t, None, None, None, None]
         context = networks.text(pipeline.tokenizer(prompts).to(device))
-        v = networks.unet(a * x0 + s * noise, t, context, torch.tensor(fps, device=device))
+        v = networks.unet(a * x0 + s * noise, t, context, fps)
         return (v - (a * noise - s * x0)).square().mean()
 
     def show(step: int) -> None:
@@ -227,6 +228,34 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
     trainer.run(loss_at, show, every=200)
     _load_average(learnt, trainer)
     return networks.eval().requires_grad_(False)
+
+
+def draw_clips(
+    recipe: recipes.Recipe, vae: Autoencoder, file: Path, device: str
+) -> tuple[Tensor, list[Scene], list[int]]:
+    """Latents of the training clips (n f c h w, float16), their scenes and their frames a second; kept in `file`.
+
+    Most clips are of the whole scene at the base rate; some show a part of it at two or four times that rate.
+    """
+    rng = random.Random("clips")
+    frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
+    scenes = [random_scene(rng) for _ in range(recipe.clips)]
+    rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base for _ in scenes]
+    times = torch.stack([frame_times(frames, r, rng.uniform(0, SECONDS - frames / r)) for r in rates])
+    if not file.exists():
+        parts = []
+        for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
+            video = render(scenes[i : i + 16], times[i : i + 16], recipe.size).to(device) * 2 - 1
+            with torch.no_grad():
+                parts.append(rearrange(vae.encode(video.flatten(0, 1)), "(b f) c h w -> b f c h w", f=frames).half().cpu())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write(file, {"clips": torch.cat(parts)})
+    return load_file(file)["clips"], scenes, rates
+
+
+def prompt_of(scene: Scene, rng: random.Random) -> str:
+    """The scene's prompt, sometimes without its speed or its background."""
+    return scene.prompt(speed=rng.random() < 0.85, background=rng.random() < 0.7)
 
 
 def start_as_identity(unet: nn.Module) -> None:

@@ -1,0 +1,136 @@
+"""What must hold of noise, stages, strength and colour."""
+
+import threading
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from zerosmooth.cascade import Cascade, by_stage, cascade_step, match_color, nested_noise
+
+from .conftest import FRAMES, latents
+
+SHAPE = (4, 2, 3)
+
+
+@pytest.mark.parametrize("scales", [(), (2,), (2, 2), (3,), (2, 3), (2, 2, 2)])
+@pytest.mark.parametrize("step", [-1, 0, 7])
+def test_key_frames_have_the_same_noise_in_all_stages(scales, step):
+    stages = by_stage(nested_noise(SHAPE, 4, scales, seed=5, step=step)[None], scales)
+    for s in range(len(scales) + 1):
+        alone = nested_noise(SHAPE, 4, scales[:s], seed=5, step=step)[None]
+        assert torch.equal(stages[s], alone)
+        if s:
+            assert torch.equal(stages[s][:, :: scales[s - 1]], stages[s - 1])
+
+
+def test_noise_is_standard_normal_and_new_at_every_seed_and_step():
+    x = nested_noise((4, 16, 16), 16, (2, 2), seed=0, step=-1)
+    assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01  # 65,536 numbers
+    correlation = torch.corrcoef(x.flatten(1))
+    assert (correlation - torch.eye(64)).abs().max() < 0.2  # frames are independent: 1,024 numbers each
+    for other in (dict(seed=1, step=-1), dict(seed=0, step=0)):
+        assert not torch.equal(nested_noise((4, 16, 16), 16, (2, 2), **other), x)
+
+
+def test_one_seed_gives_the_same_base_video_at_every_scale(pipeline):
+    base = [
+        pipeline.sample("x", seeds=3, cascade=Cascade(FRAMES, scales), steps=3)[0].latents[0]
+        for scales in ((), (2,), (2, 2), (3,))
+    ]
+    assert all(torch.equal(x, base[0]) for x in base)
+
+
+def test_two_prompts_at_once_equal_two_single_ones(pipeline):
+    cascade = Cascade(FRAMES, (2,))
+    both = pipeline.sample(["a", "b"], seeds=[1, 2], cascade=cascade, steps=3)
+    for video in both:
+        (alone,) = pipeline.sample(video.prompt, seeds=video.seed, cascade=cascade, steps=3)
+        for x, y in zip(video.latents, alone.latents):  # sums run in another order in a batch
+            assert_close(x, y, rtol=0, atol=1e-3)
+
+
+def test_strength_follows_eq_24():
+    assert Cascade().weight(1.0) == 0.8 and Cascade().weight(0.5) == 0.4
+    assert Cascade(strength_schedule="constant", strength=0.7).weight(0.1) == 0.7
+    assert Cascade(method="windowed").weight(1.0) == 0 == Cascade(method="direct").weight(1.0)
+
+
+def test_strength_zero_samples_what_windowed_does(pipeline):
+    a, b = (
+        pipeline.sample("x", cascade=Cascade(FRAMES, (2,), **setting), steps=2)[0].latents[1]
+        for setting in (dict(strength=0.0), dict(method="windowed"))
+    )
+    assert torch.equal(a, b)
+
+
+def test_direct_is_the_plain_network(pipeline):
+    """Each stage of direct inference is what the network alone makes of that stage's noise and frame rate."""
+    cascade = Cascade(FRAMES, (2,), method="direct")
+    assert cascade.bus() is None
+    (video,) = pipeline.sample("x", cascade=cascade, steps=2)
+    assert torch.equal(video.latents[0], pipeline.sample("x", cascade=Cascade(FRAMES, ()), steps=2)[0].latents[0])
+    assert not torch.equal(
+        video.latents[1], pipeline.sample("x", cascade=Cascade(FRAMES, (2,), method="windowed"), steps=2)[0].latents[1]
+    )
+
+
+def test_lockstep_changes_nothing_but_what_the_bus_holds(ask):
+    xs = [latents(FRAMES * n) for n in (1, 2, 4)]
+    outputs, peaks = [], []
+    for lockstep in (False, True):
+        bus = Cascade(FRAMES, lockstep=lockstep).bus()
+        outputs.append(cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.8))
+        peaks.append(bus.peak_bytes)
+        assert bus.held_bytes == 0
+    assert all(torch.equal(a, b) for a, b in zip(*outputs))
+    assert peaks[1] < peaks[0] / 3
+
+
+def test_an_error_in_lockstep_reaches_the_caller(ask):
+    bus = Cascade(FRAMES, (2, 2), lockstep=True).bus()
+
+    def fails_at_the_last_stage(s, x, view):
+        if s == 2:
+            raise ArithmeticError("here")
+        return ask(x, view)
+
+    with pytest.raises(ArithmeticError, match="here"):
+        cascade_step(fails_at_the_last_stage, [latents(FRAMES * n) for n in (1, 2, 4)], bus, 0, 0.8)
+    assert threading.active_count() == 1 and bus.held_bytes == 0
+
+
+def test_offloaded_states_change_nothing(pipeline):
+    a, b = (pipeline.sample("x", cascade=Cascade(FRAMES, (2,), bus_device=d), steps=2)[0] for d in (None, "cpu"))
+    assert torch.equal(a.latents[1], b.latents[1])
+
+
+def test_color_correction_gives_key_frames_their_statistics():
+    key, x = latents(4), 3 * latents(8, seed=1) + 1
+    y = match_color(x, key)
+    for i, (mean, deviation) in enumerate(zip(key.mean((-2, -1))[0], key.std((-2, -1))[0])):
+        assert_close(y.mean((-2, -1))[0, 2 * i], mean, rtol=0, atol=1e-5)
+        assert_close(y.std((-2, -1))[0, 2 * i], deviation, rtol=0, atol=1e-5)
+    between = (key[:, :1].mean((-2, -1)) + key[:, 1:2].mean((-2, -1))) / 2
+    assert_close(y[:, 1:2].mean((-2, -1)), between, rtol=0, atol=1e-5)
+
+
+def test_color_correction_is_off_by_default_and_a_setting(pipeline):
+    plain, colored = (
+        pipeline.sample("x", cascade=Cascade(FRAMES, (2,), color_correction=c), steps=2)[0].latents for c in (False, True)
+    )
+    assert torch.equal(plain[0], colored[0]) and not torch.equal(plain[1], colored[1])
+
+
+def test_cascades_that_make_no_sense_are_refused(pipeline):
+    for make in (
+        lambda: Cascade(scales=(1,)),
+        lambda: Cascade(method="magic"),
+        lambda: Cascade(strength=2.0),
+        lambda: pipeline.sample("x", cascade=Cascade(FRAMES + 1)),
+        lambda: pipeline.sample("x", cascade=Cascade(FRAMES), height=18),
+        lambda: pipeline.sample("x", cascade=Cascade(FRAMES), steps=0),
+        lambda: pipeline.sample(["x", "y"], seeds=[1], cascade=Cascade(FRAMES)),
+    ):
+        with pytest.raises(ValueError):
+            make()
