@@ -225,7 +225,7 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
         (folder / "sheet.txt").write_text("\n".join(prompts))
 
-    trainer.run(loss_at, show, every=200)
+    trainer.run(loss_at, show, every=100)
     _load_average(learnt, trainer)
     return networks.eval().requires_grad_(False)
 

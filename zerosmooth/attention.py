@@ -107,7 +107,8 @@ class TemporalAttention(Attention):
 
     def attend(self, spans: list[tuple[int, int]], h: Tensor) -> Tensor:
         b = h.shape[0]
-        q, k, v = rearrange(self.to_qkv(h), "b f l (three h d) -> three (b l) h f d", three=3, h=self.heads)
+        qkv = self.to_qkv(rearrange(h, "b f l d -> (b l) f d"))
+        q, k, v = rearrange(qkv, "n f (three h d) -> three n h f d", three=3, h=self.heads)
         o = windowed(self.position or F.scaled_dot_product_attention, q, k, v, spans)
         return rearrange(o, "(b l) h f d -> b f l (h d)", b=b)
 

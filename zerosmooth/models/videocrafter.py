@@ -119,7 +119,8 @@ class UNet(nn.Module):
                 raise ValueError("this network has an fps condition; pass fps, one number a video")
             emb = emb + self.fps_embedding(sinusoid(fps, self.config.channels).to(x.dtype))
 
-        h = self.conv_in(rearrange(x, "b f c h w -> (b f) c h w"))
+        h = rearrange(x, "b f c h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(h)  # stays in that layout, in which tokens are a view of pixels
         if self.config.initial_attention:
             h = self.init_attn(h, b, bus)
         skips = [h]
