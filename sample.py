@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from zerosmooth.bus import Correction
 from zerosmooth.cascade import METHODS, Cascade
-from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, load, shipped
+from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, load, sha256, shipped
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.pipeline import NonFiniteError, check_settings
-from zerosmooth.results import Result, device_of, digest, read_prompts
+from zerosmooth.results import Result, device_of, read_prompts
 from zerosmooth.video import check_writer
 
 
@@ -120,7 +120,7 @@ def sample(args: argparse.Namespace) -> int:
     args.outdir.mkdir(parents=True, exist_ok=True)
     check_writer(args.outdir, suffix)
     check_space(args.outdir, cascade, settings["height"], settings["width"])
-    identity = {"checkpoint": str(args.ckpt), "sha256": digest(checkpoint.path), "family": config.family}
+    identity = {"checkpoint": str(args.ckpt), "sha256": sha256(checkpoint.path), "family": config.family}
     decided = {**identity, **settings, "dtype": str(dtype).removeprefix("torch."), "cascade": asdict(cascade)}
     seeds = range(args.seed, args.seed + args.num_videos)
     results = [Result(args.outdir, prompt, seed, decided, suffix) for prompt in prompts for seed in seeds]
@@ -185,7 +185,7 @@ def report(
             f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}",
             f"  {frames} frames of {settings['height']}x{settings['width']}, {settings['steps']} steps, on {device} as {dtype}:",
             f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, "
-            f"hidden states up to {need.bus / 1e9:.2f} GB (counted)",
+            f"hidden states up to {need.bus / 1e9:.2f} GB (counted; allocators may take half as much again)",
             f"  time: {need.flops / 1e12:,.2f} TFLOP a step, about {seconds:,.2g} s at {FLOP_SHARE:.0%} of this "
             f"machine's {rate / 1e12:.2f} TFLOP/s (an estimate)",
         ]

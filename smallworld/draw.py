@@ -101,21 +101,30 @@ def render(scenes: Sequence[Scene], times: Tensor, size: int = 64) -> Tensor:
     """Frames of scenes, anti-aliased. times: b f seconds, a row a scene. Returns b f 3 h w, 0 to 1."""
     grid = (torch.arange(size) + 0.5) / size
     path = torch.tensor([[s.position(t) for t in row] for s, row in zip(scenes, times.tolist())])  # b f 2
-    x = grid - path[..., 0, None]  # b f w
-    y = grid - path[..., 1, None]  # b f h
-    x, y = x[:, :, None, :], y[:, :, :, None]
-    radius = torch.tensor([s.radius for s in scenes])[:, None, None, None]
-    index = torch.tensor([SHAPES.index(s.shape) for s in scenes])[:, None, None, None]
-    circle = (x**2 + y**2).sqrt() - radius
-    square = torch.maximum(x.abs(), y.abs()) - 0.8862 * radius  # the same area
-    triangle = torch.maximum(y, 0.8660 * x.abs() - 0.5 * y) - 0.7776 * radius  # equilateral, point up
-    distance = torch.where(index == 0, circle, torch.where(index == 1, square, triangle))
-    cover = (0.5 - distance * size).clamp(0, 1)[:, :, None]  # b f 1 h w
+    radius = torch.tensor([s.radius for s in scenes])
+    cover = coverage([s.shape for s in scenes], path, radius, size)[:, :, None]  # b f 1 h w
     color = torch.tensor([COLORS[s.color] for s in scenes])[:, None, :, None, None]
     top = torch.tensor([s.top for s in scenes])[:, None, None, None, None]
     bottom = torch.tensor([s.bottom for s in scenes])[:, None, None, None, None]
     ground = top + (bottom - top) * grid[:, None]
     return ground + cover * (color - ground)
+
+
+def coverage(shapes: Sequence[str], path: Tensor, radius: Tensor, size: int) -> Tensor:
+    """How much of each pixel a shape covers, 0 to 1. path: b f 2 centroids; radius: b. Returns b f h w.
+
+    All shapes of one radius have the area of a circle of it.
+    """
+    grid = (torch.arange(size) + 0.5) / size
+    x = (grid - path[..., 0, None])[:, :, None, :]  # b f 1 w
+    y = (grid - path[..., 1, None])[:, :, :, None]  # b f h 1
+    radius = radius[:, None, None, None]
+    index = torch.tensor([SHAPES.index(shape) for shape in shapes])[:, None, None, None]
+    circle = (x**2 + y**2).sqrt() - radius
+    square = torch.maximum(x.abs(), y.abs()) - 0.8862 * radius
+    triangle = torch.maximum(y, 0.8660 * x.abs() - 0.5 * y) - 0.7776 * radius  # equilateral, point up
+    distance = torch.where(index == 0, circle, torch.where(index == 1, square, triangle))
+    return (0.5 - distance * size).clamp(0, 1)
 
 
 def frame_times(frames: int, fps: float, start: float = 0.0) -> Tensor:

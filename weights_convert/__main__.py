@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zerosmooth.checkpoint import save, tensor_shapes
+from zerosmooth.checkpoint import save, sha256, tensor_shapes
 from zerosmooth.config import FAMILIES, ModelConfig
 
 from . import videocrafter
 from .engine import ConversionError, convert
-from .source import Source, looks_like, open_source, sha256
+from .source import Source, looks_like, open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

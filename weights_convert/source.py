@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zerosmooth.checkpoint import FORMAT, CheckpointError, read_header
+from zerosmooth.checkpoint import FORMAT, CheckpointError, is_pickle, read_header
 
 from .engine import ConversionError
 
@@ -46,7 +45,7 @@ def open_source(path: Path) -> Source:
         head = file.read(16)
     if not head:
         raise ConversionError(f"{path} is empty; download it again")
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    if is_pickle(path):
         return _open_pickle(path)
     if head[8:9] == b"{":
         return _open_safetensors(path)
@@ -62,11 +61,6 @@ def looks_like(names: Iterable[str]) -> str:
         if any(part in name for name in names):
             return what
     return f"nothing known here; its first tensors are {', '.join(names[:3]) or 'missing'}"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_safetensors(path: Path) -> Source:

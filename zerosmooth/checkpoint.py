@@ -6,6 +6,7 @@ of `pipeline.Networks`, by name. `describe` looks at any file and says what it i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable
@@ -61,6 +62,13 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in (Path(str(files("zerosmooth"))) / "assets").glob("*.safetensors"))
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file starts as `torch.save` files do, zipped or not, and not as safetensors do."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80")
+
+
 def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
     """Tensors' entries and metadata of a safetensors file. CheckpointError if it is not a whole one."""
     if not path.exists():
@@ -72,10 +80,10 @@ def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(f"{path} is empty; download or convert it again")
+    if is_pickle(path):
+        raise CheckpointError(f"{path} is a PyTorch pickle; convert it first: python -m weights_convert --help")
     with path.open("rb") as file:
         head = file.read(8)
-        if head[:2] == b"PK" or head[:1] == b"\x80":
-            raise CheckpointError(f"{path} is a PyTorch pickle; convert it first: python -m weights_convert --help")
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(size - 8, 100_000_000):
             raise CheckpointError(f"{path} is not a safetensors file, or it is cut off; download or convert it again")
@@ -129,6 +137,15 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that the networks of a config have; builds nothing."""
     with torch.device("meta"):
         return {name: tuple(p.shape) for name, p in Networks(config).state_dict().items()}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Pipeline:

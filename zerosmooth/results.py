@@ -89,12 +89,6 @@ class Result:
         return videos
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def device_of(name: str | None) -> torch.device:
     """The device asked for, or a GPU where there is one. ValueError if it is not there."""
     if name is None:

@@ -1,0 +1,84 @@
+"""Reads a video of the small world back by rules on pixels: colour, shape, and where the shape is in every frame.
+
+The ground is grey and the shape is not, so its pixels are those whose channels differ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .draw import COLORS, DIRECTIONS, SHAPES, SPEEDS, coverage
+
+STILL = 0.02  # sides a second up to which a shape does not move
+CHROMA = 0.3  # largest less smallest channel from which a pixel is the shape's; every COLOR is twice that
+
+
+@dataclass(frozen=True)
+class Reading:
+    """color, shape: None where nothing coloured is seen. path: f 2, centre of the shape in sides, NaN where unseen.
+    area: f, share of the frame. likeness: overlap over union with the best shape's outline, mean over frames."""
+
+    color: str | None
+    shape: str | None
+    path: Tensor
+    area: Tensor
+    likeness: float
+
+    def velocity(self, fps: float) -> tuple[float, float]:
+        """Least-squares x and y velocity in sides a second; zero where fewer than two frames are seen."""
+        seen = ~self.path.isnan().any(1)
+        if seen.sum() < 2:
+            return 0.0, 0.0
+        time = (torch.arange(len(self.path)) / fps)[seen]
+        time = time - time.mean()
+        slope = (time[:, None] * self.path[seen]).sum(0) / time.square().sum()
+        return slope[0].item(), slope[1].item()
+
+    def goes(self, direction: str, fps: float) -> bool:
+        """Whether it moves, and within 37 degrees of a direction."""
+        vx, vy = self.velocity(fps)
+        dx, dy = DIRECTIONS[direction]
+        speed = math.hypot(vx, vy)
+        return speed > STILL and vx * dx + vy * dy > speed * math.cos(math.radians(37))
+
+    def has_speed(self, speed: str, fps: float) -> bool:
+        """Whether it is within a third of what a word asks for."""
+        return abs(math.hypot(*self.velocity(fps)) - SPEEDS[speed]) <= SPEEDS[speed] / 3
+
+    def jumps(self, speed: str, fps: float) -> int:
+        """Steps of the centre over three times as long as true ones, and frames without a shape."""
+        steps = self.path.diff(dim=0).norm(dim=1)
+        return int((~(steps <= 3 * SPEEDS[speed] / fps)).sum())
+
+
+def read(frames: Tensor) -> Reading:
+    """frames: f h w 3, uint8 or 0 to 1, square."""
+    x = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+    size = x.shape[1]
+    mask = (x.amax(-1) - x.amin(-1)) > CHROMA  # f h w
+    area = mask.float().mean((1, 2))
+    seen = area > 0.005
+    if not seen.any():
+        return Reading(None, None, torch.full((len(x), 2), math.nan), area, 0.0)
+    grid = (torch.arange(size) + 0.5) / size
+    weight = mask.float() / mask.float().sum((1, 2), keepdim=True)
+    path = torch.stack([(weight.sum(1) * grid).sum(1), (weight.sum(2) * grid).sum(1)], dim=1)
+    path[~seen] = math.nan
+
+    chroma = torch.where(mask, x.amax(-1) - x.amin(-1), torch.zeros(()))
+    core = chroma > 0.8 * chroma.amax((1, 2), keepdim=True)  # without the edges, where colours mix with the ground
+    mean = x[core & seen[:, None, None]].mean(0)
+    color = min(COLORS, key=lambda name: (torch.tensor(COLORS[name]) - mean).norm().item())
+
+    radius = (area[seen] / math.pi).sqrt()
+    likeness = {}
+    for shape in SHAPES:
+        outline = coverage([shape] * int(seen.sum()), path[seen, None], radius, size)[:, 0] > 0.5
+        overlap = (outline & mask[seen]).sum((1, 2)) / (outline | mask[seen]).sum((1, 2))
+        likeness[shape] = overlap.mean().item()
+    best = max(likeness, key=likeness.__getitem__)
+    return Reading(color, best, path, area, likeness[best])

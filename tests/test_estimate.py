@@ -1,0 +1,54 @@
+"""What is said of a video's needs is what it needs."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from zerosmooth.cascade import Cascade, cascade_step
+from zerosmooth.estimate import needs
+
+from .conftest import FRAMES, TINY_CONFIG
+
+
+def test_counts_are_those_of_a_real_step(pipeline):
+    cascade = Cascade(FRAMES, (2,))
+    guess = needs(TINY_CONFIG, cascade, 16, 24, torch.float32, guided=False)
+    bus, unet = cascade.bus(), pipeline.networks.unet
+    xs = [torch.randn(1, FRAMES * n, 4, 8, 12) for n in (1, 2)]
+    text, one = unet.project_text(torch.randn(1, 16, 12)), torch.ones(1)
+    # the counter knows matrix products, so attention is spelt out in them
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        cascade_step(lambda s, x, view: unet(x, one, text, one, view), xs, bus, 0, 0.8)
+    assert guess.bus == bus.peak_bytes
+    assert guess.weights == 4 * sum(p.numel() for p in pipeline.networks.parameters())
+    assert abs(guess.flops / counter.get_total_flops() - 1) < 0.01
+
+
+MEASURE = """
+import resource, sys, torch
+from tests.test_estimate import LARGER, cascade_step, Cascade
+from zerosmooth.models.videocrafter import UNet
+torch.set_grad_enabled(False)
+unet = UNet(LARGER.unet)
+b, xs = 1, [torch.randn(1, 16 * n, 4, 32, 32) for n in (1, 2)]
+text, one = unet.project_text(torch.randn(1, 16, 12)), torch.ones(1)
+run = lambda s, x, view: unet(x, one, text, one, view)
+cascade_step(run, [x[:, :, :, :4, :4] for x in xs], Cascade(16, (2,)).bus(), 0, 0.8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+cascade_step(run, xs, Cascade(16, (2,)).bus(), 0, 0.8)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+LARGER = replace(TINY_CONFIG, unet=replace(TINY_CONFIG.unet, channels=64, frames=16, groups=32))
+
+
+def test_memory_is_about_what_a_process_takes():
+    """Within a factor of two: allocators keep what they are given back, and convolutions have scratch of their own."""
+    guess = needs(LARGER, Cascade(16, (2,)), 64, 64, torch.float32, guided=False)
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    taken = int(done.stdout)
+    assert 0.7 < taken / (guess.activations + guess.bus) < 2

@@ -1,0 +1,154 @@
+"""The command as its user runs it, on the small checkpoint with few steps."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--steps", "2", "--num_frames", "4", "--scale", "2", "--device", "cpu"]
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One run, with every file it wrote."""
+    folder = tmp_path_factory.mktemp("outputs")
+    done = run(*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--outdir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_it_writes_videos_a_picture_and_a_record(made):
+    folder, said = made
+    (record,) = folder.glob("*.json")
+    facts = json.loads(record.read_text())
+    assert record.name.startswith("a-green-square-moving-up_seed5_")
+    assert sorted(facts["files"] + [record.name]) == sorted(path.name for path in folder.iterdir())
+    assert "4 frames, 8 fps, 0.5 s" in said and "8 frames, 16 fps, 0.5 s" in said and "denser, not longer" in said
+    assert facts["frames"] == [4, 8] and facts["play_fps"] == [8, 16] and facts["cascade"]["scales"] == [2]
+    assert facts["seed"] == 5 and facts["steps"] == 2 and facts["versions"]["torch"] and len(facts["sha256"]) == 64
+
+
+def test_mp4_is_h264_that_browsers_play(made):
+    folder, _ = made
+    for path, frames, fps in zip(sorted(folder.glob("*.mp4")), (4, 8), (8, 16)):
+        video, meta = iio.imread(path), iio.immeta(path, plugin="FFMPEG")
+        assert len(video) == frames and video.shape[1:3] == (256, 256)
+        assert meta["codec"] == "h264" and meta["pix_fmt"].startswith("yuv420p") and meta["fps"] == fps
+
+
+def test_a_finished_result_is_not_made_again(made):
+    folder, _ = made
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = run(*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--outdir", folder)
+    assert again.returncode == 0 and "1 of 1 videos are in" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_other_settings_are_other_files(made):
+    folder, _ = made
+    before = set(folder.iterdir())
+    assert run(*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--eta", "0", "--outdir", folder).returncode == 0
+    assert before < set(folder.iterdir())
+
+
+def test_prompt_files_gifs_and_seeds(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("# mine\n\na red circle moving left\n  a blue square moving up  \n")
+    done = run(*QUICK, "--prompt_file", prompts, "--num_videos", 2, "--gif", "--outdir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.json"))) == 4
+    assert len(iio.imread(next((tmp_path / "out").glob("*_8f.gif")))) == 8
+
+
+@pytest.mark.parametrize("method", ["direct", "windowed"])
+def test_baselines_share_the_base_video(tmp_path, made, method):
+    folder, _ = made
+    done = run(*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--method", method, "--outdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = "a-green-square-moving-up_seed5_*_{}f.mp4"
+    key, dense = (
+        [iio.imread(next(where.glob(name.format(n)))).astype(float) for where in (folder, tmp_path)] for n in (4, 8)
+    )
+    assert np.array_equal(*key) and not np.array_equal(*dense)
+
+
+def test_check_says_what_a_file_is():
+    done = run("--check")
+    assert done.returncode == 0, done.stderr
+    for text in ("a whole vc2 checkpoint", "M parameters", "memory: weights", "TFLOP a step", "16, 32, 64 frames"):
+        assert text in done.stdout
+
+
+def bad_inputs(tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "half.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    return [
+        (["--prompt_file", tmp_path / "none.txt"], "none.txt does not exist"),
+        (["--prompt_file", tmp_path / "empty.txt"], "has no prompts"),
+        (["--num_frames", "17"], "use 2 to 16"),
+        (["--num_frames", "1"], "use 2 to 16"),
+        (["--height", "60"], "height 60 is not a multiple of 16 pixels; 64 is"),
+        (["--steps", "0"], "steps=0"),
+        (["--eta", "2"], "eta=2.0"),
+        (["--strength", "-1"], "strength=-1.0"),
+        (["--overlap", "16"], "overlap=16"),
+        (["--ckpt", tmp_path / "none.safetensors"], "none.safetensors does not exist"),
+        (["--ckpt", "no-such-name"], "vc2-small"),
+        (["--ckpt", tmp_path], "is a folder"),
+        (["--ckpt", tmp_path / "half.safetensors"], "cut off"),
+        (["--device", "cuda:99"], "CUDA devices"),
+        (["--device", "toaster"], "is no device"),
+        (["--outdir", tmp_path / "file" / "x"], "file"),
+        (["--num_videos", "0"], "--num_videos"),
+        (["--fps", "0"], "fps=0"),
+    ]
+
+
+def test_bad_input_is_told_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    sys.path.insert(0, str(ROOT))
+    import sample
+
+    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("the networks were loaded"))
+    for arguments, reason in bad_inputs(tmp_path):
+        out = [] if "--outdir" in arguments else ["--outdir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments), *out])
+        assert sample.main() == 1, arguments
+        assert reason in (said := capsys.readouterr().err), said
+        assert said.count("\n") == 1  # one sentence, no traceback
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_scale_that_is_not_offered_is_refused():
+    done = run("--scale", "3")
+    assert done.returncode == 2 and "invalid choice: 3" in done.stderr
+
+
+def test_interrupting_leaves_finished_videos_whole(tmp_path):
+    command = [sys.executable, str(ROOT / "sample.py"), *QUICK, "--num_videos", "500", "--outdir", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(tmp_path.glob("*.json")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped" in said
+    records = list(tmp_path.glob("*.json"))
+    assert records
+    for record in records:
+        for name in json.loads(record.read_text())["files"]:
+            assert len(iio.imread(tmp_path / name))
+    assert not list(tmp_path.glob("*.part*")) and not list(tmp_path.glob(".*"))
