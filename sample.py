@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def sample(args: argparse.Namespace) -> int:
     device = device_of(args.device)
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "float16"))
     if args.check:
-        print(report(checkpoint, cascade, settings, device, dtype))
+        for line in report(checkpoint, cascade, settings, device, dtype):
+            print(line, flush=True)
         return 0
 
     prompts = read_prompts(args.prompt_file) if args.prompt_file else [args.prompt or own.prompt]
@@ -170,25 +172,24 @@ def sample(args: argparse.Namespace) -> int:
 
 def report(
     checkpoint: Checkpoint, cascade: Cascade, settings: dict, device: torch.device, dtype: torch.dtype
-) -> str:
-    """What a checkpoint is, and what a video with these settings would need."""
+) -> Iterator[str]:
+    """What a checkpoint is, and what a video with these settings would need; line by line, as it is known."""
     c = checkpoint.config
-    guided = settings["guidance_scale"] != 1
-    need = needs(c, cascade, settings["height"], settings["width"], dtype, guided)
-    rate = matrix_rate(device, dtype)
-    seconds = need.flops / rate / FLOP_SHARE
+    yield f"{checkpoint.path}: a whole {c.family} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
+    yield f"  {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}, in {len(checkpoint.shapes)} tensors"
+    yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
     frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
-    return "\n".join(
-        [
-            f"{checkpoint.path}: a whole {c.family} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB",
-            f"  {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}, in {len(checkpoint.shapes)} tensors",
-            f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}",
-            f"  {frames} frames of {settings['height']}x{settings['width']}, {settings['steps']} steps, on {device} as {dtype}:",
-            f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, "
-            f"hidden states up to {need.bus / 1e9:.2f} GB (counted; allocators may take half as much again)",
-            f"  time: {need.flops / 1e12:,.2f} TFLOP a step, about {seconds:,.2g} s at {FLOP_SHARE:.0%} of this "
-            f"machine's {rate / 1e12:.2f} TFLOP/s (an estimate)",
-        ]
+    size = f"{settings['height']}x{settings['width']}"
+    yield f"  {frames} frames of {size}, {settings['steps']} steps, on {device} as {str(dtype).removeprefix('torch.')}:"
+    need = needs(c, cascade, settings["height"], settings["width"], dtype, settings["guidance_scale"] != 1)
+    yield (
+        f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, "
+        f"hidden states up to {need.bus / 1e9:.2f} GB (counted; allocators may take half as much again)"
+    )
+    rate = matrix_rate(device, dtype)
+    yield (
+        f"  time: {need.flops / 1e12:,.2f} TFLOP a step, about {need.flops / rate / FLOP_SHARE:,.2g} s at "
+        f"{FLOP_SHARE:.0%} of this machine's {rate / 1e12:.2f} TFLOP/s (an estimate)"
     )
 
 

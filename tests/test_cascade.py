@@ -1,5 +1,6 @@
 """What must hold of noise, stages, strength and colour."""
 
+import copy
 import threading
 
 import pytest
@@ -8,7 +9,9 @@ from torch.testing import assert_close
 
 from zerosmooth.cascade import Cascade, by_stage, cascade_step, match_color, nested_noise
 
-from .conftest import FRAMES, latents
+from zerosmooth.pipeline import Networks, NonFiniteError, Pipeline
+
+from .conftest import FRAMES, TINY_CONFIG, latents
 
 SHAPE = (4, 2, 3)
 
@@ -134,3 +137,20 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
     ):
         with pytest.raises(ValueError):
             make()
+
+
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_numbers_that_are_not_finite_stop_the_run(lockstep):
+    torch.manual_seed(0)
+    networks = Networks(TINY_CONFIG)
+    networks.unet.conv_out.bias[0] = float("inf")
+    broken = Pipeline(TINY_CONFIG, networks)
+    with pytest.raises(NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try --dtype"):
+        broken.sample("x", cascade=Cascade(FRAMES, (2,), lockstep=lockstep), steps=2)
+
+
+def test_half_precision_is_near_single(pipeline):
+    cascade = Cascade(FRAMES, (2,))
+    half = Pipeline(TINY_CONFIG, copy.deepcopy(pipeline.networks).to(torch.bfloat16))
+    (a,), (b,) = (p.sample("x", cascade=cascade, steps=2, guidance_scale=1.0) for p in (pipeline, half))
+    assert (a.latents[1] - b.latents[1]).abs().mean() < 0.05 * a.latents[1].std()  # bfloat16 has 8 bits
