@@ -41,7 +41,9 @@ def arguments() -> argparse.ArgumentParser:
     prompts.add_argument("--prompt", help=f"what to show {own}")
     prompts.add_argument("--prompt_file", type=Path, help="prompts, one a line; blank lines and # lines are skipped")
     add("--negative_prompt", help=f"what guidance leads away from {own}")
-    add("--scale", type=int, choices=(1, 2, 4, 8), default=4, help="frames of the result for one key frame (default: 4)")
+    add(
+        "--scale", type=int, choices=(1, 2, 4, 8), default=4, help="frames of the result for one key frame (default: 4)"
+    )
     add("--method", choices=METHODS, default="zerosmooth", help="zerosmooth, or a baseline (default: zerosmooth)")
     add("--num_frames", type=int, help="key frames (default: as many as the model was trained on)")
     add("--height", type=int, help=f"pixels {own}")
@@ -50,24 +52,49 @@ def arguments() -> argparse.ArgumentParser:
     add("--guidance_scale", type=float, help=f"of classifier-free guidance; 1 is none {own}")
     add("--eta", type=float, help=f"share of fresh noise a step, 0 to 1 {own}")
     add("--fps", type=int, help=f"key frames a second, as the model is told {own}")
-    add("--save_fps", type=float, help="key frames a second, as the files play; further stages multiply it (default: --fps)")
-    add("--seed", type=int, default=0, help="of the noise; a seed gives the same key frames at every scale (default: 0)")
+    add(
+        "--save_fps",
+        type=float,
+        help="key frames a second, as the files play; further stages multiply it (default: --fps)",
+    )
+    add(
+        "--seed", type=int, default=0, help="of the noise; a seed gives the same key frames at every scale (default: 0)"
+    )
     add("--num_videos", type=int, default=1, help="videos a prompt, with seeds --seed, --seed + 1, .. (default: 1)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on cpu, float16 on cuda")
     add("--device", help="cpu, cuda, cuda:1, .. (default: cuda where there is one, else cpu)")
-    add("--decode_chunk_size", type=int, default=16, help="frames decoded at a time; less takes less memory (default: 16)")
+    add(
+        "--decode_chunk_size",
+        type=int,
+        default=16,
+        help="frames decoded at a time; less takes less memory (default: 16)",
+    )
     add("--offload", action="store_true", help="keep hidden states that wait for the next stage in CPU memory")
-    add("--lockstep", action="store_true", help="advance stages module by module: far fewer hidden states wait at a time")
+    add(
+        "--lockstep",
+        action="store_true",
+        help="advance stages module by module: far fewer hidden states wait at a time",
+    )
     add("--gif", action="store_true", help="write GIF instead of mp4")
     add("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
     method = parser.add_argument_group("settings of the method (defaults: the paper's)")
     add = method.add_argument
     add("--strength", type=float, default=0.8, help="highest correction strength w_t, 0 to 1 (default: 0.8)")
-    add("--strength_schedule", choices=("linear", "constant"), default="linear", help="of w_t over the steps (default: linear)")
+    add(
+        "--strength_schedule",
+        choices=("linear", "constant"),
+        default="linear",
+        help="of w_t over the steps (default: linear)",
+    )
     add("--no_spatial", action="store_true", help="do not correct spatial self- and cross-attention")
     add("--no_temporal", action="store_true", help="do not correct temporal attention")
     add("--kv_operator", choices=("A1/A2", "S"), default="A1/A2", help="for spatial keys and values (default: A1/A2)")
-    add("--a1_probability", type=float, default=Correction.a1_probability, help="of A1 against A2 (default: %(default).3f)")
+    add(
+        "--a1_probability",
+        type=float,
+        default=Correction.a1_probability,
+        help="of A1 against A2 (default: %(default).3f)",
+    )
     add("--overlap", type=int, help="frames that two attention windows share (default: half a window)")
     add("--color_correction", action="store_true", help="pull each frame's latent colours to the key frames'")
     return parser
@@ -85,7 +112,9 @@ def main() -> int:
         print(f"sample.py: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nsample.py: stopped; finished videos are whole, and the same command goes on from them", file=sys.stderr)
+        print(
+            "\nsample.py: stopped; finished videos are whole, and the same command goes on from them", file=sys.stderr
+        )
         return 130
 
 
@@ -135,10 +164,13 @@ def sample(args: argparse.Namespace) -> int:
     pipeline = load(checkpoint.path, device, dtype)
     for prompt in dict.fromkeys(result.prompt for result in waiting):
         if lost := pipeline.tokenizer.overflow(prompt):
-            print(f"note: the last {lost} tokens of {prompt[:40]!r}.. do not fit into the text encoder and are left out")
+            print(
+                f"note: the last {lost} tokens of {prompt[:40]!r}.. do not fit into the text encoder and are left out"
+            )
     fps = args.save_fps or settings["fps"]
     play_fps = [fps * cascade.rate(stage) for stage in range(cascade.stages)]
-    print(f"{cascade.frames} key frames at {fps:g} fps become {cascade.frames_of(len(cascade.scales))} at {play_fps[-1]:g}: ", end="")
+    dense = cascade.frames_of(cascade.stages - 1)
+    print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
     print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
     for result in waiting:
         began = time.perf_counter()
@@ -176,7 +208,7 @@ def report(
     """What a checkpoint is, and what a video with these settings would need; line by line, as it is known."""
     c = checkpoint.config
     yield f"{checkpoint.path}: a whole {c.family} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
-    yield f"  {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}, in {len(checkpoint.shapes)} tensors"
+    yield f"  {len(checkpoint.shapes)} tensors, {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
     yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
     frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
     size = f"{settings['height']}x{settings['width']}"

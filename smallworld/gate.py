@@ -101,7 +101,8 @@ def main() -> int:
         limit = LIMITS.get(name)
         bad = limit is not None and (value >= limit if name == "jumps a clip" else value < limit)
         missed |= bad
-        print(f"{args.ckpt}  {name}  {value:.2f}  limit {limit or '-'}{'  MISSED' if bad else ''}  (true rendering {best[name]:.2f})")
+        verdict = "  MISSED" if bad else ""
+        print(f"{args.ckpt}  {name}  {value:.2f}  limit {limit or '-'}{verdict}  (true rendering {best[name]:.2f})")
     return int(missed)
 
 

@@ -247,7 +247,9 @@ def draw_clips(
         for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
             video = render(scenes[i : i + 16], times[i : i + 16], recipe.size).to(device) * 2 - 1
             with torch.no_grad():
-                parts.append(rearrange(vae.encode(video.flatten(0, 1)), "(b f) c h w -> b f c h w", f=frames).half().cpu())
+                parts.append(
+                    rearrange(vae.encode(video.flatten(0, 1)), "(b f) c h w -> b f c h w", f=frames).half().cpu()
+                )
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, {"clips": torch.cat(parts)})
     return load_file(file)["clips"], scenes, rates

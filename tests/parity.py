@@ -130,9 +130,7 @@ def build(reference: Reference) -> tuple[Networks, ModelConfig]:
     config = ModelConfig(**{**published.__dict__, **sizes})
     with torch.device("meta"):
         networks = Networks(config)
-    expected = {
-        name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in configs
-    }
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in configs}
     shapes = {name: tuple(shape) for name, shape in reference.json("keys").items()}
     table = videocrafter.table(config.text.layers)
     state = dict(convert(table, shapes, lambda name: weight(name, shapes[name]), expected))

@@ -18,7 +18,9 @@ from zerosmooth.attention import (
 )
 from zerosmooth.bus import HiddenStateBus
 
-CASES = [(f, w, o) for w, o in ((16, 8), (14, 7), (25, 12), (8, 0), (5, 3), (1, 0)) for f in (w, w + 1, 2 * w, 4 * w, 71)]
+CASES = [
+    (f, w, o) for w, o in ((16, 8), (14, 7), (25, 12), (8, 0), (5, 3), (1, 0)) for f in (w, w + 1, 2 * w, 4 * w, 71)
+]
 
 
 @pytest.mark.parametrize("f,window,overlap", CASES)

@@ -8,7 +8,6 @@ import torch
 from torch.testing import assert_close
 
 from zerosmooth.cascade import Cascade, by_stage, cascade_step, match_color, nested_noise
-
 from zerosmooth.pipeline import Networks, NonFiniteError, Pipeline
 
 from .conftest import FRAMES, TINY_CONFIG, latents
@@ -120,7 +119,8 @@ def test_color_correction_gives_key_frames_their_statistics():
 
 def test_color_correction_is_off_by_default_and_a_setting(pipeline):
     plain, colored = (
-        pipeline.sample("x", cascade=Cascade(FRAMES, (2,), color_correction=c), steps=2)[0].latents for c in (False, True)
+        pipeline.sample("x", cascade=Cascade(FRAMES, (2,), color_correction=c), steps=2)[0].latents
+        for c in (False, True)
     )
     assert torch.equal(plain[0], colored[0]) and not torch.equal(plain[1], colored[1])
 
@@ -145,7 +145,9 @@ def test_numbers_that_are_not_finite_stop_the_run(lockstep):
     networks = Networks(TINY_CONFIG)
     networks.unet.conv_out.bias[0] = float("inf")
     broken = Pipeline(TINY_CONFIG, networks)
-    with pytest.raises(NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try --dtype"):
+    with pytest.raises(
+        NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try --dtype"
+    ):
         broken.sample("x", cascade=Cascade(FRAMES, (2,), lockstep=lockstep), steps=2)
 
 

@@ -44,7 +44,9 @@ def test_problems_are_named():
 
 def test_1x1_convolutions_become_linear():
     w = torch.randn(3, 2, 1)
-    assert torch.equal(dict(convert(Table([("a", "x")]), {"a": (3, 2, 1)}, {"a": w}.get, {"x": (3, 2)}))["x"], w[..., 0])
+    assert torch.equal(
+        dict(convert(Table([("a", "x")]), {"a": (3, 2, 1)}, {"a": w}.get, {"x": (3, 2)}))["x"], w[..., 0]
+    )
     with pytest.raises(ConversionError):
         convert(Table([("a", "x")]), {"a": (3, 2, 2)}, {}.get, {"x": (3, 2)})
 
@@ -229,7 +231,9 @@ def test_configs_survive_json():
 
 
 def test_the_command_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "weights_convert", "vc2", "none.ckpt", "-o", "x.safetensors"], capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "weights_convert", "vc2", "none.ckpt", "-o", "x.safetensors"], capture_output=True
+    )
     assert done.returncode == 1 and b"none.ckpt does not exist" in done.stderr
 
 
@@ -248,7 +252,10 @@ def test_every_tensor_of_the_published_checkpoints_has_its_place(family):
     left = sorted(set(source) - set(read_names))
     text = "cond_stage_model.model."
     assert [n for n in left if not n.startswith(f"{text}transformer.resblocks.23.")] == [
-        "betas", f"{text}logit_scale", f"{text}text_projection", "scale_arr"
+        "betas",
+        f"{text}logit_scale",
+        f"{text}text_projection",
+        "scale_arr",
     ]
     assert len(read_names) == len(set(read_names))
 

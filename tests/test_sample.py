@@ -59,7 +59,10 @@ def test_a_finished_result_is_not_made_again(made):
 def test_other_settings_are_other_files(made):
     folder, _ = made
     before = set(folder.iterdir())
-    assert run(*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--eta", "0", "--outdir", folder).returncode == 0
+    assert (
+        run(*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--eta", "0", "--outdir", folder).returncode
+        == 0
+    )
     assert before < set(folder.iterdir())
 
 

@@ -37,7 +37,9 @@ def convert_file(family: str, source: Source, config: ModelConfig) -> Iterator[t
         tensors = convert(table, source.shapes, source.read, tensor_shapes(config))
         check_schedule(source, config)
     except ConversionError as error:
-        raise ConversionError(f"{source.path} is not {family}: {error}. It looks like {looks_like(source.shapes)}") from None
+        raise ConversionError(
+            f"{source.path} is not {family}: {error}. It looks like {looks_like(source.shapes)}"
+        ) from None
     return tensors
 
 

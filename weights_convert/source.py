@@ -49,7 +49,9 @@ def open_source(path: Path) -> Source:
         return _open_pickle(path)
     if head[8:9] == b"{":
         return _open_safetensors(path)
-    kind = "a web page" if head.lstrip().lower().startswith((b"<!doc", b"<html")) else "neither a pickle nor safetensors"
+    kind = (
+        "a web page" if head.lstrip().lower().startswith((b"<!doc", b"<html")) else "neither a pickle nor safetensors"
+    )
     pointer = "; it is a Git LFS pointer, not the file itself" if head.startswith(b"version https://") else ""
     raise ConversionError(f"{path} is {kind}{pointer}; download it again")
 
@@ -69,7 +71,9 @@ def _open_safetensors(path: Path) -> Source:
     except CheckpointError as error:
         raise ConversionError(str(error)) from error
     if metadata.get("format") == FORMAT:
-        raise ConversionError(f"{path} is converted already ({metadata.get('family')}); sample.py --ckpt {path} takes it")
+        raise ConversionError(
+            f"{path} is converted already ({metadata.get('family')}); sample.py --ckpt {path} takes it"
+        )
     file = safe_open(path, "pt")
     return Source(path, {name: tuple(entry["shape"]) for name, entry in header.items()}, file.get_tensor)
 
@@ -85,7 +89,9 @@ def _open_pickle(path: Path) -> Source:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(f"{path} cannot be read, it is cut off or damaged ({first}); download it again") from error
+        raise ConversionError(
+            f"{path} cannot be read, it is cut off or damaged ({first}); download it again"
+        ) from error
     for key in ("state_dict", "module"):  # Lightning's name for the weights, and DeepSpeed's
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

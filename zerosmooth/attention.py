@@ -154,7 +154,7 @@ def fusion_weights(window: int) -> Tensor:
 
 
 def fusion_matrix(spans: list[tuple[int, int]]) -> Tensor:
-    """Normalised weights that fuse the windows' outputs: window, frame of window -> their share, summing to 1 a frame."""
+    """Shares of the windows' outputs in each frame, which sum to 1: window, frame of the window."""
     f = max(end for _, end in spans)
     weights = torch.zeros(len(spans), f)
     for i, (start, end) in enumerate(spans):

@@ -65,9 +65,7 @@ class Cascade:
         """The bus of a run; None for direct inference, where every stage is the plain network."""
         if self.method == "direct":
             return None
-        return HiddenStateBus(
-            self.frames, self.scales, self.overlap, self.correction, self.bus_device, self.lockstep
-        )
+        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, self.bus_device, self.lockstep)
 
 
 class Sampler(Protocol):
@@ -83,7 +81,9 @@ class Sampler(Protocol):
 Run = Callable[[int, Tensor, "Stage | None"], Tensor]  # (stage, x, bus) -> the network's output for that stage
 
 
-def cascade_step(run: Run, xs: Sequence[Tensor], bus: HiddenStateBus | None, step: int, strength: float) -> list[Tensor]:
+def cascade_step(
+    run: Run, xs: Sequence[Tensor], bus: HiddenStateBus | None, step: int, strength: float
+) -> list[Tensor]:
     """The network's output for all stages at one denoising step. xs: b t_s c h w of stage s = 0, 1, ..
 
     Stages run one after the other, each freeing the states of the one before as it reads them; or, if the bus is in
@@ -119,7 +119,7 @@ def cascade_step(run: Run, xs: Sequence[Tensor], bus: HiddenStateBus | None, ste
 
 
 def sample(
-    run: Callable[[int, int, Tensor, "Stage | None"], Tensor],
+    run: Callable[[int, int, Tensor, Stage | None], Tensor],
     sampler: Sampler,
     cascade: Cascade,
     noise: Callable[[int], Tensor],

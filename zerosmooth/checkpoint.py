@@ -73,7 +73,7 @@ def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
     """Tensors' entries and metadata of a safetensors file. CheckpointError if it is not a whole one."""
     if not path.exists():
         raise CheckpointError(
-            f"{path} does not exist; give a converted checkpoint, or one of {', '.join(shipped())}, which ship with the code"
+            f"{path} does not exist; give a converted checkpoint, or one that ships with this: {', '.join(shipped())}"
         )
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; convert it first: python -m weights_convert --help")

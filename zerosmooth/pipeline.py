@@ -96,11 +96,13 @@ class Pipeline:
         """Videos of prompts, one seed each. What is None comes from the checkpoint's defaults.
 
         height, width: pixels. steps: denoising steps. fps: frames a second of the key frames, as a condition; every
-        further stage multiplies it. noise: instead of the seeds' own; see `cascade.sample`. progress: called with the stages of steps done, and with all of them. Raises ValueError for
-        settings that do not fit, and NonFiniteError.
+        further stage multiplies it. noise: instead of the seeds' own; see `cascade.sample`. progress: called after
+        each stage of each step with how many are done, and of how many. Raises ValueError for settings that do not
+        fit, and NonFiniteError.
         """
         d = self.config.defaults
-        prompts = [prompts if prompts is not None else d.prompt] if not isinstance(prompts, (list, tuple)) else prompts
+        if prompts is None or isinstance(prompts, str):
+            prompts = [d.prompt if prompts is None else prompts]
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each prompt")

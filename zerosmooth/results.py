@@ -62,7 +62,7 @@ class Result:
             return False
 
     def write(self, video: Video, play_fps: list[float], facts: dict[str, Any]) -> list[Path]:
-        """Write a video a stage, the picture and the record. facts: what else the record should tell. Returns videos."""
+        """Write a video a stage, a picture, and the record with `facts` in it too. Returns the videos' paths."""
         frames = [stage.numpy() for stage in video.frames]
         videos = [self.folder / f"{self.stem}_{len(x)}f{self.suffix}" for x in frames]
         for path, x, fps in zip(videos, frames, play_fps):
@@ -98,5 +98,7 @@ def device_of(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"--device {name} is no device; use cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
     return device

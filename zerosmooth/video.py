@@ -82,10 +82,16 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
         draw.text((pad, y + 3), f"{len(frames)} frames, {rate:g} fps", INK, font)
         y += label
         for column in range(0, columns, stride):
-            frame = Image.fromarray(frames[(start + column) // stride]).resize((width, height), Image.Resampling.LANCZOS)
+            frame = Image.fromarray(frames[(start + column) // stride]).resize(
+                (width, height), Image.Resampling.LANCZOS
+            )
             canvas.paste(frame, (pad + column * (width + pad), y))
         y += height + pad
-    where = f"column {line} of pixels (down) over time (right)" if axis == 2 else f"row {line} of pixels (down) over time (right)"
+    where = (
+        f"column {line} of pixels (down) over time (right)"
+        if axis == 2
+        else f"row {line} of pixels (down) over time (right)"
+    )
     draw.text((pad, y + 3), f"{where}, whole videos", INK, font)
     y += label
     for i, frames in enumerate(stages):

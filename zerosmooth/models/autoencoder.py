@@ -75,8 +75,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.levels:
-            for res in level.res:
-                h = res(h)
+            h = level.res(h)
             if level.resample is not None:
                 h = level.resample(F.pad(h, (0, 1, 0, 1)))  # padded at the right and the bottom only
         return self.conv_out(F.silu(self.norm_out(self.middle(h))))
@@ -100,8 +99,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))
         for level in reversed(self.levels):
-            for res in level.res:
-                h = res(h)
+            h = level.res(h)
             if level.resample is not None:
                 h = level.resample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
@@ -112,7 +110,7 @@ class Level(nn.Module):
 
     def __init__(self, c: AutoencoderConfig, channels: int, out: int, blocks: int, resample: nn.Module | None) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResBlock(c, channels if i == 0 else out, out) for i in range(blocks))
+        self.res = nn.Sequential(*(ResBlock(c, channels if i == 0 else out, out) for i in range(blocks)))
         self.resample = resample
 
 

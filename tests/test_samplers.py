@@ -1,0 +1,66 @@
+"""What must hold of DDIM. Its agreement with the authors' samplers is in `tests/golden`."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from zerosmooth.samplers import DDIM, DDIMConfig
+
+CONFIGS = pytest.mark.parametrize(
+    "config", [DDIMConfig(), DDIMConfig(data_scale=0.7), DDIMConfig(prediction="v", beta_end=0.03)]
+)
+
+
+@CONFIGS
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_perfect_network_ends_at_the_data(config, eta):
+    """If the network always knows the noise, the last step leads to x0 but for the noise that timestep 0 has."""
+    generator = torch.Generator().manual_seed(0)
+    x0, sampler = torch.randn(1, 2, 4, 3, 3, generator=generator), DDIM(config, 20, eta)
+    x = sampler.start(torch.randn(x0.shape, generator=generator))
+    for i in range(len(sampler)):
+        alpha, sigma = float(sampler.alpha[i]), float(sampler.sigma[i])
+        noise = (x - alpha * x0) / sigma
+        output = noise if config.prediction == "noise" else alpha * noise - sigma * x0
+        assert_close(sampler.x0(i, x, output), x0, rtol=0, atol=2e-3)  # divided by a small alpha at first
+        x = sampler.step(i, x, sampler.x0(i, x, output), torch.randn(x.shape, generator=generator))
+    assert (x - x0).abs().max() < 5 * (1 - config.alphas_cumprod()[0]) ** 0.5
+
+
+@CONFIGS
+def test_a_step_keeps_the_marginal_variance(config):
+    """Data and noise of variance one: the noise left after a step has the variance of its timestep, at any eta."""
+    for eta in (0.0, 0.5, 1.0):
+        sampler = DDIM(config, 25, eta)
+        before = np.append(sampler.timesteps[1:], 0)
+        np.testing.assert_allclose(sampler.sigma_prev**2 + sampler.fresh**2, 1 - config.alphas_cumprod()[before])
+
+
+def test_timesteps_are_those_of_the_authors():
+    assert DDIM(DDIMConfig(), 50).timesteps == [*range(981, 0, -20)]
+    assert len(DDIM(DDIMConfig(), 30)) == 31 and DDIM(DDIMConfig(), 3).timesteps == [667, 334, 1]
+    assert DDIM(DDIMConfig(), 50).share(0) == 0.981
+
+
+def test_data_scale_falls_and_stays():
+    scales = DDIMConfig(data_scale=0.7).data_scales()
+    assert scales[0] == 1 and scales[399] == 0.7 == scales[999] and len(scales) == 1000
+    assert (DDIMConfig().data_scales() == 1).all()
+
+
+def test_eta_zero_adds_no_noise():
+    sampler, x = DDIM(DDIMConfig(), 10, 0.0), torch.ones(1, 1, 1, 2, 2)
+    assert torch.equal(sampler.step(0, x, x, None), sampler.step(0, x, x, torch.randn(x.shape)))
+
+
+def test_settings_out_of_range_are_refused():
+    for make in (
+        lambda: DDIM(DDIMConfig(), 0),
+        lambda: DDIM(DDIMConfig(), 1001),
+        lambda: DDIM(DDIMConfig(), 10, eta=-0.1),
+        lambda: DDIMConfig(prediction="x"),
+        lambda: DDIMConfig(beta_schedule="cosine"),
+    ):
+        with pytest.raises(ValueError):
+            make()
