@@ -28,6 +28,7 @@ from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.pipeline import NonFiniteError, check_settings
 from zerosmooth.results import Result, device_of, read_prompts
+from zerosmooth.samplers import DDIM
 from zerosmooth.video import check_writer
 
 
@@ -137,24 +138,40 @@ def sample(args: argparse.Namespace) -> int:
     names = ("height", "width", "steps", "eta", "guidance_scale", "negative_prompt", "fps")
     settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
     check_settings(config, cascade, **settings)
+    if (taken := len(DDIM(config.sampler, settings["steps"], settings["eta"]))) != settings["steps"]:
+        print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     device = device_of(args.device)
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "float16"))
     if args.check:
-        for line in report(checkpoint, cascade, settings, device, dtype):
+        for line in report(checkpoint, cascade, settings, device, dtype, args.decode_chunk_size):
             print(line, flush=True)
         return 0
 
-    prompts = read_prompts(args.prompt_file) if args.prompt_file else [args.prompt or own.prompt]
-    if args.num_videos < 1 or args.decode_chunk_size < 1 or (args.save_fps or 1) <= 0:
-        raise ValueError("--num_videos, --decode_chunk_size and --save_fps must be above 0")
+    prompts = (
+        read_prompts(args.prompt_file) if args.prompt_file else [own.prompt if args.prompt is None else args.prompt]
+    )
+    if args.num_videos < 1 or args.decode_chunk_size < 1:
+        raise ValueError("--num_videos and --decode_chunk_size must be at least 1")
+    if args.save_fps is not None and not 0.1 <= args.save_fps <= 240:
+        raise ValueError(f"--save_fps {args.save_fps}; use 0.1 to 240")
     suffix = ".gif" if args.gif else ".mp4"
     args.outdir.mkdir(parents=True, exist_ok=True)
     check_writer(args.outdir, suffix)
     check_space(args.outdir, cascade, settings["height"], settings["width"])
-    identity = {"checkpoint": str(args.ckpt), "sha256": sha256(checkpoint.path), "family": config.family}
-    decided = {**identity, **settings, "dtype": str(dtype).removeprefix("torch."), "cascade": asdict(cascade)}
+    fps = settings["fps"] if args.save_fps is None else args.save_fps
+    play_fps = [fps * cascade.rate(stage) for stage in range(cascade.stages)]
+    if args.gif and play_fps[-1] > 50:
+        raise ValueError(f"GIF plays at most 50 frames a second, not {play_fps[-1]:g}; use mp4, or a lower --save_fps")
+    decided = {
+        "family": config.family,
+        "sha256": sha256(checkpoint.path),
+        **settings,
+        "dtype": str(dtype).removeprefix("torch."),
+        "play_fps": play_fps,
+        "cascade": {k: v for k, v in asdict(cascade).items() if k not in ("bus_device", "lockstep")},
+    }
     seeds = range(args.seed, args.seed + args.num_videos)
-    results = [Result(args.outdir, prompt, seed, decided, suffix) for prompt in prompts for seed in seeds]
+    results = [Result(args.outdir, p, seed, decided, suffix) for p in dict.fromkeys(prompts) for seed in seeds]
     waiting = [result for result in results if not result.finished()]
     if len(waiting) < len(results):
         print(f"{len(results) - len(waiting)} of {len(results)} videos are in {args.outdir} already")
@@ -167,11 +184,10 @@ def sample(args: argparse.Namespace) -> int:
             print(
                 f"note: the last {lost} tokens of {prompt[:40]!r}.. do not fit into the text encoder and are left out"
             )
-    fps = args.save_fps or settings["fps"]
-    play_fps = [fps * cascade.rate(stage) for stage in range(cascade.stages)]
-    dense = cascade.frames_of(cascade.stages - 1)
-    print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
-    print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
+    if cascade.scales:
+        dense = cascade.frames_of(cascade.stages - 1)
+        print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
+        print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
     for result in waiting:
         began = time.perf_counter()
         with tqdm(desc=f"{result.prompt[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
@@ -191,6 +207,7 @@ def sample(args: argparse.Namespace) -> int:
         facts = {
             "seconds": round(time.perf_counter() - began, 1),
             "device": str(device),
+            "checkpoint": str(args.ckpt),
             "bus_peak_bytes": video.bus_peak_bytes,
             "converted_from": checkpoint.source,
             "converted_from_sha256": checkpoint.source_sha256,
@@ -203,7 +220,7 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def report(
-    checkpoint: Checkpoint, cascade: Cascade, settings: dict, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, cascade: Cascade, settings: dict, device: torch.device, dtype: torch.dtype, chunk: int
 ) -> Iterator[str]:
     """What a checkpoint is, and what a video with these settings would need; line by line, as it is known."""
     c = checkpoint.config
@@ -213,10 +230,13 @@ def report(
     frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
     size = f"{settings['height']}x{settings['width']}"
     yield f"  {frames} frames of {size}, {settings['steps']} steps, on {device} as {str(dtype).removeprefix('torch.')}:"
-    need = needs(c, cascade, settings["height"], settings["width"], dtype, settings["guidance_scale"] != 1)
+    guided = settings["guidance_scale"] != 1
+    need = needs(c, cascade, settings["height"], settings["width"], dtype, guided, chunk)
+    where = " in CPU memory" if cascade.bus_device == "cpu" else ""
     yield (
-        f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, "
-        f"hidden states up to {need.bus / 1e9:.2f} GB (counted; allocators may take half as much again)"
+        f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, hidden "
+        f"states up to {need.bus / 1e9:.2f} GB{where}; then, to decode, up to {need.decoding / 1e9:.2f} GB "
+        "(counted; allocators may take half as much again)"
     )
     rate = matrix_rate(device, dtype)
     yield (

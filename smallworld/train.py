@@ -96,10 +96,15 @@ class Trainer:
         named = dict(self.module.named_parameters())
         moments = {k: {n: self.optimizer.state[p][k] for n, p in named.items()} for k in ("exp_avg", "exp_avg_sq")}
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, tensors in {"weights": named, "average": self.average, **moments}.items():
-            _write(self.folder / f"{name}.safetensors", {k: v.detach().contiguous() for k, v in tensors.items()})
         state = {"step": self.step, "seconds": self.seconds, "log": self.log}
-        (self.folder / "state.json").write_text(json.dumps(state))
+        parts = {self.folder / "state.json": self.folder / "state.json.part"}
+        for name, tensors in {"weights": named, "average": self.average, **moments}.items():
+            path = self.folder / f"{name}.safetensors"
+            parts[path] = path.with_suffix(".part")
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, parts[path])
+        parts[self.folder / "state.json"].write_text(json.dumps(state))
+        for path, part in parts.items():  # all are written before any is replaced
+            part.replace(path)
 
     def _resume(self) -> None:
         state = json.loads((self.folder / "state.json").read_text())
@@ -202,7 +207,7 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
         frames = 4 if step < recipe.short_steps else recipe.config.unet.frames
-        count = 256 // frames
+        count = 128 // frames
         chosen = [rng.randrange(len(scenes)) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
         x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()

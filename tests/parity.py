@@ -59,6 +59,11 @@ class Reference:
     def number(self, name: str) -> float:
         return float(self.metadata[name])
 
+    @property
+    def base_fps(self) -> int:
+        """Of the key frames; any number where the family has no such condition."""
+        return json.loads(self.metadata.get("fps", "null")) or 8
+
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
@@ -166,7 +171,8 @@ def check_windowed(reference: Reference) -> float:
     networks, config = build(reference)
     spans = reference["windows"].tolist()
     window = spans[0][1] - spans[0][0]
-    bus = HiddenStateBus(window, (2,), overlap=window - (spans[1][0] - spans[0][0]))
+    stride = spans[1][0] - spans[0][0] if len(spans) > 1 else window
+    bus = HiddenStateBus(window, (2,), overlap=window - stride)
     x, fps = frames_first(reference["x"]), reference.tensors.get("fps")
     y = networks.unet(x, reference["timesteps"], reference["context"], fps, bus.stage(1, strength=0.0))
     return error(y, frames_first(reference["y"]))
@@ -192,18 +198,20 @@ def check_zerosmooth(reference: Reference) -> float:
 
 def check_cascade(reference: Reference) -> float:
     networks, config = build(reference)
-    frames = [reference[f"y{s}"].shape[2] for s in range(3)]
+    stages = sum(name.startswith("y") for name in reference.tensors)
+    frames = [reference[f"y{s}"].shape[2] for s in range(stages)]
     scales = tuple(after // before for before, after in zip(frames, frames[1:]))
     cascade = Cascade(frames[0], scales, correction=operators_of(reference))
     sampler = DDIM(config.sampler, int(reference.number("steps")), reference.number("eta"))
     scale = reference.number("guidance_scale")
     guided = Guidance(networks.unet, reference["context"], reference["uncond"], scale)
+    fps = reference.base_fps
 
     def noise(step: int) -> Tensor:
         return frames_first(reference["latents"] if step < 0 else reference["noise"][step])
 
     def run(step: int, stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        return guided(x, sampler.timestep(step), reference.number("fps") * cascade.rate(stage), view)
+        return guided(x, sampler.timestep(step), fps * cascade.rate(stage), view)
 
     ys = sample(run, sampler, cascade, noise)
     return max(error(y, frames_first(reference[f"y{s}"])) for s, y in enumerate(ys))
@@ -222,7 +230,7 @@ def check_pipeline(reference: Reference) -> float:
         steps=int(reference.number("steps")),
         eta=reference.number("eta"),
         guidance_scale=reference.number("guidance_scale"),
-        fps=int(reference.number("fps")),
+        fps=reference.base_fps,
         noise=lambda step: frames_first(latents if step < 0 else reference["noise"][step]),
     )
     frames = networks.vae.decode(video.latents[0])
@@ -312,8 +320,8 @@ def main(paths: list[str]) -> int:
     for path in map(Path, paths):
         try:
             value, bound = check(path)
-        except (OSError, ValueError, KeyError) as problem:
-            print(f"{path.name}  error  {problem}")
+        except Exception as problem:  # whatever is wrong with a file, the others are still checked
+            print(f"{path.name}  error  {type(problem).__name__}: {problem}")
             failed = True
             continue
         failed |= not value <= bound

@@ -66,15 +66,12 @@ def test_strength_zero_samples_what_windowed_does(pipeline):
     assert torch.equal(a, b)
 
 
-def test_direct_is_the_plain_network(pipeline):
-    """Each stage of direct inference is what the network alone makes of that stage's noise and frame rate."""
-    cascade = Cascade(FRAMES, (2,), method="direct")
-    assert cascade.bus() is None
-    (video,) = pipeline.sample("x", cascade=cascade, steps=2)
-    assert torch.equal(video.latents[0], pipeline.sample("x", cascade=Cascade(FRAMES, ()), steps=2)[0].latents[0])
-    assert not torch.equal(
-        video.latents[1], pipeline.sample("x", cascade=Cascade(FRAMES, (2,), method="windowed"), steps=2)[0].latents[1]
-    )
+def test_direct_is_the_plain_network(ask):
+    """Without a bus, each stage of a step is what the network alone makes of it, attending over all its frames."""
+    assert Cascade(FRAMES, (2,), method="direct").bus() is None
+    xs = [latents(FRAMES * n) for n in (1, 2)]
+    outputs = cascade_step(lambda s, x, view: ask(x, view), xs, None, 0, 0.0)
+    assert all(torch.equal(y, ask(x)) for x, y in zip(xs, outputs))
 
 
 def test_lockstep_changes_nothing_but_what_the_bus_holds(ask):
@@ -102,8 +99,27 @@ def test_an_error_in_lockstep_reaches_the_caller(ask):
     assert threading.active_count() == 1 and bus.held_bytes == 0
 
 
-def test_offloaded_states_change_nothing(pipeline):
-    a, b = (pipeline.sample("x", cascade=Cascade(FRAMES, (2,), bus_device=d), steps=2)[0] for d in (None, "cpu"))
+def test_interrupting_lockstep_leaves_no_thread_behind(ask, monkeypatch):
+    bus, joins = Cascade(FRAMES, (2, 2), lockstep=True).bus(), []
+    join = threading.Thread.join
+
+    def interrupted_once(thread):
+        joins.append(thread)
+        if len(joins) == 1:
+            raise KeyboardInterrupt
+        join(thread)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        cascade_step(lambda s, x, view: ask(x, view), [latents(FRAMES * n) for n in (1, 2, 4)], bus, 0, 0.8)
+    assert threading.active_count() == 1 and bus.held_bytes == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_offloaded_states_change_nothing_on_cuda(pipeline, dtype):
+    on_gpu = Pipeline(TINY_CONFIG, copy.deepcopy(pipeline.networks).to("cuda", dtype))
+    a, b = (on_gpu.sample("x", cascade=Cascade(FRAMES, (2,), bus_device=d), steps=2)[0] for d in (None, "cpu"))
     assert torch.equal(a.latents[1], b.latents[1])
 
 

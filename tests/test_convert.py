@@ -38,8 +38,17 @@ def test_problems_are_named():
         convert(table, {"a": (4,), "c": (1,), "d": (1,)}, lambda name: None, expected)
     assert all(
         text in str(error.value)
-        for text in ("no tensor for 1: y", "unexpected tensors 2: d, c", "another shape 1: a: (4,) for (2,)")
+        for text in ("no tensor for 1: y", "unexpected tensors 2: d, c", "another shape 1: a (4,) for (2,)")
     )
+
+
+def test_parts_of_unequal_size_and_second_sources_are_refused():
+    table = Table([("q", "x#0"), ("k", "x#1"), ("other", "x#0")])
+    for source in ({"q": (1, 3), "k": (3, 3)}, {"q": (2, 3), "k": (2, 5)}, {"q": (2, 3)}):
+        with pytest.raises(ConversionError, match="of another shape 1"):
+            convert(table, source, {}.get, {"x": (4, 3)})
+    with pytest.raises(ConversionError, match="unexpected tensors 1: other"):
+        convert(table, {"q": (2, 3), "k": (2, 3), "other": (2, 3)}, {}.get, {"x": (4, 3)})
 
 
 def test_1x1_convolutions_become_linear():
@@ -211,6 +220,8 @@ def test_damaged_checkpoints_are_told_apart(converted, tmp_path):
     refuse(b"", "empty")
     refuse(b"PK\x03\x04 zip", "PyTorch pickle")
     refuse(whole.replace(b'"format_version": "1"', b'"format_version": "9"'), "format version 9")
+    refuse(whole.replace(b'"family": "vc2"', b'"family": "vc9"'), "family vc9, which this code does not know")
+    refuse(whole.replace(b'"data_offsets": [0, ', b'"data_offsets": [4, '), "is damaged")
     refuse(whole.replace(b"unet.conv_in.bias", b"unet.conv_in.bios"), "does not fit its config")
     with pytest.raises(CheckpointError, match="does not exist"):
         describe(tmp_path / "none.safetensors")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +27,21 @@ def test_counts_are_those_of_a_real_step(pipeline):
     assert guess.bus == bus.peak_bytes
     assert guess.weights == 4 * sum(p.numel() for p in pipeline.networks.parameters())
     assert abs(guess.flops / counter.get_total_flops() - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    "setting", [dict(bus_device="cpu"), dict(lockstep=True), dict(method="direct"), dict(scales=())]
+)
+def test_every_setting_is_counted(setting):
+    plain = needs(TINY_CONFIG, Cascade(FRAMES, (2, 2)), 16, 24, torch.float32, guided=True)
+    got = needs(
+        TINY_CONFIG, Cascade(**{"frames": FRAMES, "scales": (2, 2), **setting}), 16, 24, torch.float32, guided=True
+    )
+    assert got.weights == plain.weights and 0 < got.activations and 0 < got.flops <= plain.flops and got.decoding > 0
+    if "lockstep" in setting:
+        assert 0 < got.bus < plain.bus / 3 and got.activations > plain.activations and got.flops == plain.flops
+    if "bus_device" in setting:
+        assert got == plain
 
 
 MEASURE = """

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from zerosmooth.attention import Attention, CrossAttention
 from zerosmooth.bus import Correction, HiddenStateBus
+from zerosmooth.cascade import Cascade
 
 from .conftest import FRAMES, TINY, latents
 
@@ -72,17 +73,22 @@ def test_a_batch_equals_single_runs(ask):
         assert_close(both[i : i + 1], corrected(slice(i, i + 1)), rtol=0, atol=1e-5)
 
 
-def test_text_is_projected_once(unet, ask):
+def test_projected_text_is_the_text(unet):
     context = torch.randn(1, 5, TINY.context_dim)
     states = unet.project_text(context)
     assert states.keys() == {n for n, m in unet.named_modules() if isinstance(m, CrossAttention)}
-    arguments = latents(FRAMES), torch.tensor([300])
-    plain = unet(*arguments, context, torch.tensor([8]))
+    x, step, fps = latents(FRAMES), torch.tensor([300]), torch.tensor([8])
+    assert torch.equal(unet(x, step, states, fps), unet(x, step, context, fps))
+
+
+def test_text_is_projected_once_a_prompt_and_not_once_a_step(pipeline):
+    modules = [m for m in pipeline.networks.unet.modules() if isinstance(m, CrossAttention)]
     calls = []
-    for module in unet.modules():
-        if isinstance(module, CrossAttention):
-            module.to_kv.register_forward_hook(lambda *_: calls.append(1))
-    assert torch.equal(unet(*arguments, states, torch.tensor([8])), plain) and not calls
+    hooks = [m.to_kv.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
+    pipeline.sample("x", cascade=Cascade(FRAMES, (2,)), steps=3)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == len(modules)
 
 
 def test_latents_that_do_not_fit_are_refused(ask):

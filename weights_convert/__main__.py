@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zerosmooth.checkpoint import save, sha256, tensor_shapes
+from zerosmooth.checkpoint import looks_like, save, sha256, tensor_shapes
 from zerosmooth.config import FAMILIES, ModelConfig
 
 from . import videocrafter
 from .engine import ConversionError, convert
-from .source import Source, looks_like, open_source
+from .source import Source, open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -9,7 +9,7 @@ trailing axes of size one that the target lacks are dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -34,8 +34,9 @@ class Table:
         return [(source + left, target + right) for left, right in self.rows]
 
 
-def plan(table: Table, names: Iterator[str] | list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Which source tensors make each target, and the source names that no row and no `dropped` pattern knows."""
+def plan(table: Table, names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Which source tensors make each target, and the source names that have no place: those that no row and no
+    `dropped` pattern knows, and those whose place is taken."""
     rows = [(_compile(source), target) for source, target in table.rows]
     dropped = [_compile(source) for source in table.dropped]
     parts: dict[str, dict[int, str]] = {}
@@ -49,7 +50,8 @@ def plan(table: Table, names: Iterator[str] | list[str]) -> tuple[dict[str, list
             unknown.append(name)
             continue
         base, _, part = _fill(target, match).partition("#")
-        parts.setdefault(base, {})[int(part or 0)] = name
+        if parts.setdefault(base, {}).setdefault(int(part or 0), name) != name:
+            unknown.append(name)
     return {target: [names[i] for i in sorted(names)] for target, names in parts.items()}, unknown
 
 
@@ -64,9 +66,10 @@ def convert(
     missing = [name for name in expected if name not in sources]
     wrong = []
     for target in expected.keys() & sources.keys():
-        got = _joined([shapes[name] for name in sources[target]])
-        if _squeezed(got, expected[target]) != tuple(expected[target]):
-            wrong.append(f"{' + '.join(sources[target])}: {got} for {tuple(expected[target])}")
+        names, shape = sources[target], tuple(expected[target])
+        part = (shape[0] // len(names), *shape[1:]) if len(names) > 1 else shape  # parts are of one size
+        if any(_squeezed(shapes[name], part) != part for name in names):
+            wrong.append(f"{' + '.join(f'{name} {shapes[name]}' for name in names)} for {shape}")
     unexpected = unknown + [names[0] for target, names in sources.items() if target not in expected]
     problems = [
         _some("has no tensor for", missing),
@@ -99,10 +102,6 @@ def _fill(target: str, match: re.Match[str]) -> str:
         return str(int(value) - 1) if found.group() == "{-1}" else value
 
     return re.sub(r"\{\}|\{-1\}|\*", hole, target)
-
-
-def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else tuple(shapes[0])
 
 
 def _squeezed(got: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:

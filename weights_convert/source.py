@@ -1,9 +1,9 @@
-"""Opens the files that checkpoints are published in, one tensor at a time, and says what a file looks like."""
+"""Opens the files that checkpoints are published in, one tensor at a time, and says what is wrong with a file."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,6 @@ from torch import Tensor
 from zerosmooth.checkpoint import FORMAT, CheckpointError, is_pickle, read_header
 
 from .engine import ConversionError
-
-LOOKS = {  # parts of tensor names, and the checkpoint that has them
-    "time_stack": "Stable Video Diffusion in its authors' layout",
-    "temporal_transformer_blocks": "Stable Video Diffusion in diffusers' layout",
-    "attn_temp": "LaVie",
-    "image_proj_model": "VideoCrafter's image-to-video model",
-    "relative_position_k": "VideoCrafter1 (weights_convert vc1)",
-    "temopral_conv": "VideoCrafter2 (weights_convert vc2)",
-    "model.diffusion_model.": "Stable Diffusion for images",
-}
 
 
 @dataclass(frozen=True)
@@ -54,15 +44,6 @@ def open_source(path: Path) -> Source:
     )
     pointer = "; it is a Git LFS pointer, not the file itself" if head.startswith(b"version https://") else ""
     raise ConversionError(f"{path} is {kind}{pointer}; download it again")
-
-
-def looks_like(names: Iterable[str]) -> str:
-    """What checkpoint tensor names look like."""
-    names = list(names)
-    for part, what in LOOKS.items():
-        if any(part in name for name in names):
-            return what
-    return f"nothing known here; its first tensors are {', '.join(names[:3]) or 'missing'}"
 
 
 def _open_safetensors(path: Path) -> Source:

@@ -71,6 +71,8 @@ class Cascade:
 class Sampler(Protocol):
     """What `sample` needs of a sampler; `samplers.DDIM` is one."""
 
+    stochastic: bool  # whether a step adds noise
+
     def __len__(self) -> int: ...
     def share(self, i: int) -> float: ...
     def start(self, noise: Tensor) -> Tensor: ...
@@ -110,8 +112,15 @@ def cascade_step(
     threads = [Thread(target=advance, args=(s,), daemon=True) for s in range(len(xs))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C: no thread may outlive this call
+        bus.failed = True
+        for thread in threads:
+            thread.join()
+        bus.clear()
+        raise
     if errors:
         bus.clear()
         raise next((e for e in errors if not isinstance(e, BusError)), errors[0])
@@ -134,7 +143,7 @@ def sample(
     xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
     for i in range(len(sampler)):
         outputs = cascade_step(lambda s, x, view: run(i, s, x, view), xs, bus, i, cascade.weight(sampler.share(i)))
-        fresh = by_stage(noise(i), cascade.scales)
+        fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
         xs = [sampler.step(i, x, sampler.x0(i, x, y), e) for x, y, e in zip(xs, outputs, fresh)]
         if cascade.color_correction:
             for s in range(1, len(xs)):

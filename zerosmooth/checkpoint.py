@@ -16,16 +16,27 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
-from .config import ModelConfig
+from .config import FAMILIES, ModelConfig
 from .pipeline import Networks, Pipeline
 
 FORMAT, VERSION = "zerosmooth", "1"
 DEFAULT = "vc2-small"  # ships with the package
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+LOOKS = {  # parts of tensor names, and the published checkpoint that has them
+    "time_stack": "Stable Video Diffusion in its authors' layout",
+    "temporal_transformer_blocks": "Stable Video Diffusion in diffusers' layout",
+    "attn_temp": "LaVie",
+    "image_proj_model": "VideoCrafter's image-to-video model",
+    "relative_position_k": "VideoCrafter1 (weights_convert vc1)",
+    "temopral_conv": "VideoCrafter2 (weights_convert vc2)",
+    "model.diffusion_model.": "Stable Diffusion for images",
+}
 
 
 class CheckpointError(ValueError):
@@ -108,13 +119,16 @@ def describe(path: Path) -> Checkpoint:
     header, metadata = read_header(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is a safetensors file, but not a converted checkpoint (its first tensors: "
-            f"{', '.join(list(header)[:3])}); convert it first: python -m weights_convert --help"
+            f"{path} is a safetensors file, but not a converted checkpoint: it looks like {looks_like(header)}; "
+            "convert it first: python -m weights_convert --help"
         )
     if metadata.get("format_version") != VERSION:
         raise CheckpointError(
             f"{path} has format version {metadata.get('format_version')}, this code reads {VERSION}; convert it again"
         )
+    if metadata.get("family") not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"{path} is of family {metadata.get('family')}, which this code does not know: {known}")
     try:
         config = ModelConfig.from_json(metadata["config"])
     except (KeyError, ValueError) as error:
@@ -129,8 +143,23 @@ def describe(path: Path) -> Checkpoint:
     dtypes = {entry["dtype"] for entry in header.values()}
     if len(dtypes) != 1 or not dtypes <= set(NAMES.values()):
         raise CheckpointError(f"{path} has tensors of {', '.join(sorted(dtypes))}; one of F32, F16, BF16 is needed")
+    offset = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        end = offset + prod(entry["shape"]) * SIZES[entry["dtype"]]
+        if entry["data_offsets"] != [offset, end]:
+            raise CheckpointError(f"{path} is damaged: {name} does not lie where its shape says; convert it again")
+        offset = end
     source = metadata.get("source", ""), metadata.get("source_sha256", "")
     return Checkpoint(path, config, shapes, dtypes.pop(), path.stat().st_size, *source)
+
+
+def looks_like(names: Iterable[str]) -> str:
+    """What the tensor names of somebody's checkpoint look like."""
+    names = list(names)
+    for part, what in LOOKS.items():
+        if any(part in name for name in names):
+            return what
+    return f"nothing known here; its first tensors are {', '.join(names[:3]) or 'missing'}"
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -158,9 +187,8 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: 
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     with torch.device("meta"):
         networks = Networks(checkpoint.config)
-    tensors = load_file(checkpoint.path, device=str(device))
-    for key in list(tensors):  # one at a time, so that both precisions are never held whole
-        tensors[key] = tensors[key].to(dtype)
+    with safe_open(checkpoint.path, "pt") as file:  # cast before they move: a GPU never holds the file's precision
+        tensors = {key: file.get_tensor(key).to(dtype).to(device) for key in checkpoint.shapes}
     networks.load_state_dict(tensors, assign=True)
     return Pipeline(checkpoint.config, networks)
 
@@ -198,7 +226,9 @@ def save(
     try:
         with part.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
-            for _, tensor in tensors:
+            for (name, tensor), expected in zip(tensors, tensor_shapes(config)):
+                if name != expected:
+                    raise AssertionError(f"{name} came where {expected} belongs")
                 file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
         if part.stat().st_size != 8 + len(text) + offset:
             raise AssertionError(f"{part.stat().st_size} bytes written, {8 + len(text) + offset} announced")

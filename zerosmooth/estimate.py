@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from .bus import Stage
 from .cascade import Cascade, cascade_step
 from .config import ModelConfig
 from .pipeline import Networks
@@ -23,11 +26,13 @@ FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to rea
 
 @dataclass(frozen=True)
 class Needs:
-    """weights, activations, bus: bytes, the latter two at their highest. flops: of a step of all stages, guided."""
+    """weights, activations, bus, decoding: bytes, all but the first at their highest.
+    flops: of a step of all stages, guided."""
 
     weights: int
     activations: int
     bus: int
+    decoding: int
     flops: int
 
 
@@ -73,8 +78,13 @@ class _FusedAttention(TorchFunctionMode):
         return torch.empty_like(q)
 
 
-def needs(config: ModelConfig, cascade: Cascade, height: int, width: int, dtype: torch.dtype, guided: bool) -> Needs:
-    """Of one step of all stages for one video of height x width pixels."""
+def needs(
+    config: ModelConfig, cascade: Cascade, height: int, width: int, dtype: torch.dtype, guided: bool, chunk: int = 16
+) -> Needs:
+    """Of one video of height x width pixels, decoded `chunk` frames at a time.
+
+    In lockstep all stages' activations are alive together: then their sum is given, which is an upper bound.
+    """
     with torch.device("meta"):
         networks = Networks(config).to(dtype).requires_grad_(False)
         b, factor = 1 + guided, config.vae.factor
@@ -82,13 +92,32 @@ def needs(config: ModelConfig, cascade: Cascade, height: int, width: int, dtype:
         xs = [torch.empty(b, cascade.frames_of(s), *shape, dtype=dtype) for s in range(cascade.stages)]
         text = networks.unet.project_text(torch.empty(b, config.text.context_length, config.text.width, dtype=dtype))
         one = torch.empty(b)
-    bus = cascade.bus()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _FusedAttention() as attention:
+        z = torch.empty(min(chunk, cascade.frames_of(cascade.stages - 1)), *shape, dtype=dtype)
+
+    def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
+        return networks.unet(x, one, text, one, view)
+
+    def peak(work: Callable[[], object]) -> int:
         with _LiveBytes() as memory:
-            cascade_step(lambda s, x, view: networks.unet(x, one, text, one, view), xs, bus, 0, cascade.weight(1.0))
+            work()
+        return memory.peak
+
+    weight = cascade.weight(1.0)
+    bus = replace(cascade, bus_device=None, lockstep=False).bus()
+    with torch.no_grad(), _FusedAttention() as attention:
+        with FlopCounterMode(display=False) as counter:
+            activations = peak(lambda: cascade_step(run, xs, bus, 0, weight))
+        flops = counter.get_total_flops() + attention.flops
+        held = 0 if bus is None else bus.peak_bytes
+        activations -= held
+        if cascade.lockstep and bus is not None:
+            activations = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
+            together = replace(cascade, bus_device=None).bus()
+            cascade_step(run, xs, together, 0, weight)
+            held = together.peak_bytes
+        decoding = peak(lambda: networks.vae.decode_raw(z))
     weights = sum(prod(p.shape) for p in networks.parameters()) * dtype.itemsize
-    held = 0 if bus is None else bus.peak_bytes
-    return Needs(weights, max(0, memory.peak - held), held, counter.get_total_flops() + attention.flops)
+    return Needs(weights, activations, held, decoding, flops)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

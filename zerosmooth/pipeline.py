@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,8 @@ class Pipeline:
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3."""
         frames = self.networks.vae.decode(latents.to(self.device, self.dtype), chunk).float()
+        if not torch.isfinite(frames).all():
+            raise NonFiniteError(f"decoding made NaN or infinity at {self.dtype}; try --dtype bfloat16 or float32")
         x = ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
         return x.permute(0, 2, 3, 1).contiguous()
 
@@ -110,7 +113,7 @@ class Pipeline:
         steps, eta = d.steps if steps is None else steps, d.eta if eta is None else eta
         fps = d.fps if fps is None else fps
         guidance_scale = d.guidance_scale if guidance_scale is None else guidance_scale
-        check_settings(self.config, cascade, height, width, steps, eta, fps)
+        check_settings(self.config, cascade, height, width, steps, eta, fps, guidance_scale)
         sampler = DDIM(self.config.sampler, steps, eta)
         guided = Guidance(
             self.networks.unet,
@@ -155,7 +158,15 @@ class Pipeline:
 
 
 def check_settings(
-    config: ModelConfig, cascade: Cascade, height: int, width: int, steps: int, eta: float, fps: int, **others: object
+    config: ModelConfig,
+    cascade: Cascade,
+    height: int,
+    width: int,
+    steps: int,
+    eta: float,
+    fps: int,
+    guidance_scale: float,
+    **others: object,
 ) -> None:
     """ValueError, with what would fit, if a checkpoint of this config cannot make such a video."""
     trained = config.unet.frames
@@ -168,6 +179,8 @@ def check_settings(
             raise ValueError(f"{name} {size} is not a multiple of {side} pixels; {near} is")
     if fps < 1:
         raise ValueError(f"fps={fps}; it must be at least 1")
+    if not isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale={guidance_scale} is no number")
     DDIM(config.sampler, steps, eta)
     cascade.bus()
 

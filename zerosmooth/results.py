@@ -14,6 +14,7 @@ from typing import Any
 import imageio.v3 as iio
 import torch
 
+from . import __version__
 from .pipeline import Video
 from .video import enlargement, picture, write_video
 
@@ -79,6 +80,7 @@ class Result:
             "files": [path.name for path in [*videos, image]],
             **facts,
             "versions": {
+                "zerosmooth": __version__,
                 **{name: version(name) for name in ("torch", "numpy", "imageio")},
                 "python": platform.python_version(),
             },

@@ -46,8 +46,9 @@ class DDIMConfig:
 class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
-    steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps, so a number that does not divide
-    1000 may take one more, as it does upstream. eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
+    steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps, as upstream, so a number that
+    does not divide 1000 takes some more: 30 takes 31, 60 takes 63, and `len` tells. eta: share of fresh noise, 0 (none)
+    to 1. ValueError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:
@@ -55,7 +56,7 @@ class DDIM:
             raise ValueError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta} is not in [0, 1]")
-        self.config, self.eta = config, eta
+        self.config, self.stochastic = config, eta > 0
         stride = TRAIN_STEPS // steps
         self.timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS][::-1]
         a, scale = config.alphas_cumprod(), config.data_scales()
@@ -79,10 +80,6 @@ class DDIM:
         """The first x, of standard normal noise."""
         return noise
 
-    def scale_input(self, i: int, x: Tensor) -> Tensor:
-        """What the network is shown of x."""
-        return x
-
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         """The data that the network's output at step i stands for."""
         if self.config.prediction == "v":  # v = alpha noise - sigma x0
@@ -90,7 +87,7 @@ class DDIM:
         return (x - float(self.sigma[i]) * output) / float(self.alpha[i])
 
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
-        """x of the next step. noise: standard normal, shaped as x; may be None where eta is 0."""
+        """x of the next step. noise: standard normal, shaped as x; None where the sampler is not stochastic."""
         carried = (x - float(self.alpha[i]) * x0) / float(self.sigma[i])
         x = float(self.alpha_prev[i]) * x0 + float(self.sigma_prev[i]) * carried
-        return x if noise is None or self.eta == 0 else x + float(self.fresh[i]) * noise
+        return x if noise is None else x + float(self.fresh[i]) * noise

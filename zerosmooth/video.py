@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from math import ceil
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -21,7 +22,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         if path.suffix == ".gif":
-            iio.imwrite(part, frames, duration=1000 / fps, loop=0)
+            iio.imwrite(part, frames, duration=_gif_durations(len(frames), fps), loop=0)
         else:
             iio.imwrite(
                 part,
@@ -38,9 +39,15 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
         part.unlink(missing_ok=True)
 
 
+def _gif_durations(frames: int, fps: float) -> list[int]:
+    """Milliseconds of each frame. GIF counts in hundredths of a second, so single frames are rounded, not their sum."""
+    ends = [round(100 * (i + 1) / fps) for i in range(frames)]
+    return [10 * (end - start) for start, end in zip([0, *ends], ends)]
+
+
 def enlargement(frames: np.ndarray) -> int:
     """The whole factor by which `write_video` enlarges frames: 1 from SHOWN pixels on."""
-    return max(1, round(SHOWN / max(frames.shape[1:3])))
+    return max(1, ceil(SHOWN / max(frames.shape[1:3])))
 
 
 def check_writer(folder: Path, suffix: str) -> None:
@@ -73,7 +80,10 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
     axis, line = _busiest_line(densest)
     slice_width = (columns * (width + pad) - pad - (len(stages) - 1) * 4 * pad) // len(stages)
     slice_height = max(160, min(320, slice_width))
-    total = (pad + columns * (width + pad), len(stages) * (label + height + pad) + 2 * label + slice_height + pad)
+    total = (
+        max(480, pad + columns * (width + pad)),
+        len(stages) * (label + height + pad) + 2 * label + slice_height + pad,
+    )
     canvas = Image.new("RGB", total, PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     y = 0
@@ -87,12 +97,8 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
             )
             canvas.paste(frame, (pad + column * (width + pad), y))
         y += height + pad
-    where = (
-        f"column {line} of pixels (down) over time (right)"
-        if axis == 2
-        else f"row {line} of pixels (down) over time (right)"
-    )
-    draw.text((pad, y + 3), f"{where}, whole videos", INK, font)
+    where = f"column {line}, top to bottom going down" if axis == 2 else f"row {line}, left to right going down"
+    draw.text((pad, y + 3), f"the pixels of {where}, over time going right, whole videos", INK, font)
     y += label
     for i, frames in enumerate(stages):
         pixels = frames[:, :, line] if axis == 2 else frames[:, line]

@@ -26,10 +26,10 @@ class EmbeddingMLP(nn.Sequential):
 class FeedForward(nn.Module):
     """GEGLU: half of the first projection gates the other half."""
 
-    def __init__(self, dim: int, out: int | None = None, expansion: int = 4) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(dim, 2 * expansion * dim)
-        self.proj_out = nn.Linear(expansion * dim, out or dim)
+        self.proj_in = nn.Linear(dim, 8 * dim)
+        self.proj_out = nn.Linear(4 * dim, dim)
 
     def forward(self, h: Tensor) -> Tensor:
         h, gate = self.proj_in(h).chunk(2, dim=-1)

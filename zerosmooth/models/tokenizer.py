@@ -13,17 +13,19 @@ import re
 import unicodedata
 from functools import lru_cache
 from importlib.resources import files
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-# CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else that is not white space.
-# Without the third-party `regex` module, a letter is a word character that is neither a number nor an underscore.
-PIECES = re.compile(
-    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_²³¹¼½¾]+|[\d²³¹¼½¾]|(?:[^\s\w]|_)+", re.IGNORECASE
-)
+# Contractions, runs of letters and numbers, runs of anything else that is not white space. CLIP's pattern tells letters
+# from numbers by Unicode category, which Python's `re` does not know; `_letters_and_numbers` does that part.
+SPECIAL = ("<start_of_text>", "<end_of_text>")
+PIECES = re.compile(rf"{'|'.join(SPECIAL)}|'s|'t|'re|'ve|'m|'ll|'d|[^\W_]+|(?:[^\s\w]|_)+")
 # CLIP cleans text with the `ftfy` package; of what that does to well-formed text, curly quotes are what people paste.
-QUOTES = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "''''\"\"\"\"")
+QUOTES = str.maketrans(
+    dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
+)
 
 
 class Tokenizer:
@@ -46,7 +48,8 @@ class Tokenizer:
         """Token ids of a text, without start, end and padding."""
         text = html.unescape(html.unescape(unicodedata.normalize("NFC", text).translate(QUOTES)))
         text = re.sub(r"\s+", " ", text).strip().lower()
-        return [i for piece in PIECES.findall(text) for i in self.encode_piece(piece)]
+        pieces = [part for piece in PIECES.findall(text) for part in _letters_and_numbers(piece)]
+        return [i for piece in pieces for i in self.encode_piece(piece)]
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Ids of prompts: n context_length. Longer prompts are cut; `overflow` tells which."""
@@ -61,6 +64,8 @@ class Tokenizer:
         return max(0, len(self.encode(prompt)) - (self.context_length - 2))
 
     def _encode_piece(self, piece: str) -> list[int]:
+        if piece in SPECIAL:
+            return [(self.start, self.end)[SPECIAL.index(piece)]]
         word = [self.symbols[b] for b in piece.encode("utf-8")]
         word[-1] += "</w>"
         while len(word) > 1:
@@ -74,6 +79,14 @@ class Tokenizer:
                 i += 2 if both else 1
             word = merged
         return [self.ids[symbol] for symbol in word]
+
+
+def _letters_and_numbers(piece: str) -> list[str]:
+    """A run of letters and numbers as runs of letters and single numbers; any other piece as it is."""
+    if not piece[0].isalnum():
+        return [piece]
+    runs = ["".join(run) for _, run in groupby(piece, str.isalpha)]
+    return [part for run in runs for part in ([run] if run.isalpha() else run)]
 
 
 @lru_cache(maxsize=1)
