@@ -18,8 +18,8 @@ class Recipe:
     autoencoder_steps: int = 3000  # of 16 frames
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
-    steps: int = 2500  # of 128 frames
-    short_steps: int = 1000  # of them first: clips of 4 frames, for colour and shape
+    steps: int = 3000  # of 128 frames
+    clip_every: int = 4  # steps: one shows whole clips, the others single frames, for colour and shape
     rate: float = 1.2e-3
 
 

@@ -206,7 +206,7 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
-        frames = 4 if step < recipe.short_steps else recipe.config.unet.frames
+        frames = recipe.config.unet.frames if step % recipe.clip_every == 0 else 1
         count = 128 // frames
         chosen = [rng.randrange(len(scenes)) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
