@@ -236,7 +236,7 @@ def report(
     yield (
         f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, hidden "
         f"states up to {need.bus / 1e9:.2f} GB{where}; then, to decode, up to {need.decoding / 1e9:.2f} GB "
-        "(counted; allocators may take half as much again)"
+        "(counted; a process takes up to twice as much)"
     )
     rate = matrix_rate(device, dtype)
     yield (
