@@ -67,7 +67,7 @@ LARGER = replace(TINY_CONFIG, unet=replace(TINY_CONFIG.unet, channels=64, frames
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_about_what_a_process_takes():
-    """About: 1.3 to 1.8 times on our machines, since allocators keep what they are given back, and convolutions have scratch of their own."""
+    """1.3 to 1.8 times on our machines: allocators keep what they are given back, convolutions have scratch."""
     guess = needs(LARGER, Cascade(16, (2,)), 64, 64, torch.float32, guided=False)
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
