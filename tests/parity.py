@@ -168,7 +168,7 @@ def check_unet(reference: Reference) -> float:
 
 
 def check_windowed(reference: Reference) -> float:
-    networks, config = build(reference)
+    networks, _ = build(reference)
     spans = reference["windows"].tolist()
     window = spans[0][1] - spans[0][0]
     stride = spans[1][0] - spans[0][0] if len(spans) > 1 else window
@@ -183,7 +183,7 @@ def operators_of(reference: Reference) -> Correction:
 
 
 def check_zerosmooth(reference: Reference) -> float:
-    networks, config = build(reference)
+    networks, _ = build(reference)
     frames = reference.json("frames")
     scales = tuple(after // before for before, after in zip(frames, frames[1:]))
     bus = HiddenStateBus(frames[0], scales, correction=operators_of(reference))
