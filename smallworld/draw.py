@@ -27,6 +27,13 @@ SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y down
 SPEEDS = {"slowly": 0.11, "quickly": 0.26}  # sides a second
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
+WORDS = {  # of a prompt, by kind
+    "color": COLORS,
+    "shape": SHAPES,
+    "direction": DIRECTIONS,
+    "speed": SPEEDS,
+    "background": (*GREYS, "gradient"),
+}
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,7 @@ def parse(prompt: str) -> dict[str, str]:
 
     ValueError if it is not a prompt of this world.
     """
-    words = {
-        "color": COLORS,
-        "shape": SHAPES,
-        "direction": DIRECTIONS,
-        "speed": SPEEDS,
-        "background": [*GREYS, "gradient"],
-    }
-    one = {key: f"(?P<{key}>{'|'.join(values)})" for key, values in words.items()}
+    one = {key: f"(?P<{key}>{'|'.join(values)})" for key, values in WORDS.items()}
     pattern = "a {color} {shape} moving {direction}(?: {speed})?(?: on a {background} background)?".format(**one)
     found = re.fullmatch(pattern, prompt)
     if found is None:

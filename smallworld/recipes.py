@@ -18,9 +18,10 @@ class Recipe:
     autoencoder_steps: int = 3000  # of 16 frames
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
-    steps: int = 3000  # of 128 frames
-    clip_every: int = 4  # steps: one shows whole clips, the others single frames, for colour and shape
-    rate: float = 1.2e-3
+    text_steps: int = 400  # of 128 prompts
+    steps: int = 10_500  # of 128 frames
+    image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
+    rate: float = 1e-3
 
 
 RECIPES = {

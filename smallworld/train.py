@@ -1,4 +1,4 @@
-"""Trains a small checkpoint from scratch: first its autoencoder, then its text tower and network together.
+"""Trains a small checkpoint from scratch: its autoencoder, its text tower, then tower and network on frames and clips.
 
     python -m smallworld.train vc2-small                 # about three hours on two cores; resumes where it was stopped
     python -m smallworld.train vc2-small --device cuda   # minutes
@@ -14,12 +14,14 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imageio.v3 as iio
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,11 +30,14 @@ from tqdm import tqdm
 from zerosmooth import checkpoint
 from zerosmooth.cascade import Cascade
 from zerosmooth.models.autoencoder import Autoencoder
+from zerosmooth.models.text import TextTower
+from zerosmooth.models.tokenizer import Tokenizer
+from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Networks, Pipeline
 from zerosmooth.samplers import TRAIN_STEPS
 
 from . import recipes
-from .draw import SECONDS, Scene, frame_times, random_scene, render
+from .draw import SECONDS, WORDS, Scene, frame_times, parse, random_scene, render
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,10 @@ class Trainer:
 
     def save(self) -> None:
         named = dict(self.module.named_parameters())
-        moments = {k: {n: self.optimizer.state[p][k] for n, p in named.items()} for k in ("exp_avg", "exp_avg_sq")}
+        moments = {  # zeros for what has not been trained yet
+            key: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in named.items()}
+            for key in ("exp_avg", "exp_avg_sq")
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {"step": self.step, "seconds": self.seconds, "log": self.log}
         parts = {self.folder / "state.json": self.folder / "state.json.part"}
@@ -187,11 +195,44 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
     return round(1 / mean.std().item(), 5)
 
 
-def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, device: str) -> Networks:
+def train_text(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower:
+    """A text tower whose last tokens tell what the prompt asks for: a linear layer reads each word's kind off them."""
+    torch.manual_seed(2)
+    text = recipe.config.text
+    tower = TextTower(text).to(device)
+    tokenizer = Tokenizer(text.merges, text.context_length, text.pad_token)
+    answers = {kind: {word: i for i, word in enumerate(["", *words])} for kind, words in WORDS.items()}
+    heads = nn.ModuleDict({kind: nn.Linear(text.width, len(words)) for kind, words in answers.items()})
+    learnt = nn.ModuleDict({"tower": tower, "heads": heads.to(device)})
+    trainer = Trainer(learnt, Schedule(recipe.text_steps, rate=2e-3, average=0.98), folder)
+    right = []
+
+    def loss_at(step: int) -> Tensor:
+        rng = random.Random(f"prompts/{step}")
+        prompts = [prompt_of(random_scene(rng), rng) for _ in range(128)]
+        h = tower(tokenizer(prompts).to(device))[:, -8:]  # behind the end of any prompt
+        loss = torch.zeros((), device=device)
+        for kind, head in heads.items():
+            logits = head(h).flatten(0, 1)
+            asked = torch.tensor([answers[kind][parse(p).get(kind, "")] for p in prompts], device=device)
+            asked = asked.repeat_interleave(h.shape[1])
+            right.append((logits.argmax(-1) == asked).float().mean().item())
+            loss = loss + F.cross_entropy(logits, asked)
+        return loss
+
+    def show(step: int) -> None:
+        print(f"text tower reads {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
+
+    trainer.run(loss_at, show)
+    _load_average(learnt, trainer)
+    return tower
+
+
+def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, text: TextTower, folder: Path, device: str) -> Networks:
     """Text tower and network, on v-prediction at random timesteps; one prompt in ten is left out for guidance."""
     torch.manual_seed(1)
     networks = Networks(recipe.config)
-    networks.vae = vae
+    networks.vae, networks.text = vae, text
     networks.to(device)
     start_as_identity(networks.unet)
     learnt = nn.ModuleDict({"unet": networks.unet, "text": networks.text})
@@ -206,7 +247,7 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
-        frames = recipe.config.unet.frames if step % recipe.clip_every == 0 else 1
+        frames = 1 if step < recipe.image_steps else recipe.config.unet.frames
         count = 128 // frames
         chosen = [rng.randrange(len(scenes)) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
@@ -219,7 +260,8 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, devi
         t = (spread * TRAIN_STEPS).long().to(device)
         a, s = alpha[t, None, None, None, None], sigma[t, None, None, None, None]
         context = networks.text(pipeline.tokenizer(prompts).to(device))
-        v = networks.unet(a * x0 + s * noise, t, context, fps)
+        with single_frames(networks.unet) if frames == 1 else nullcontext():
+            v = networks.unet(a * x0 + s * noise, t, context, fps)
         return (v - (a * noise - s * x0)).square().mean()
 
     def show(step: int) -> None:
@@ -274,6 +316,19 @@ def start_as_identity(unet: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@contextmanager
+def single_frames(unet: nn.Module) -> Iterator[None]:
+    """Within, the temporal layers of a network hand on what they get: they have not been trained yet."""
+    temporal = [m for m in unet.modules() if isinstance(m, (TemporalConv, TemporalTransformer))]
+    for module in temporal:
+        module.forward = lambda x, *rest: x
+    try:
+        yield
+    finally:
+        for module in temporal:
+            del module.forward
+
+
 def export(name: str, folder: Path, device: str, to: Path) -> None:
     """Write the shipped file from the running averages in a run's folder, finished or not."""
     recipe = recipes.RECIPES[name]
@@ -310,7 +365,8 @@ def main() -> None:
         return
     recipe = recipes.RECIPES[args.name]
     vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
-    train_diffusion(with_scale(recipe, vae, args.device), vae, folder / "diffusion", args.device)
+    text = train_text(recipe, folder / "text", args.device)
+    train_diffusion(with_scale(recipe, vae, args.device), vae, text, folder / "diffusion", args.device)
     export(args.name, folder, args.device, folder / f"{args.name}.safetensors")
 
 
