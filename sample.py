@@ -1,11 +1,12 @@
-"""Smooth video from a prompt: a frozen 16-frame model makes 32 and 64 frames of the same seconds.
+"""Smooth video from a prompt or an image: a frozen 16-frame model makes 32 and 64 frames of the same seconds.
 
     python sample.py                                            # a small model that ships with the code
     python sample.py --ckpt vc2.safetensors --prompt "a panda eating pizza"
+    python sample.py --ckpt svd.safetensors --image photo.jpg   # or a folder of images
     python sample.py --check --ckpt vc2.safetensors             # what a file is, and what it would need
 
-For each prompt and seed it writes a video a stage (key frames first), one picture, and a json with all that is needed
-to make them again.
+For each prompt or image and each seed it writes a video a stage (key frames first), one picture, and a json with all
+that is needed to make them again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,10 +26,11 @@ from tqdm import tqdm
 from zerosmooth.bus import Correction
 from zerosmooth.cascade import METHODS, Cascade
 from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, load, sha256, shipped
+from zerosmooth.config import ModelConfig
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
+from zerosmooth.images import RESIZE, find_images, read_image
 from zerosmooth.pipeline import NonFiniteError, check_settings
 from zerosmooth.results import Result, device_of, read_prompts
-from zerosmooth.samplers import DDIM
 from zerosmooth.video import check_writer
 
 
@@ -41,6 +43,13 @@ def arguments() -> argparse.ArgumentParser:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", help=f"what to show {own}")
     prompts.add_argument("--prompt_file", type=Path, help="prompts, one a line; blank lines and # lines are skipped")
+    prompts.add_argument("--image", type=Path, help="first frame of image to video: an image file, or a folder of them")
+    add(
+        "--resize",
+        choices=RESIZE,
+        default="crop",
+        help="how an image gets the video's size: cut, between bars, or out of shape (default: crop)",
+    )
     add("--negative_prompt", help=f"what guidance leads away from {own}")
     add(
         "--scale", type=int, choices=(1, 2, 4, 8), default=4, help="frames of the result for one key frame (default: 4)"
@@ -50,9 +59,15 @@ def arguments() -> argparse.ArgumentParser:
     add("--height", type=int, help=f"pixels {own}")
     add("--width", type=int, help=f"pixels {own}")
     add("--steps", type=int, help=f"denoising steps; best a divisor of 1000 {own}")
-    add("--guidance_scale", type=float, help=f"of classifier-free guidance; 1 is none {own}")
+    add(
+        "--guidance_scale",
+        type=float,
+        help=f"of classifier-free guidance; 1 is none; of the last frame, where it grows over the frames {own}",
+    )
     add("--eta", type=float, help=f"share of fresh noise a step, 0 to 1 {own}")
     add("--fps", type=int, help=f"key frames a second, as the model is told {own}")
+    add("--motion_bucket_id", type=int, help=f"amount of motion, 0 to 255, where the model has such a condition {own}")
+    add("--noise_aug_strength", type=float, help=f"noise on the image, 0 to 1: more lets the video leave it {own}")
     add(
         "--save_fps",
         type=float,
@@ -61,7 +76,12 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--seed", type=int, default=0, help="of the noise; a seed gives the same key frames at every scale (default: 0)"
     )
-    add("--num_videos", type=int, default=1, help="videos a prompt, with seeds --seed, --seed + 1, .. (default: 1)")
+    add(
+        "--num_videos",
+        type=int,
+        default=1,
+        help="videos a prompt or image, with seeds --seed, --seed + 1, .. (default: 1)",
+    )
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on cpu, float16 on cuda")
     add("--device", help="cpu, cuda, cuda:1, .. (default: cuda where there is one, else cpu)")
     add(
@@ -76,6 +96,12 @@ def arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="advance stages module by module: far fewer hidden states wait at a time",
     )
+    add(
+        "--sequential_guidance",
+        action="store_true",
+        help="run the branches of guidance one after the other: half the activations",
+    )
+    add("--frame_chunk", type=int, help="frames at a time in layers that see them one by one (default: all)")
     add("--gif", action="store_true", help="write GIF instead of mp4")
     add("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
     method = parser.add_argument_group("settings of the method (defaults: the paper's)")
@@ -109,7 +135,9 @@ def main() -> int:
         print(f"sample.py: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
-        hint = "try --offload, --lockstep, a smaller --decode_chunk_size, --height and --width, or --dtype float16"
+        hint = (
+            "try --offload, --sequential_guidance, --frame_chunk 4, --lockstep, a smaller --decode_chunk_size or size"
+        )
         print(f"sample.py: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -135,23 +163,27 @@ def sample(args: argparse.Namespace) -> int:
         bus_device="cpu" if args.offload else None,
         lockstep=args.lockstep,
     )
-    names = ("height", "width", "steps", "eta", "guidance_scale", "negative_prompt", "fps")
+    only_images, only_prompts = ("motion_bucket_id", "noise_aug_strength"), ("prompt", "prompt_file", "negative_prompt")
+    for name in only_prompts if config.takes_images else ("image", *only_images):
+        if getattr(args, name) is not None:
+            source = "images" if config.takes_images else "prompts"
+            raise ValueError(f"--{name} does not fit {args.ckpt}, which makes videos from {source}")
+    names = ("height", "width", "steps", "eta", "guidance_scale", "fps")
+    names += only_images if config.takes_images else ("negative_prompt",)
     settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
-    check_settings(config, cascade, **settings)
-    if (taken := len(DDIM(config.sampler, settings["steps"], settings["eta"]))) != settings["steps"]:
+    check_settings(config, cascade, **{name: getattr(own, name) for name in only_images} | settings)
+    if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
         print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     device = device_of(args.device)
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "float16"))
     if args.check:
-        for line in report(checkpoint, cascade, settings, device, dtype, args.decode_chunk_size):
+        for line in report(checkpoint, cascade, settings, device, dtype, args):
             print(line, flush=True)
         return 0
 
-    prompts = (
-        read_prompts(args.prompt_file) if args.prompt_file else [own.prompt if args.prompt is None else args.prompt]
-    )
-    if args.num_videos < 1 or args.decode_chunk_size < 1:
-        raise ValueError("--num_videos and --decode_chunk_size must be at least 1")
+    if min(args.num_videos, args.decode_chunk_size, args.frame_chunk or 1) < 1:
+        raise ValueError("--num_videos, --decode_chunk_size and --frame_chunk must be at least 1")
+    subjects = read_subjects(args, config)
     if args.save_fps is not None and not 0.1 <= args.save_fps <= 240:
         raise ValueError(f"--save_fps {args.save_fps}; use 0.1 to 240")
     suffix = ".gif" if args.gif else ".mp4"
@@ -171,7 +203,11 @@ def sample(args: argparse.Namespace) -> int:
         "cascade": {k: v for k, v in asdict(cascade).items() if k not in ("bus_device", "lockstep")},
     }
     seeds = range(args.seed, args.seed + args.num_videos)
-    results = [Result(args.outdir, p, seed, decided, suffix) for p in dict.fromkeys(prompts) for seed in seeds]
+    results = [
+        Result(args.outdir, subject.name, seed, {**decided, **subject.settings}, suffix)
+        for subject in subjects
+        for seed in seeds
+    ]
     waiting = [result for result in results if not result.finished()]
     if len(waiting) < len(results):
         print(f"{len(results) - len(waiting)} of {len(results)} videos are in {args.outdir} already")
@@ -179,28 +215,32 @@ def sample(args: argparse.Namespace) -> int:
         return 0
 
     pipeline = load(checkpoint.path, device, dtype)
-    for prompt in dict.fromkeys(result.prompt for result in waiting):
-        if lost := pipeline.tokenizer.overflow(prompt):
-            print(
-                f"note: the last {lost} tokens of {prompt[:40]!r}.. do not fit into the text encoder and are left out"
-            )
+    for subject in subjects:
+        if not config.takes_images and (lost := pipeline.tokenizer.overflow(subject.name)):
+            name = f"{subject.name[:40]!r}.."
+            print(f"note: the last {lost} tokens of {name} do not fit into the text encoder and are left out")
+    images = {subject.name: subject.image for subject in subjects if subject.image is not None}
     if cascade.scales:
         dense = cascade.frames_of(cascade.stages - 1)
         print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
         print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
     for result in waiting:
         began = time.perf_counter()
-        with tqdm(desc=f"{result.prompt[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
+        with tqdm(desc=f"{result.subject[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
 
             def progress(done: int, of: int) -> None:
                 bar.total = of
                 bar.update(done - bar.n)
 
             (video,) = pipeline.sample(
-                result.prompt,
+                None if images else result.subject,
+                images=[images[result.subject]] if images else None,
+                resize=args.resize,
                 seeds=result.seed,
                 cascade=cascade,
                 decode_chunk_size=args.decode_chunk_size,
+                sequential_guidance=args.sequential_guidance,
+                frame_chunk=args.frame_chunk,
                 progress=progress,
                 **settings,
             )
@@ -219,8 +259,35 @@ def sample(args: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a video is made from. name: the prompt, or the image's file name; settings: what else decides the result."""
+
+    name: str
+    settings: dict[str, str]
+    image: torch.Tensor | None = None
+
+
+def read_subjects(args: argparse.Namespace, config: ModelConfig) -> list[Subject]:
+    """Each prompt or image once. ValueError if there is none, or an image cannot be used."""
+    if not config.takes_images:
+        own = [config.defaults.prompt if args.prompt is None else args.prompt]
+        return [Subject(p, {}) for p in dict.fromkeys(read_prompts(args.prompt_file) if args.prompt_file else own)]
+    if args.image is None:
+        raise ValueError(f"{args.ckpt} makes videos from images: add --image with a file or a folder")
+    return [
+        Subject(path.name, {"image_sha256": sha256(path), "resize": args.resize}, read_image(path))
+        for path in find_images(args.image)
+    ]
+
+
 def report(
-    checkpoint: Checkpoint, cascade: Cascade, settings: dict, device: torch.device, dtype: torch.dtype, chunk: int
+    checkpoint: Checkpoint,
+    cascade: Cascade,
+    settings: dict,
+    device: torch.device,
+    dtype: torch.dtype,
+    args: argparse.Namespace,
 ) -> Iterator[str]:
     """What a checkpoint is, and what a video with these settings would need; line by line, as it is known."""
     c = checkpoint.config
@@ -231,7 +298,17 @@ def report(
     size = f"{settings['height']}x{settings['width']}"
     yield f"  {frames} frames of {size}, {settings['steps']} steps, on {device} as {str(dtype).removeprefix('torch.')}:"
     guided = settings["guidance_scale"] != 1
-    need = needs(c, cascade, settings["height"], settings["width"], dtype, guided, chunk)
+    need = needs(
+        c,
+        cascade,
+        settings["height"],
+        settings["width"],
+        dtype,
+        guided,
+        args.decode_chunk_size,
+        args.sequential_guidance,
+        args.frame_chunk,
+    )
     where = " in CPU memory" if cascade.bus_device == "cpu" else ""
     yield (
         f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, hidden "

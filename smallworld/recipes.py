@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from zerosmooth.config import Defaults, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
-from zerosmooth.models.text import TextConfig
+from zerosmooth.models.clip import TextConfig
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIMConfig
 
@@ -38,9 +38,9 @@ RECIPES = {
                 groups=8,
             ),
             vae=AutoencoderConfig(channels=16, channel_mult=(1, 2, 3, 4), res_blocks=1, scale=1.0, groups=8),
-            text=TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, heads=4, layers=2),
+            encoder=TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, heads=4, layers=2),
             # v and betas that leave no signal at the last timestep: flat bright backgrounds need both
-            sampler=DDIMConfig(beta_end=0.03, prediction="v"),
+            sampler=DDIMConfig(beta_end=0.03, prediction="v", more_steps=True),
             defaults=Defaults(
                 height=64, width=64, steps=25, guidance_scale=4.0, prompt="a red circle moving left quickly"
             ),

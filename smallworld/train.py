@@ -30,7 +30,7 @@ from tqdm import tqdm
 from zerosmooth import checkpoint
 from zerosmooth.cascade import Cascade
 from zerosmooth.models.autoencoder import Autoencoder
-from zerosmooth.models.text import TextTower
+from zerosmooth.models.clip import TextTower
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Networks, Pipeline
@@ -198,7 +198,7 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
 def train_text(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower:
     """A text tower whose last tokens tell what the prompt asks for: a linear layer reads each word's kind off them."""
     torch.manual_seed(2)
-    text = recipe.config.text
+    text = recipe.config.encoder
     tower = TextTower(text).to(device)
     tokenizer = Tokenizer(text.merges, text.context_length, text.pad_token)
     answers = {kind: {word: i for i, word in enumerate(["", *words])} for kind, words in WORDS.items()}
@@ -232,10 +232,10 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, text: TextTower, f
     """Text tower and network, on v-prediction at random timesteps; one prompt in ten is left out for guidance."""
     torch.manual_seed(1)
     networks = Networks(recipe.config)
-    networks.vae, networks.text = vae, text
+    networks.vae, networks.encoder = vae, text
     networks.to(device)
     start_as_identity(networks.unet)
-    learnt = nn.ModuleDict({"unet": networks.unet, "text": networks.text})
+    learnt = nn.ModuleDict({"unet": networks.unet, "text": networks.encoder})
     trainer = Trainer(learnt, Schedule(recipe.steps, recipe.rate, warmup=200), folder)
     pipeline = Pipeline(recipe.config, networks)
     learnt.requires_grad_(True)
@@ -259,7 +259,7 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, text: TextTower, f
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         t = (spread * TRAIN_STEPS).long().to(device)
         a, s = alpha[t, None, None, None, None], sigma[t, None, None, None, None]
-        context = networks.text(pipeline.tokenizer(prompts).to(device))
+        context = networks.encoder(pipeline.tokenizer(prompts).to(device))
         with single_frames(networks.unet) if frames == 1 else nullcontext():
             v = networks.unet(a * x0 + s * noise, t, context, fps)
         return (v - (a * noise - s * x0)).square().mean()
@@ -335,9 +335,9 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     networks = Networks(recipe.config).to(device)
     networks.vae.load_state_dict(load_file(folder / "autoencoder" / "average.safetensors"))
     average = load_file(folder / "diffusion" / "average.safetensors")
-    for part in ("unet", "text"):
+    for part, network in {"unet": networks.unet, "text": networks.encoder}.items():
         state = {k.removeprefix(f"{part}."): v for k, v in average.items() if k.startswith(f"{part}.")}
-        getattr(networks, part).load_state_dict(state)
+        network.load_state_dict(state)
     config = with_scale(recipe, networks.vae, device).config
     step = json.loads((folder / "diffusion" / "state.json").read_text())["step"]
     source = f"smallworld.train {name}, step {step} of {recipe.steps}"

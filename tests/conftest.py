@@ -9,7 +9,7 @@ import torch
 
 from zerosmooth.config import FAMILIES, Defaults, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
-from zerosmooth.models.text import TextConfig
+from zerosmooth.models.clip import TextConfig
 from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.pipeline import Networks, Pipeline
 
@@ -28,7 +28,7 @@ TINY_CONFIG = ModelConfig(
     family="vc2",
     unet=TINY,
     vae=AutoencoderConfig(channels=8, channel_mult=(1, 2), res_blocks=1, groups=4),
-    text=TextConfig(vocab_size=514 + 40, context_length=16, width=12, heads=2, layers=1),
+    encoder=TextConfig(vocab_size=514 + 40, context_length=16, width=12, heads=2, layers=1),
     sampler=FAMILIES["vc2"].sampler,
     defaults=Defaults(height=16, width=24, steps=4, guidance_scale=3.0, prompt="a test"),
 )

@@ -13,7 +13,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -23,17 +23,19 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
-from weights_convert import videocrafter
+from weights_convert.__main__ import TABLES
 from weights_convert.engine import convert
 from zerosmooth.bus import Correction, HiddenStateBus, Stage
-from zerosmooth.cascade import Cascade, sample
+from zerosmooth.cascade import Cascade, Sampler, sample
 from zerosmooth.config import FAMILIES, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
-from zerosmooth.models.text import TextConfig
+from zerosmooth.models.clip import ImageConfig, TextConfig
+from zerosmooth.models.lavie import LaVieConfig
+from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import UNetConfig
-from zerosmooth.pipeline import Guidance, Networks, Pipeline
-from zerosmooth.samplers import DDIM, DDIMConfig
+from zerosmooth.pipeline import Branch, Guidance, Networks, Pipeline, condition
+from zerosmooth.samplers import DDIM, Euler
 
 BOUND, RUN_BOUND = 1e-4, 1e-3  # of one evaluation; of whole sampling runs, where rounding adds up over the steps
 
@@ -89,7 +91,7 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(z, dtype=np.float32))
 
 
-def unet_config(c: dict) -> UNetConfig:
+def videocrafter_unet(c: dict) -> UNetConfig:
     return UNetConfig(
         in_channels=c["in_channels"],
         out_channels=c["out_channels"],
@@ -108,37 +110,131 @@ def unet_config(c: dict) -> UNetConfig:
     )
 
 
-def vae_config(c: dict) -> AutoencoderConfig:
-    return AutoencoderConfig(
-        channels=c["ch"],
-        channel_mult=tuple(c["ch_mult"]),
-        res_blocks=c["num_res_blocks"],
-        latent_channels=c["z_channels"],
+def diffusers_skeleton(c: dict) -> dict:
+    """What LaVie's and diffusers' configs have in common."""
+    channels = c["block_out_channels"]
+    attention = [2**i for i, kind in enumerate(c["down_block_types"]) if "CrossAttn" in kind]
+    return {
+        "in_channels": c["in_channels"],
+        "out_channels": c["out_channels"],
+        "channels": channels[0],
+        "channel_mult": tuple(ch // channels[0] for ch in channels),
+        "res_blocks": c["layers_per_block"],
+        "attention_resolutions": tuple(attention),
+        "context_dim": c["cross_attention_dim"],
+    }
+
+
+def lavie_unet(c: dict) -> LaVieConfig:
+    return LaVieConfig(**diffusers_skeleton(c), heads=c["attention_head_dim"], groups=c["norm_num_groups"])
+
+
+def svd_unet(c: dict) -> SVDConfig:
+    if "model_channels" in c:  # the authors' own
+        return SVDConfig(
+            in_channels=c["in_channels"],
+            out_channels=c["out_channels"],
+            channels=c["model_channels"],
+            channel_mult=tuple(c["channel_mult"]),
+            res_blocks=c["num_res_blocks"],
+            attention_resolutions=tuple(c["attention_resolutions"]),
+            head_dim=c["num_head_channels"],
+            transformer_depth=c["transformer_depth"],
+            context_dim=c["context_dim"],
+            condition_dim=c["adm_in_channels"] // 3,
+        )
+    head_dims = {ch // heads for ch, heads in zip(c["block_out_channels"], c["num_attention_heads"])}
+    if len(head_dims) > 1:
+        raise ValueError(f"heads of {head_dims} channels; one size is supported")
+    return SVDConfig(
+        **diffusers_skeleton(c),
+        head_dim=head_dims.pop(),
+        transformer_depth=c["transformer_layers_per_block"],
+        condition_dim=c["addition_time_embed_dim"],
+        frames=c["num_frames"],
+        outer_eps=1e-6,  # where diffusers departs from the authors, its own figures are met with its own value
     )
 
 
+def vae_config(c: dict) -> AutoencoderConfig:
+    if "ch" in c:
+        return AutoencoderConfig(c["ch"], tuple(c["ch_mult"]), c["num_res_blocks"], c["z_channels"])
+    channels = c["block_out_channels"]
+    mult = tuple(ch // channels[0] for ch in channels)
+    return AutoencoderConfig(channels[0], mult, c["layers_per_block"], c["latent_channels"])
+
+
 def text_config(c: dict) -> TextConfig:
-    return TextConfig(c["vocab_size"], c["context_length"], c["width"], c["heads"], c["layers"] - 1)
+    if "width" in c:
+        return TextConfig(c["vocab_size"], c["context_length"], c["width"], c["heads"], c["layers"] - 1)
+    return TextConfig(
+        c["vocab_size"],
+        c["max_position_embeddings"],
+        c["hidden_size"],
+        c["num_attention_heads"],
+        c["num_hidden_layers"],
+        pad_token=49407,
+        activation=c["hidden_act"],
+    )
 
 
-PARTS = {"unet": unet_config, "vae": vae_config, "text": text_config}
+def image_config(c: dict, out: int) -> ImageConfig:
+    if "width" in c:
+        heads = c["width"] // c["head_width"]
+        return ImageConfig(c["image_size"], c["patch_size"], c["width"], heads, c["layers"], out)
+    heads = c["num_attention_heads"]
+    return ImageConfig(c["image_size"], c["patch_size"], c["hidden_size"], heads, c["num_hidden_layers"], out)
+
+
+UNETS = {"vc2": videocrafter_unet, "vc1": videocrafter_unet, "lavie": lavie_unet, "svd": svd_unet}
+PREFIXES = {  # of a part's tensors, where a reference holds that part alone
+    "lavie": {"unet": "unet.", "vae": "vae.", "encoder": "text_encoder."},
+    "svd": {"unet": "unet.", "vae": "vae.", "encoder": "image_encoder."},
+}
+
+
+def parts_of(reference: Reference) -> dict[str, dict]:
+    """The author's config of each of our networks that the reference has."""
+    names = {"unet": "unet", "vae": "vae", "text": "encoder", "image_encoder": "encoder"}
+    found = {ours: reference.json(theirs) for theirs, ours in names.items() if theirs in reference.metadata}
+    return found or {names.get(reference.kind, "unet"): reference.json("config")}
+
+
+def sizes(reference: Reference) -> ModelConfig:
+    """The family's config in the reference's size."""
+    family, c = reference.family, FAMILIES[reference.family]
+    for part, theirs in parts_of(reference).items():
+        if part == "unet":
+            c = replace(c, unet=UNETS[family](theirs))
+        elif part == "vae":
+            ours = vae_config(theirs)
+            c = replace(c, vae=replace(ours, temporal=c.vae.temporal, float32=c.vae.float32))
+        elif c.takes_images:
+            out = theirs.get("projection_dim") or int(reference.metadata["embed_dim"])
+            c = replace(c, encoder=image_config(theirs, out))
+        else:
+            c = replace(c, encoder=text_config(theirs))
+    return c
 
 
 def build(reference: Reference) -> tuple[Networks, ModelConfig]:
     """Our networks with the reference's weights; parts that the reference does not have stay empty."""
-    configs = {part: reference.json(part) for part in PARTS if part in reference.metadata}
-    if not configs:
-        part = reference.kind if reference.kind in PARTS else "unet"
-        configs = {part: reference.json("config")}
-    published = FAMILIES[reference.family]
-    sizes = {part: PARTS[part](c) for part, c in configs.items()}
-    config = ModelConfig(**{**published.__dict__, **sizes})
+    parts, config = parts_of(reference), sizes(reference)
     with torch.device("meta"):
         networks = Networks(config)
-    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in configs}
     shapes = {name: tuple(shape) for name, shape in reference.json("keys").items()}
-    table = videocrafter.table(config.text.layers)
-    state = dict(convert(table, shapes, lambda name: weight(name, shapes[name]), expected))
+    origin = {name: name for name in shapes}  # the name that fixes a tensor's weights
+    if reference.metadata["key_layout"] in ("diffusers", "huggingface", "lavie") and len(parts) == 1:
+        prefix = PREFIXES[reference.family][next(iter(parts))]
+        origin = {prefix + name: name for name in shapes}
+    if config.vae.temporal and parts.get("vae", {}).get("layers_per_block") == 1:
+        # diffusers' decoder of one layer a block holds an attention in the middle that it does not use, and one ResNet
+        networks.vae.decoder.middle.attn = networks.vae.decoder.middle.res2 = torch.nn.Identity()
+        origin = {ours: name for ours, name in origin.items() if "decoder.mid_block.attentions" not in name}
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in parts}
+    table = TABLES[reference.family](config, origin)
+    held = {ours: shapes[name] for ours, name in origin.items()}
+    state = dict(convert(table, held, lambda ours: weight(origin[ours], held[ours]), expected))
     networks.load_state_dict(state, strict=False, assign=True)
     return networks.eval().requires_grad_(False), config
 
@@ -150,95 +246,117 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.std()).item()
 
 
-def frames_first(x: Tensor) -> Tensor:
-    return rearrange(x, "b c f h w -> b f c h w")
+def frames_first(reference: Reference, x: Tensor) -> Tensor:
+    """Latents as b f c h w, whatever the author's order; they differ by family."""
+    return x if reference.family == "svd" else rearrange(x, "b c f h w -> b f c h w")
 
 
-def fps_of(reference: Reference, stage: int) -> Tensor | None:
-    if reference.metadata.get("fps", "null") == "null":
-        return None
-    return torch.tensor([reference.json("fps")[stage]])
+def run_unet(reference: Reference, networks: Networks, s: str = "", bus: Stage | None = None) -> float:
+    """Our network against x{s}, y{s}."""
+    t = reference.tensors
+    x, y = t[f"x{s}"], t[f"y{s}"]
+    if "vector" in t:  # the authors' SVD: frames in the batch, sinusoids of the condition
+        b = len(t["vector"])
+        x, y = (rearrange(z, "(b f) c h w -> b f c h w", b=b) for z in (x, y))
+        return error(networks.unet.run_embedded(x, t["timesteps"], t["context"], t["vector"], bus), y)
+    if f"added_time_ids{s}" in t:
+        told = t[f"added_time_ids{s}"]
+    elif s and reference.metadata.get("fps", "null") != "null":
+        told = torch.tensor([reference.json("fps")[int(s)]])
+    else:
+        told = t.get("fps")
+    x, y = frames_first(reference, x), frames_first(reference, y)
+    return error(networks.unet(x, t["timesteps"], t["context"], told, bus), y)
 
 
 def check_unet(reference: Reference) -> float:
-    networks, _ = build(reference)
-    fps = reference.tensors.get("fps")
-    y = networks.unet(frames_first(reference["x"]), reference["timesteps"], reference["context"], fps)
-    return error(y, frames_first(reference["y"]))
+    return run_unet(reference, build(reference)[0])
 
 
 def check_windowed(reference: Reference) -> float:
-    networks, _ = build(reference)
     spans = reference["windows"].tolist()
     window = spans[0][1] - spans[0][0]
     stride = spans[1][0] - spans[0][0] if len(spans) > 1 else window
     bus = HiddenStateBus(window, (2,), overlap=window - stride)
-    x, fps = frames_first(reference["x"]), reference.tensors.get("fps")
-    y = networks.unet(x, reference["timesteps"], reference["context"], fps, bus.stage(1, strength=0.0))
-    return error(y, frames_first(reference["y"]))
+    return run_unet(reference, build(reference)[0], bus=bus.stage(1, strength=0.0))
 
 
 def operators_of(reference: Reference) -> Correction:
     return Correction(a1_probability={"A1": 1.0, "A2": 0.0}[reference.metadata["operator_for_spatial_kv"]])
 
 
+def scales_of(frames: list[int]) -> tuple[int, ...]:
+    return tuple(after // before for before, after in zip(frames, frames[1:]))
+
+
 def check_zerosmooth(reference: Reference) -> float:
     networks, _ = build(reference)
     frames = reference.json("frames")
-    scales = tuple(after // before for before, after in zip(frames, frames[1:]))
-    bus = HiddenStateBus(frames[0], scales, correction=operators_of(reference))
-    errors = []
-    for s in range(len(frames)):
-        view = bus.stage(s, strength=float(reference["strength"]))
-        x = frames_first(reference[f"x{s}"])
-        y = networks.unet(x, reference["timesteps"], reference["context"], fps_of(reference, s), view)
-        errors.append(error(y, frames_first(reference[f"y{s}"])))
-    return max(errors)
+    bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
+    strength = float(reference["strength"])
+    return max(run_unet(reference, networks, str(s), bus.stage(s, strength=strength)) for s in range(len(frames)))
 
 
 def check_cascade(reference: Reference) -> float:
     networks, config = build(reference)
-    stages = sum(name.startswith("y") for name in reference.tensors)
-    frames = [reference[f"y{s}"].shape[2] for s in range(stages)]
-    scales = tuple(after // before for before, after in zip(frames, frames[1:]))
-    cascade = Cascade(frames[0], scales, correction=operators_of(reference))
-    sampler = DDIM(config.sampler, int(reference.number("steps")), reference.number("eta"))
-    scale = reference.number("guidance_scale")
-    guided = Guidance(networks.unet, reference["context"], reference["uncond"], scale)
-    fps = reference.base_fps
+    ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99) if f"y{s}" in reference.tensors]
+    frames = [y.shape[1] for y in ys]
+    cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
+    if config.takes_images:
+        context, z = reference["context"], reference["image_latent"]
+        branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
+        scales = reference.number("max_guidance_scale"), reference.number("min_guidance_scale")
+        told = reference.number("motion_bucket_id"), reference.number("noise_aug_strength")
+    else:
+        branches = [Branch(reference["context"]), Branch(reference["uncond"])]
+        scales, told = (reference.number("guidance_scale"),), (0, 0)
+    sampler = config.sampler.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
+    guided = Guidance(networks.unet, branches, *scales)
 
     def noise(step: int) -> Tensor:
-        return frames_first(reference["latents"] if step < 0 else reference["noise"][step])
+        return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
 
     def run(step: int, stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        return guided(x, sampler.timestep(step), fps * cascade.rate(stage), view)
+        numbers = condition(config, reference.base_fps * cascade.rate(stage), *told)
+        return guided(x, sampler.timestep(step), numbers, view)
 
-    ys = sample(run, sampler, cascade, noise)
-    return max(error(y, frames_first(reference[f"y{s}"])) for s, y in enumerate(ys))
+    return max(error(ours, y) for ours, y in zip(sample(run, sampler, cascade, noise), ys))
 
 
 def check_pipeline(reference: Reference) -> float:
     networks, config = build(reference)
     pipeline = Pipeline(config, networks)
-    prompt = reference.metadata["prompt"]
-    latents = reference["latents"]
-    (video,) = pipeline.sample(
-        prompt,
-        cascade=Cascade(latents.shape[2], ()),
-        height=latents.shape[3] * config.vae.factor,
-        width=latents.shape[4] * config.vae.factor,
-        steps=int(reference.number("steps")),
-        eta=reference.number("eta"),
-        guidance_scale=reference.number("guidance_scale"),
-        fps=reference.base_fps,
-        noise=lambda step: frames_first(latents if step < 0 else reference["noise"][step]),
-    )
-    frames = networks.vae.decode(video.latents[0])
-    return max(
-        error(pipeline.encode_text([prompt]), reference["y_context"]),
-        error(video.latents[0][None], frames_first(reference["y_latents"])),
-        error(frames[None], frames_first(reference["y_frames"])),
-    )
+    latents = frames_first(reference, reference["latents"])
+    settings = {
+        "cascade": Cascade(latents.shape[1], ()),
+        "height": latents.shape[3] * config.vae.factor,
+        "width": latents.shape[4] * config.vae.factor,
+        "steps": int(reference.number("steps")),
+        "fps": reference.base_fps,
+        "noise": lambda step: latents if step < 0 else frames_first(reference, reference["noise"][step]),
+    }
+    errors = []
+    if config.takes_images:
+        if config.defaults.first_guidance_scale != reference.number("min_guidance_scale"):
+            raise ValueError("the reference's first frame has another guidance scale than ours")
+        (video,) = pipeline.sample(
+            images=[reference["image"]],
+            guidance_scale=reference.number("max_guidance_scale"),
+            motion_bucket_id=int(reference.number("motion_bucket_id")),
+            noise_aug_strength=reference.number("noise_aug_strength"),
+            image_noise=reference["augmentation_noise"],
+            **settings,
+        )
+    else:
+        prompt = reference.metadata["prompt"]
+        (video,) = pipeline.sample(
+            prompt, eta=reference.number("eta"), guidance_scale=reference.number("guidance_scale"), **settings
+        )
+        errors.append(error(pipeline.encode_text([prompt]), reference["y_context"]))
+    frames = rearrange(networks.vae.decode(video.latents[0]), "f c h w -> 1 c f h w")
+    errors.append(error(video.latents[0][None], frames_first(reference, reference["y_latents"])))
+    errors.append(error(frames, reference["y_frames"]))
+    return max(errors)
 
 
 def check_vae(reference: Reference) -> float:
@@ -251,13 +369,34 @@ def check_vae(reference: Reference) -> float:
 def check_text(reference: Reference) -> float:
     networks, _ = build(reference)
     (y,) = (tensor for name, tensor in reference.tensors.items() if name.startswith("y_"))
-    return error(networks.text(reference["ids"]), y)
+    return error(networks.encoder(reference["ids"]), y)
+
+
+def check_image_encoder(reference: Reference) -> float:
+    networks, _ = build(reference)
+    return error(networks.encoder(reference["pixels"])[:, 0], reference["y_embed"])
+
+
+def toy(x: Tensor, context: float, step: float) -> Tensor:
+    return torch.tanh(0.7 * x + context + step)
+
+
+def run_sampler(
+    sampler: Sampler, x: Tensor, network: Callable[[Tensor, float], Tensor], noise: Tensor | None
+) -> Tensor:
+    for i in range(len(sampler)):
+        output = network(sampler.scale(i, x), sampler.timestep(i))
+        x = sampler.step(i, x, sampler.x0(i, x, output), None if noise is None else noise[i])
+    return x
 
 
 def check_samplers(reference: Reference) -> float:
-    """DDIM as VideoCrafter2 samples, on a toy network; a file without its part is an error."""
-    t = {name.removeprefix("vc2."): x for name, x in reference.tensors.items() if name.startswith("vc2.")}
-    config = DDIMConfig(data_scale=0.7)
+    """DDIM as VideoCrafter2 and LaVie sample, Euler as SVD does, on toy networks; a file without a part is an error."""
+
+    def part(family: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{family}."): x for k, x in reference.tensors.items() if k.startswith(f"{family}.")}
+
+    t, config = part("vc2"), FAMILIES["vc2"].sampler
     fifty, scales = DDIM(config, 50, eta=1.0), torch.from_numpy(config.data_scales())
     if [int(x) for x in t["timesteps50"]] not in (fifty.timesteps, fifty.timesteps[::-1]):
         return float("inf")
@@ -266,18 +405,29 @@ def check_samplers(reference: Reference) -> float:
         value = value**2 if name == "alphas50" else value
         errors.append(error(torch.from_numpy(value[::-1].copy()).float(), t[name].float()))
 
-    def toy(x: Tensor, step: int, context: float) -> Tensor:
-        return torch.tanh(0.7 * x + context + step / 1000)
+    def guided(x: Tensor, step: float) -> Tensor:
+        without = toy(x, -0.2, step / 1000)
+        return without + 12 * (toy(x, 0.3, step / 1000) - without)
 
     for eta in (0.0, 1.0):
         sampler = DDIM(config, len(t["noise"]), eta)
-        x = t["x"]
-        for i in range(len(sampler)):
-            step = int(sampler.timestep(i))
-            output = toy(x, step, -0.2) + 12 * (toy(x, step, 0.3) - toy(x, step, -0.2))
-            x = sampler.step(i, x, sampler.x0(i, x, output), t["noise"][i])
-        errors.append(error(x, t[f"eta{int(eta)}.y"]))
-    return max(errors)
+        errors.append(error(run_sampler(sampler, t["x"], guided, t["noise"]), t[f"eta{int(eta)}.y"]))
+
+    t, config = part("lavie"), FAMILIES["lavie"].sampler
+    if any(DDIM(config, n).timesteps != t[f"timesteps{n}"].tolist() for n in (10, 50)):
+        return float("inf")
+    errors.append(error(torch.from_numpy(config.alphas_cumprod()).float(), t["alphas_cumprod"]))
+    for eta in (0.0, 1.0):
+        sampler = DDIM(config, len(t["noise"]), eta)
+        ours = run_sampler(sampler, t["x"], lambda x, step: toy(x, 0.3, step / 1000), t["noise"])
+        errors.append(error(ours, t[f"eta{int(eta)}.y"]))
+
+    t, euler = part("svd"), Euler(FAMILIES["svd"].sampler, 25)
+    errors.append(error(torch.from_numpy(euler.sigmas).float(), t["sigmas25"]))
+    errors.append(error(torch.tensor([euler.timestep(i) for i in range(25)]), t["timesteps25"]))
+    errors.append((euler.start(torch.ones(())) / t["init_noise_sigma"] - 1).abs().item())
+    ours = run_sampler(euler, t["x"], lambda x, step: toy(x, 0.3, 0.1 * step), None)
+    return max(*errors, error(ours, t["y"]))
 
 
 def check_tokenizer(path: Path) -> float:
@@ -296,6 +446,7 @@ CHECKS: dict[str, Callable[[Reference], float]] = {
     "pipeline": check_pipeline,
     "vae": check_vae,
     "text": check_text,
+    "image_encoder": check_image_encoder,
     "samplers": check_samplers,
 }
 

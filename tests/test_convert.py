@@ -17,11 +17,11 @@ from weights_convert.source import open_source
 from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import CheckpointError, describe, load, save, tensor_shapes
 from zerosmooth.config import FAMILIES, ModelConfig
-from zerosmooth.models.text import TextConfig
+from zerosmooth.models.clip import TextConfig
 
 from .conftest import TINY_CONFIG
 from .full_size import shapes
-from .parity import read, unet_config, vae_config, weight
+from .parity import read, vae_config, videocrafter_unet, weight
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -74,9 +74,9 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 SMALL = replace(
     FAMILIES["vc2"],
-    unet=replace(unet_config(read(GOLDEN / "golden_windowed_vc2.safetensors").json("config")), context_dim=64),
+    unet=replace(videocrafter_unet(read(GOLDEN / "golden_windowed_vc2.safetensors").json("config")), context_dim=64),
     vae=vae_config(read(GOLDEN / "golden_vc2_vae.safetensors").json("config")),
-    text=TextConfig(vocab_size=554, width=64, heads=4, layers=2),
+    encoder=TextConfig(vocab_size=554, width=64, heads=4, layers=2),
     defaults=replace(FAMILIES["vc2"].defaults, height=16, width=16),
 )
 
@@ -257,7 +257,7 @@ def test_every_tensor_of_the_published_checkpoints_has_its_place(family):
         read_names.append(name)
         return torch.empty(source[name], device="meta")
 
-    table = videocrafter.table(config.text.layers)
+    table = videocrafter.table(config, ())
     made = {name: tuple(x.shape) for name, x in convert(table, source, read_meta, tensor_shapes(config))}
     assert made == tensor_shapes(config)
     left = sorted(set(source) - set(read_names))
@@ -277,4 +277,4 @@ def test_a_missing_tensor_of_any_part_is_named():
         source = shapes("vc2")
         del source[name]
         with pytest.raises(ConversionError, match="has no tensor for 1"):
-            convert(videocrafter.table(config.text.layers), source, lambda n: None, tensor_shapes(config))
+            convert(videocrafter.table(config, ()), source, lambda n: None, tensor_shapes(config))

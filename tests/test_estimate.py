@@ -21,7 +21,7 @@ def test_counts_are_those_of_a_real_step(pipeline):
     guess = needs(TINY_CONFIG, cascade, 16, 24, torch.float32, guided=False)
     bus, unet = cascade.bus(), pipeline.networks.unet
     xs = [torch.randn(1, FRAMES * n, 4, 8, 12) for n in (1, 2)]
-    text, one = unet.project_text(torch.randn(1, 16, 12)), torch.ones(1)
+    text, one = unet.project_context(torch.randn(1, 16, 12)), torch.ones(1)
     # the counter knows matrix products, so attention is spelt out in them
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         cascade_step(lambda s, x, view: unet(x, one, text, one, view), xs, bus, 0, 0.8)
@@ -52,7 +52,7 @@ from zerosmooth.models.videocrafter import UNet
 torch.set_grad_enabled(False)
 unet = UNet(LARGER.unet)
 b, xs = 1, [torch.randn(1, 16 * n, 4, 32, 32) for n in (1, 2)]
-text, one = unet.project_text(torch.randn(1, 16, 12)), torch.ones(1)
+text, one = unet.project_context(torch.randn(1, 16, 12)), torch.ones(1)
 run = lambda s, x, view: unet(x, one, text, one, view)
 cascade_step(run, [x[:, :, :, :4, :4] for x in xs], Cascade(16, (2,)).bus(), 0, 0.8)
 def status(key):

@@ -75,7 +75,7 @@ def test_a_batch_equals_single_runs(ask):
 
 def test_projected_text_is_the_text(unet):
     context = torch.randn(1, 5, TINY.context_dim)
-    states = unet.project_text(context)
+    states = unet.project_context(context)
     assert states.keys() == {n for n, m in unet.named_modules() if isinstance(m, CrossAttention)}
     x, step, fps = latents(FRAMES), torch.tensor([300]), torch.tensor([8])
     assert torch.equal(unet(x, step, states, fps), unet(x, step, context, fps))

@@ -2,6 +2,9 @@
 
     python -m weights_convert vc2 model.ckpt -o vc2.safetensors
     python -m weights_convert vc1 model.ckpt -o vc1.safetensors --dtype float16
+    python -m weights_convert lavie lavie_base.pt --sd stable-diffusion-v1-4/ -o lavie.safetensors
+    python -m weights_convert svd svd_xt.safetensors -o svd_xt.safetensors
+    python -m weights_convert svd stable-video-diffusion-img2vid/ -o svd.safetensors
 
 Every tensor of the source is placed, or dropped by name; anything else is an error, and then nothing is written.
 """
@@ -12,6 +15,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -20,27 +24,78 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zerosmooth.checkpoint import looks_like, save, sha256, tensor_shapes
+from zerosmooth.checkpoint import looks_like, save, tensor_shapes
 from zerosmooth.config import FAMILIES, ModelConfig
 
-from . import videocrafter
+from . import lavie, svd, videocrafter
 from .engine import ConversionError, convert
-from .source import Source, open_source
+from .source import Source, join, open_folder, open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TABLES = {"vc2": videocrafter.table, "vc1": videocrafter.table, "lavie": lavie.table, "svd": svd.table}
+
+
+def open_family(family: str, path: Path, sd: Path | None) -> Source:
+    """A family's source, whatever files it lies in. ConversionError if something is missing."""
+    if (family == "lavie") != (sd is not None):
+        raise ConversionError(
+            "LaVie's file is its UNet only; add --sd with a Stable Diffusion 1.4 folder that has vae/ and text_encoder/"
+            if sd is None
+            else f"--sd is for LaVie; {family} needs no Stable Diffusion folder"
+        )
+    if sd is not None:
+        parts = open_folder(sd, ("vae", "text_encoder"))
+        unet = open_source(path)
+        joined = join(path, {"unet": unet})
+        return Source(
+            path,
+            joined.shapes | parts.shapes,
+            lambda name: (joined if name in joined.shapes else parts).read(name),
+            (*unet.files, *parts.files),
+        )
+    if family == "svd" and path.is_dir():
+        return open_folder(path, ("unet", "vae", "image_encoder"))
+    return open_source(path)
 
 
 def convert_file(family: str, source: Source, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Our tensors, read one at a time. ConversionError, at once, if the source is not this family's."""
-    table = videocrafter.table(config.text.layers)
+    table = TABLES[family](config, source.shapes)
     try:
         tensors = convert(table, source.shapes, source.read, tensor_shapes(config))
-        check_schedule(source, config)
+        if family in ("vc2", "vc1"):
+            check_schedule(source, config)
+        if family == "lavie":
+            check_rotary(source)
     except ConversionError as error:
         raise ConversionError(
             f"{source.path} is not {family}: {error}. It looks like {looks_like(source.shapes)}"
         ) from None
     return tensors
+
+
+def frames_of(path: Path, asked: int | None) -> int:
+    """Frames that a Stable Video Diffusion was trained on: as asked, or by the name of its file or folder.
+
+    ConversionError if neither tells.
+    """
+    if asked is not None:
+        return asked
+    name = path.absolute().name.lower()
+    if "xt" in name:
+        return 25
+    if "svd" in name or "stable-video-diffusion-img2vid" in name:
+        return 14
+    raise ConversionError(f"{path} does not say which variant it is; add --num_frames 14, or 25 for an xt one")
+
+
+def check_rotary(source: Source) -> None:
+    """The rotary embedding's frequencies are dropped; but they must be the constants that they are taken for."""
+    for name in source.shapes:
+        if name.endswith("rotary_emb.freqs"):
+            theirs = source.read(name).double().numpy()
+            if not np.allclose(theirs, 10_000.0 ** (-np.arange(len(theirs)) / len(theirs)), atol=1e-3):
+                raise ConversionError(f"the source has other rotary frequencies ({name})")
 
 
 def check_schedule(source: Source, config: ModelConfig) -> None:
@@ -62,7 +117,16 @@ def main() -> int:
         prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("family", choices=FAMILIES, help="what the source is")
-    parser.add_argument("source", type=Path, help="the published checkpoint, a .ckpt or .safetensors file")
+    parser.add_argument("source", type=Path, help="the published checkpoint: a file, or for svd a diffusers folder too")
+    parser.add_argument(
+        "--sd", type=Path, help="lavie only: the Stable Diffusion 1.4 folder with vae/ and text_encoder/"
+    )
+    parser.add_argument(
+        "--num_frames",
+        type=int,
+        choices=(14, 25),
+        help="svd only: frames the model was trained on (default: 25 if the name has xt in it, else 14)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written tensors (default: float32)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
@@ -75,7 +139,11 @@ def main() -> int:
             raise ConversionError(f"{args.output} exists; add --overwrite to replace it")
         if not args.output.absolute().parent.is_dir():
             raise ConversionError(f"the folder of {args.output} does not exist")
-        source = open_source(args.source)
+        if args.family == "svd":
+            config = replace(config, unet=replace(config.unet, frames=frames_of(args.source, args.num_frames)))
+        elif args.num_frames is not None:
+            raise ConversionError(f"--num_frames is for svd; {args.family} has one variant")
+        source = open_family(args.family, args.source, args.sd)
         shapes = tensor_shapes(config)
         size = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
         free = shutil.disk_usage(args.output.absolute().parent).free
@@ -83,7 +151,7 @@ def main() -> int:
             raise ConversionError(f"{args.output} needs {size / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
         tensors = convert_file(args.family, source, config)
         bar = tqdm(tensors, total=len(shapes), desc=args.family, unit=" tensors")
-        save(args.output, config, bar, dtype, args.source.name, sha256(args.source))
+        save(args.output, config, bar, dtype, source.name, source.sha256())
     except (ConversionError, OSError) as error:
         print(f"weights_convert: {error}", file=sys.stderr)
         return 1

@@ -2,8 +2,8 @@
 
 A row maps a pattern of source names to a target name. In a pattern `{}` stands for an index and `*` for the rest of a
 name; in a target `{}` takes the next index and `{-1}` that index minus one. Targets that end in `#0`, `#1`,
-.. are parts of one tensor, joined along the first axis (q, k and v, say). 1x1 convolutions may become linear layers:
-trailing axes of size one that the target lacks are dropped.
+.. are parts of one tensor, joined along the first axis (q, k and v, say); those that end in `^T` are transposed. 1x1
+convolutions may become linear layers: trailing axes of size one that the target lacks are dropped.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Table:
-    """rows: (source pattern, target). dropped: source pattern -> why it is not needed; it goes before the rows."""
+    """rows: (source pattern, target); the first that fits counts. dropped: source pattern -> why it is not needed; it
+    goes before the rows. filled: target -> what makes it, of its shape, where the source has nothing for it."""
 
     rows: list[tuple[str, str]]
     dropped: dict[str, str] = field(default_factory=dict)
+    filled: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
 
     def within(self, source: str, target: str) -> list[tuple[str, str]]:
         """The rows, with prefixes put before both sides."""
@@ -49,7 +51,7 @@ def plan(table: Table, names: Iterable[str]) -> tuple[dict[str, list[str]], list
         if match is None:
             unknown.append(name)
             continue
-        base, _, part = _fill(target, match).partition("#")
+        base, _, part = _fill(target.removesuffix("^T"), match).partition("#")
         if parts.setdefault(base, {}).setdefault(int(part or 0), name) != name:
             unknown.append(name)
     return {target: [names[i] for i in sorted(names)] for target, names in parts.items()}, unknown
@@ -63,10 +65,13 @@ def convert(
     ConversionError, at once and before anything is read, if a tensor is missing, unexpected or of another shape.
     """
     sources, unknown = plan(table, list(shapes))
-    missing = [name for name in expected if name not in sources]
+    transposed = {target.removesuffix("^T") for _, target in table.rows if target.endswith("^T")}
+    filled = {name: make for name, make in table.filled.items() if name in expected and name not in sources}
+    missing = [name for name in expected if name not in sources and name not in filled]
     wrong = []
     for target in expected.keys() & sources.keys():
         names, shape = sources[target], tuple(expected[target])
+        shape = shape[::-1] if target in transposed else shape
         part = (shape[0] // len(names), *shape[1:]) if len(names) > 1 else shape  # parts are of one size
         if any(_squeezed(shapes[name], part) != part for name in names):
             wrong.append(f"{' + '.join(f'{name} {shapes[name]}' for name in names)} for {shape}")
@@ -81,9 +86,12 @@ def convert(
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for target in expected:
+            if target in filled:
+                yield target, filled[target](*expected[target])
+                continue
             parts = [read(name) for name in sources[target]]
             joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-            yield target, joined.reshape(expected[target])
+            yield target, (joined.T if target in transposed else joined).reshape(expected[target])
 
     return tensors()
 

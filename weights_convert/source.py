@@ -1,7 +1,8 @@
-"""Opens the files that checkpoints are published in, one tensor at a time, and says what is wrong with a file."""
+"""Opens the files and folders that checkpoints are published in, one tensor at a time, and says what is wrong."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +12,63 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zerosmooth.checkpoint import FORMAT, CheckpointError, is_pickle, read_header
+from zerosmooth.checkpoint import FORMAT, CheckpointError, is_pickle, read_header, sha256
 
 from .engine import ConversionError
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published checkpoint. shapes: of its tensors; read: one of them."""
+    """A published checkpoint. shapes: of its tensors; read: one of them; files: that it lies in."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+    files: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its files, for the record."""
+        return " + ".join(_short(file) for file in self.files) if len(self.files) > 1 else self.files[0].name
+
+    def sha256(self) -> str:
+        """Of its file; of a list of their digests and names, as `sha256sum` prints it, if there are several."""
+        if len(self.files) == 1:
+            return sha256(self.files[0])
+        lines = "".join(f"{sha256(file)}  {_short(file)}\n" for file in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files in a Hugging Face folder
+ENDS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")  # the first that is there is taken
+
+
+def open_folder(path: Path, parts: tuple[str, ...]) -> Source:
+    """The parts (subfolders) of a Hugging Face folder as one source, with their names before their tensors'.
+
+    ConversionError if one of them is missing.
+    """
+    if not path.is_dir():
+        raise ConversionError(f"{path} is not a folder with {', '.join(parts)} in it")
+    sources = {}
+    for part in parts:
+        names = [stem + end for end in ENDS for stem in STEMS]
+        file = next((path / part / name for name in names if (path / part / name).exists()), None)
+        if file is None:
+            raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:4])}, ..")
+        sources[part] = open_source(file)
+    return join(path, sources)
+
+
+def join(path: Path, sources: dict[str, Source]) -> Source:
+    """Several sources as one; their names go before their tensors'."""
+    shapes = {f"{part}.{name}": shape for part, source in sources.items() for name, shape in source.shapes.items()}
+
+    def read(name: str) -> Tensor:
+        part, _, rest = name.partition(".")
+        return sources[part].read(rest)
+
+    return Source(path, shapes, read, tuple(file for source in sources.values() for file in source.files))
 
 
 def open_source(path: Path) -> Source:
@@ -56,7 +102,7 @@ def _open_safetensors(path: Path) -> Source:
             f"{path} is converted already ({metadata.get('family')}); sample.py --ckpt {path} takes it"
         )
     file = safe_open(path, "pt")
-    return Source(path, {name: tuple(entry["shape"]) for name, entry in header.items()}, file.get_tensor)
+    return Source(path, {name: tuple(entry["shape"]) for name, entry in header.items()}, file.get_tensor, (path,))
 
 
 def _open_pickle(path: Path) -> Source:
@@ -73,7 +119,7 @@ def _open_pickle(path: Path) -> Source:
         raise ConversionError(
             f"{path} cannot be read, it is cut off or damaged ({first}); download it again"
         ) from error
-    for key in ("state_dict", "module"):  # Lightning's name for the weights, and DeepSpeed's
+    for key in ("ema", "state_dict", "module"):  # LaVie's name for the weights, Lightning's, and DeepSpeed's
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     tensors = {
@@ -81,7 +127,11 @@ def _open_pickle(path: Path) -> Source:
         for name, value in (content.items() if isinstance(content, dict) else ())
         if isinstance(value, Tensor)
     }
-    return Source(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
+    return Source(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__, (path,))
+
+
+def _short(file: Path) -> str:
+    return "/".join(file.absolute().parts[-2:])
 
 
 def _is_zip(path: Path) -> bool:

@@ -2,58 +2,49 @@
 
 from __future__ import annotations
 
-from .engine import Table
+from collections.abc import Collection
 
-RES = Table(
+from zerosmooth.config import ModelConfig
+
+from .engine import Table
+from .ldm import PROJECTIONS, RES, TEXT, VAE, cross_attention, feed_forward, norms, self_attention
+
+VC_RES = Table(
     [
-        ("in_layers.0.*", "norm1.*"),
-        ("in_layers.2.*", "conv1.*"),
-        ("emb_layers.1.*", "emb.*"),
-        ("out_layers.0.*", "norm2.*"),
-        ("out_layers.3.*", "conv2.*"),
-        ("skip_connection.*", "skip.*"),
+        *RES.rows,
         ("temopral_conv.conv1.0.*", "temporal_conv.norms.0.*"),  # spelt so in the checkpoint
         ("temopral_conv.conv1.2.*", "temporal_conv.convs.0.*"),
         *((f"temopral_conv.conv{i + 1}.0.*", f"temporal_conv.norms.{i}.*") for i in (1, 2, 3)),
         *((f"temopral_conv.conv{i + 1}.3.*", f"temporal_conv.convs.{i}.*") for i in (1, 2, 3)),
     ]
 )
-
-FRAME = [  # around the blocks of both kinds of transformer
-    ("norm.*", "norm.*"),
-    ("proj_in.*", "proj_in.*"),
-    ("proj_out.*", "proj_out.*"),
-    ("transformer_blocks.{}.norm1.*", "blocks.{}.norm1.*"),
-    ("transformer_blocks.{}.norm2.*", "blocks.{}.norm2.*"),
-    ("transformer_blocks.{}.norm3.*", "blocks.{}.norm3.*"),
-    ("transformer_blocks.{}.ff.net.0.proj.*", "blocks.{}.ff.proj_in.*"),
-    ("transformer_blocks.{}.ff.net.2.*", "blocks.{}.ff.proj_out.*"),
+BLOCK = "transformer_blocks.{}", "blocks.{}"
+FRAME = [
+    *PROJECTIONS,
+    *norms(*BLOCK, "norm1", "norm2", "norm3"),
+    *feed_forward("transformer_blocks.{}.ff", "blocks.{}.ff"),
 ]
-
-
-def self_attention(source: str, target: str) -> list[tuple[str, str]]:
-    return [
-        *((f"{source}.to_{x}.weight", f"{target}.to_qkv.weight#{i}") for i, x in enumerate("qkv")),
-        (f"{source}.to_out.0.*", f"{target}.to_out.*"),
-        (f"{source}.relative_position_k.embeddings_table", f"{target}.position.keys"),
-        (f"{source}.relative_position_v.embeddings_table", f"{target}.position.values"),
-    ]
-
-
 SPATIAL = Table(
     FRAME
     + self_attention("transformer_blocks.{}.attn1", "blocks.{}.self_attn")
-    + [
-        ("transformer_blocks.{}.attn2.to_q.weight", "blocks.{}.cross_attn.to_q.weight"),
-        ("transformer_blocks.{}.attn2.to_k.weight", "blocks.{}.cross_attn.to_kv.weight#0"),
-        ("transformer_blocks.{}.attn2.to_v.weight", "blocks.{}.cross_attn.to_kv.weight#1"),
-        ("transformer_blocks.{}.attn2.to_out.0.*", "blocks.{}.cross_attn.to_out.*"),
-    ]
+    + cross_attention("transformer_blocks.{}.attn2", "blocks.{}.cross_attn")
 )
 TEMPORAL = Table(
     FRAME
-    + self_attention("transformer_blocks.{}.attn1", "blocks.{}.attn1")
-    + self_attention("transformer_blocks.{}.attn2", "blocks.{}.attn2")
+    + [
+        row
+        for name in ("attn1", "attn2")
+        for row in (
+            *self_attention(f"transformer_blocks.{{}}.{name}", f"blocks.{{}}.{name}"),
+            *(
+                (
+                    f"transformer_blocks.{{}}.{name}.relative_position_{x}.embeddings_table",
+                    f"blocks.{{}}.{name}.position.{ours}",
+                )
+                for x, ours in (("k", "keys"), ("v", "values"))
+            ),
+        )
+    ]
 )
 
 UNET = Table(
@@ -63,69 +54,19 @@ UNET = Table(
         ("input_blocks.0.0.*", "conv_in.*"),
         *TEMPORAL.within("init_attn.0.", "init_attn."),
         ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
-        *RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
+        *VC_RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
         *SPATIAL.within("input_blocks.{}.1.", "encoder.{-1}.spatial."),
         *TEMPORAL.within("input_blocks.{}.2.", "encoder.{-1}.temporal."),
-        *RES.within("middle_block.0.", "middle.res."),
+        *VC_RES.within("middle_block.0.", "middle.res."),
         *SPATIAL.within("middle_block.1.", "middle.spatial."),
         *TEMPORAL.within("middle_block.2.", "middle.temporal."),
-        *RES.within("middle_block.3.", "middle.res2."),
+        *VC_RES.within("middle_block.3.", "middle.res2."),
         *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 3)),
-        *RES.within("output_blocks.{}.0.", "decoder.{}.res."),
+        *VC_RES.within("output_blocks.{}.0.", "decoder.{}.res."),
         *SPATIAL.within("output_blocks.{}.1.", "decoder.{}.spatial."),
         *TEMPORAL.within("output_blocks.{}.2.", "decoder.{}.temporal."),
         ("out.0.*", "norm_out.*"),
         ("out.2.*", "conv_out.*"),
-    ]
-)
-
-VAE_RES = Table(
-    [
-        ("norm1.*", "norm1.*"),
-        ("conv1.*", "conv1.*"),
-        ("norm2.*", "norm2.*"),
-        ("conv2.*", "conv2.*"),
-        ("nin_shortcut.*", "skip.*"),
-    ]
-)
-VAE_ENDS = Table(  # what encoder and decoder share
-    [
-        ("conv_in.*", "conv_in.*"),
-        *VAE_RES.within("mid.block_1.", "middle.res1."),
-        ("mid.attn_1.norm.*", "middle.attn.norm.*"),
-        *((f"mid.attn_1.{x}.weight", f"middle.attn.to_qkv.weight#{i}") for i, x in enumerate("qkv")),
-        *((f"mid.attn_1.{x}.bias", f"middle.attn.to_qkv.bias#{i}") for i, x in enumerate("qkv")),
-        ("mid.attn_1.proj_out.*", "middle.attn.to_out.*"),
-        *VAE_RES.within("mid.block_2.", "middle.res2."),
-        ("norm_out.*", "norm_out.*"),
-        ("conv_out.*", "conv_out.*"),
-    ]
-)
-VAE = Table(
-    [
-        *VAE_ENDS.within("encoder.", "encoder."),
-        *VAE_RES.within("encoder.down.{}.block.{}.", "encoder.levels.{}.res.{}."),
-        ("encoder.down.{}.downsample.conv.*", "encoder.levels.{}.resample.*"),
-        *VAE_ENDS.within("decoder.", "decoder."),
-        *VAE_RES.within("decoder.up.{}.block.{}.", "decoder.levels.{}.res.{}."),
-        ("decoder.up.{}.upsample.conv.*", "decoder.levels.{}.resample.conv.*"),
-        ("quant_conv.*", "quant_conv.*"),
-        ("post_quant_conv.*", "post_quant_conv.*"),
-    ]
-)
-
-TEXT = Table(
-    [
-        ("token_embedding.weight", "token_embedding.weight"),
-        ("positional_embedding", "positional_embedding"),
-        ("transformer.resblocks.{}.ln_1.*", "blocks.{}.norm1.*"),
-        ("transformer.resblocks.{}.attn.in_proj_weight", "blocks.{}.to_qkv.weight"),
-        ("transformer.resblocks.{}.attn.in_proj_bias", "blocks.{}.to_qkv.bias"),
-        ("transformer.resblocks.{}.attn.out_proj.*", "blocks.{}.to_out.*"),
-        ("transformer.resblocks.{}.ln_2.*", "blocks.{}.norm2.*"),
-        ("transformer.resblocks.{}.mlp.c_fc.*", "blocks.{}.fc1.*"),
-        ("transformer.resblocks.{}.mlp.c_proj.*", "blocks.{}.fc2.*"),
-        ("ln_final.*", "norm_out.*"),
     ]
 )
 
@@ -146,17 +87,17 @@ BUFFERS = (
 )
 
 
-def table(text_layers: int) -> Table:
-    """The whole checkpoint. text_layers: blocks of the text tower that run; the one behind them is dropped."""
+def table(config: ModelConfig, names: Collection[str]) -> Table:
+    """The whole checkpoint. The block of the text tower behind those that run is dropped."""
     text = "cond_stage_model.model."
     return Table(
         [
             *UNET.within("model.diffusion_model.", "unet."),
             *VAE.within("first_stage_model.", "vae."),
-            *TEXT.within(text, "text."),
+            *TEXT.within(text, "encoder."),
         ],
         dropped={
-            f"{text}transformer.resblocks.{text_layers}.*": "the text condition is the output of the block before",
+            f"{text}transformer.resblocks.{config.encoder.layers}.*": "the condition is what the block before gives",
             f"{text}text_projection": "of the pooled text, which is not used",
             f"{text}logit_scale": "of CLIP's own training",
             f"{text}attn_mask": "causal, computed",

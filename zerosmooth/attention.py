@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import ceil
+from math import ceil, log
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from .bus import Stage, State
 from .operators import S
 
 Attend = Callable[..., Tensor]
-TextStates = dict[str, tuple[Tensor, Tensor]]  # by cross-attention module: keys and values of the prompt
+ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention module: what it needs of a prompt or an image
 
 
 class Attention(nn.Module):
@@ -76,15 +76,38 @@ class CrossAttention(Attention):
         k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads)
         return k, v
 
-    def forward(self, h: Tensor, text: TextStates, bus: Stage | None = None) -> Tensor:
+    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None = None) -> Tensor:
         q = self.to_q(h)
         corrected = None if bus is None else bus.exchange(self.name, "spatial", q=(q, S(bus.n)))
-        return self.output(bus, partial(self.attend, *text[self.name]), {"q": q}, corrected)
+        return self.output(bus, partial(self.attend, *context[self.name]), {"q": q}, corrected)
 
     def attend(self, k: Tensor, v: Tensor, q: Tensor) -> Tensor:
         f = q.shape[1]
         q = rearrange(q, "b f l (h d) -> b h (f l) d", h=self.heads)
         return rearrange(F.scaled_dot_product_attention(q, k, v), "b h (f l) d -> b f l (h d)", f=f)
+
+
+class TokenCrossAttention(nn.Module):
+    """Attention to a context of one token (Stable Video Diffusion's image), spatial or temporal.
+
+    Softmax over one token is 1: every query gets that token's value, so there are no queries and keys, nothing can be
+    corrected, and the output is the same for every frame and step: `project` makes it, once a video.
+    """
+
+    def __init__(self, dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.name = ""  # in the ContextStates; given by `name_attention`
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+
+    def project(self, context: Tensor) -> tuple[Tensor]:
+        """The output for an image. context: b 1 c; returns b 1 1 d. ValueError if it has more tokens."""
+        if context.shape[1] != 1:
+            raise ValueError(f"a context of {context.shape[1]} tokens; this network was trained with one")
+        return (self.to_out(self.to_v(context))[:, None],)
+
+    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None = None) -> Tensor:
+        return context[self.name][0]
 
 
 class TemporalAttention(Attention):
@@ -133,6 +156,43 @@ class RelativePosition(nn.Module):
         logits = q @ k.transpose(-1, -2) + torch.einsum("... i d, i j d -> ... i j", q, r_k)
         weights = (logits * d**-0.5).softmax(-1)
         return weights @ v + torch.einsum("... i j, i j d -> ... i d", weights, r_v)
+
+
+class RotaryBias(nn.Module):
+    """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and head (LaVie).
+
+    The first 32 channels of a head turn, in adjacent pairs. Distances fall into 32 buckets, 16 for each direction:
+    one each up to 7, then ever wider ones up to max_distance (the relative bias of T5, Raffel et al. 2020).
+    """
+
+    def __init__(self, heads: int, head_dim: int, buckets: int = 32, max_distance: int = 32) -> None:
+        super().__init__()
+        self.turned, self.max_distance = min(32, head_dim), max_distance
+        self.bias = nn.Parameter(torch.zeros(buckets, heads))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        f = q.shape[-2]
+        bias = self.bias[self.bucket(f).to(q.device)].permute(2, 0, 1)  # h f f
+        return F.scaled_dot_product_attention(self.turn(q), self.turn(k), v, attn_mask=bias)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Rotate channels 2i and 2i + 1 by frame * frequency_i. x: ... f d."""
+        pair = torch.arange(0, self.turned, 2, device=x.device)
+        angle = torch.outer(torch.arange(x.shape[-2], device=x.device), 10_000.0 ** (-pair / self.turned))  # f d/2
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        a, b = x[..., : self.turned : 2], x[..., 1 : self.turned : 2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        return torch.cat([turned, x[..., self.turned :]], dim=-1)
+
+    def bucket(self, f: int) -> Tensor:
+        """Of each pair of frames: query, key."""
+        frame = torch.arange(f)
+        distance = frame[:, None] - frame[None, :]  # of the query from the key
+        half = len(self.bias) // 2
+        exact = half // 2
+        far = distance.abs().clamp(min=1)
+        wide = exact + ((far / exact).log() / log(self.max_distance / exact) * (half - exact)).long()
+        return torch.where(distance.abs() < exact, distance.abs(), wide.clamp(max=half - 1)) + half * (distance < 0)
 
 
 def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
@@ -184,10 +244,11 @@ def frame_positions(f: int, bus: Stage | None) -> Tensor:
 def name_attention(network: nn.Module) -> None:
     """Give every attention module of a network its name on the bus: its path within the network."""
     for path, module in network.named_modules():
-        if isinstance(module, Attention):
+        if isinstance(module, (Attention, TokenCrossAttention)):
             module.name = path
 
 
-def project_text(network: nn.Module, context: Tensor) -> TextStates:
-    """Keys and values of a prompt for every cross-attention of a network. context: b m c."""
-    return {module.name: module.project(context) for module in network.modules() if isinstance(module, CrossAttention)}
+def project_context(network: nn.Module, context: Tensor) -> ContextStates:
+    """What every cross-attention of a network needs of a prompt or an image. context: b m c."""
+    cross = (CrossAttention, TokenCrossAttention)
+    return {module.name: module.project(context) for module in network.modules() if isinstance(module, cross)}

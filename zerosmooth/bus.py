@@ -72,7 +72,7 @@ class HiddenStateBus:
         self.peak_bytes = 0  # the most that ever waited
         self.turn = threading.Condition()  # in lockstep, the stage that computes holds it
         self.failed = False  # in lockstep, a stage has raised and the others must end
-        self._waiting: dict[tuple[int, str], tuple[State, dict[str, torch.device]]] = {}
+        self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
         """The bus as stage `index` sees it at denoising step `step` with w_t = `strength` (0 to 1)."""
@@ -82,11 +82,11 @@ class HiddenStateBus:
             raise ValueError(f"strength={strength} is not in [0, 1]")
         return Stage(self, index, step, strength, n=self.scales[index - 1] if index else 1)
 
-    def publish(self, stage: int, module: str, states: State) -> None:
+    def publish(self, stage: int, module: str, states: State, branch: int = 0) -> None:
         """Leave the states of a module for the next stage. BusError if the last ones were not read yet."""
-        key = (stage, module)
+        key = (stage, branch, module)
         if self.lockstep:
-            self._wait(lambda: all(held != stage for held, _ in self._waiting))
+            self._wait(lambda: all(held != stage for held, _, _ in self._waiting))
         if key in self._waiting:
             raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
         home = {name: state.device for name, state in states.items()}
@@ -96,9 +96,9 @@ class HiddenStateBus:
         if self.lockstep:
             self.turn.notify_all()
 
-    def take(self, stage: int, module: str) -> State:
+    def take(self, stage: int, module: str, branch: int = 0) -> State:
         """What a module of `stage` published, which the bus then forgets. BusError if there is nothing."""
-        key = (stage, module)
+        key = (stage, branch, module)
         if self.lockstep:
             self._wait(lambda: key in self._waiting)
         if key not in self._waiting:
@@ -137,6 +137,7 @@ class Stage:
     step: int
     strength: float  # w_t
     n: int  # frames of this stage for one of the stage before
+    branch: int = 0  # of guidance, where branches run one after the other: each has its own states
 
     @property
     def window(self) -> int:
@@ -165,10 +166,10 @@ class Stage:
             return None
         corrected = None
         if self.index > 0:
-            keys = self.bus.take(self.index - 1, module)
+            keys = self.bus.take(self.index - 1, module, self.branch)
             corrected = {name: back_project(x, keys[name], M) for name, (x, M) in states.items()}
         if self.index < len(self.bus.scales):
-            self.bus.publish(self.index, module, corrected or {name: x for name, (x, _) in states.items()})
+            self.bus.publish(self.index, module, corrected or {name: x for name, (x, _) in states.items()}, self.branch)
         return corrected
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:

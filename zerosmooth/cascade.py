@@ -69,13 +69,14 @@ class Cascade:
 
 
 class Sampler(Protocol):
-    """What `sample` needs of a sampler; `samplers.DDIM` is one."""
+    """What `sample` needs of a sampler; `samplers.DDIM` and `samplers.Euler` are such."""
 
     stochastic: bool  # whether a step adds noise
 
     def __len__(self) -> int: ...
     def share(self, i: int) -> float: ...
     def start(self, noise: Tensor) -> Tensor: ...
+    def scale(self, i: int, x: Tensor) -> Tensor: ...
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor: ...
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor: ...
 
@@ -136,13 +137,14 @@ def sample(
 ) -> list[Tensor]:
     """Denoise all stages from noise to latents. Returns b t_s c h w of stage s = 0, 1, ..
 
-    run: (step, stage, x, bus) -> the network's guided output. noise: step -> standard normal noise of the last
-    stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given.
+    run: (step, stage, x as the sampler scales it, bus) -> the network's guided output. noise: step -> standard normal
+    noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given.
     """
     bus = cascade.bus() if bus is None else bus
     xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
     for i in range(len(sampler)):
-        outputs = cascade_step(lambda s, x, view: run(i, s, x, view), xs, bus, i, cascade.weight(sampler.share(i)))
+        shown = [sampler.scale(i, x) for x in xs]
+        outputs = cascade_step(lambda s, x, view: run(i, s, x, view), shown, bus, i, cascade.weight(sampler.share(i)))
         fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
         xs = [sampler.step(i, x, sampler.x0(i, x, y), e) for x, y, e in zip(xs, outputs, fresh)]
         if cascade.color_correction:

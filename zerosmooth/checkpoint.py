@@ -29,9 +29,9 @@ NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 LOOKS = {  # parts of tensor names, and the published checkpoint that has them
-    "time_stack": "Stable Video Diffusion in its authors' layout",
-    "temporal_transformer_blocks": "Stable Video Diffusion in diffusers' layout",
-    "attn_temp": "LaVie",
+    "time_stack": "Stable Video Diffusion in its authors' layout (weights_convert svd)",
+    "temporal_transformer_blocks": "Stable Video Diffusion's UNet in diffusers' layout (weights_convert svd FOLDER)",
+    "attn_temp": "LaVie (weights_convert lavie)",
     "image_proj_model": "VideoCrafter's image-to-video model",
     "relative_position_k": "VideoCrafter1 (weights_convert vc1)",
     "temopral_conv": "VideoCrafter2 (weights_convert vc2)",
@@ -187,8 +187,9 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: 
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     with torch.device("meta"):
         networks = Networks(checkpoint.config)
+    dtypes = networks.dtypes(checkpoint.config, dtype)
     with safe_open(checkpoint.path, "pt") as file:  # cast before they move: a GPU never holds the file's precision
-        tensors = {key: file.get_tensor(key).to(dtype).to(device) for key in checkpoint.shapes}
+        tensors = {key: file.get_tensor(key).to(dtypes[key]).to(device) for key in checkpoint.shapes}
     networks.load_state_dict(tensors, assign=True)
     return Pipeline(checkpoint.config, networks)
 

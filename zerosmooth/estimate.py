@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .bus import Stage
 from .cascade import Cascade, cascade_step
 from .config import ModelConfig
-from .pipeline import Networks
+from .models.layers import set_frame_chunk
+from .pipeline import Networks, condition
 
 FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to reach
 
@@ -79,23 +80,40 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def needs(
-    config: ModelConfig, cascade: Cascade, height: int, width: int, dtype: torch.dtype, guided: bool, chunk: int = 16
+    config: ModelConfig,
+    cascade: Cascade,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    guided: bool,
+    chunk: int = 16,
+    sequential: bool = False,
+    frame_chunk: int | None = None,
 ) -> Needs:
-    """Of one video of height x width pixels, decoded `chunk` frames at a time.
+    """Of one video of height x width pixels, decoded `chunk` frames at a time, with the settings of `Pipeline.sample`.
 
     In lockstep all stages' activations are alive together: then their sum is given, which is an upper bound.
     """
     with torch.device("meta"):
         networks = Networks(config).to(dtype).requires_grad_(False)
-        b, factor = 1 + guided, config.vae.factor
-        shape = (config.unet.in_channels, height // factor, width // factor)
-        xs = [torch.empty(b, cascade.frames_of(s), *shape, dtype=dtype) for s in range(cascade.stages)]
-        text = networks.unet.project_text(torch.empty(b, config.text.context_length, config.text.width, dtype=dtype))
-        one = torch.empty(b)
-        z = torch.empty(min(chunk, cascade.frames_of(cascade.stages - 1)), *shape, dtype=dtype)
+        dtypes = networks.dtypes(config, dtype)
+        set_frame_chunk(networks.unet, frame_chunk)
+        runs = 2 if guided and sequential else 1  # of the network, for a step of a stage
+        b, factor = (1 + guided) // runs, config.vae.factor
+        shape = (height // factor, width // factor)
+        xs = [
+            torch.empty(b, cascade.frames_of(s), config.unet.in_channels, *shape, dtype=dtype)
+            for s in range(cascade.stages)
+        ]
+        context = networks.unet.project_context(torch.empty(b, *config.encoder.context_shape, dtype=dtype))
+        told = condition(config, 8, 0, 0)
+        told = None if told is None else told.to("meta").expand(b, *told.shape)
+        frames = min(chunk, cascade.frames_of(cascade.stages - 1))
+        z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=dtypes["vae.quant_conv.weight"])
+        networks.vae.to(z.dtype)
 
     def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        return networks.unet(x, one, text, one, view)
+        return networks.unet(x, torch.empty(b, device="meta"), context, told, view)
 
     def peak(work: Callable[[], object]) -> int:
         with _LiveBytes() as memory:
@@ -116,8 +134,8 @@ def needs(
             cascade_step(run, xs, together, 0, weight)
             held = together.peak_bytes
         decoding = peak(lambda: networks.vae.decode_raw(z))
-    weights = sum(prod(p.shape) for p in networks.parameters()) * dtype.itemsize
-    return Needs(weights, activations, held, decoding, flops)
+    weights = sum(p.numel() * dtypes[name].itemsize for name, p in networks.named_parameters())
+    return Needs(weights, activations, runs * held, decoding, runs * flops)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

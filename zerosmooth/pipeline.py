@@ -1,9 +1,9 @@
-"""From prompts to videos: encoders, guidance, conditions by stage, and the cascade around the network."""
+"""From prompts or images to videos: encoders, guidance, conditions by stage, and the cascade around the network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
@@ -13,11 +13,17 @@ from . import cascade as method
 from .bus import Stage
 from .cascade import Cascade, nested_noise
 from .config import ModelConfig
+from .images import fit
 from .models.autoencoder import Autoencoder
-from .models.text import TextTower
+from .models.clip import ImageTower, TextConfig, TextTower
+from .models.lavie import LaVieUNet
+from .models.layers import set_frame_chunk
+from .models.svd import SVDUNet
 from .models.tokenizer import Tokenizer
 from .models.videocrafter import UNet
-from .samplers import DDIM
+
+UNETS = {"vc2": UNet, "vc1": UNet, "lavie": LaVieUNet, "svd": SVDUNet}
+IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is the noise that sampling starts from
 
 
 class NonFiniteError(ArithmeticError):
@@ -29,16 +35,21 @@ class Networks(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.unet = UNet(config.unet)
+        self.unet = UNETS[config.family](config.unet)
         self.vae = Autoencoder(config.vae)
-        self.text = TextTower(config.text)
+        self.encoder = ImageTower(config.encoder) if config.takes_images else TextTower(config.encoder)
+
+    def dtypes(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """The precision of every tensor where the networks run in `dtype`."""
+        whole = torch.float32 if config.vae.float32 else dtype
+        return {name: whole if name.startswith("vae.") else dtype for name in self.state_dict()}
 
 
 @dataclass
 class Video:
-    """One prompt's result. frames, latents and fps have an entry a stage: key frames first, the smoothest last."""
+    """One video. frames, latents and fps have an entry a stage: key frames first, the smoothest last."""
 
-    prompt: str
+    prompt: str  # empty if it was made from an image
     seed: int
     frames: list[Tensor]  # uint8, f h w 3
     fps: list[float]
@@ -52,8 +63,9 @@ class Pipeline:
     def __init__(self, config: ModelConfig, networks: Networks) -> None:
         self.config = config
         self.networks = networks.eval().requires_grad_(False)
-        text = config.text
-        self.tokenizer = Tokenizer(text.merges, text.context_length, text.pad_token)
+        text = config.encoder
+        if isinstance(text, TextConfig):
+            self.tokenizer = Tokenizer(text.merges, text.context_length, text.pad_token)
 
     @property
     def device(self) -> torch.device:
@@ -61,18 +73,30 @@ class Pipeline:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the network; a temporal autoencoder stays in float32."""
         return self.networks.unet.conv_in.weight.dtype
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """The network's context of prompts: n m c."""
         ids = self.tokenizer(list(prompts)).to(self.device)
-        return self.networks.text(ids)
+        return self.networks.encoder(ids)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's context of images, and their latents: n 1 c and n c h w, the latter not scaled.
+
+        images: n 3 h w in [-1, 1], float32; noise: as images, added to what becomes latents."""
+        images = images.to(self.device)
+        context = self.networks.encoder(self.networks.encoder.prepare(images).to(self.dtype))
+        noisy = (images + noise.to(self.device)).to(self.networks.vae.quant_conv.weight.dtype)
+        return context, self.networks.vae.moments(noisy)[0].to(self.dtype)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3."""
-        frames = self.networks.vae.decode(latents.to(self.device, self.dtype), chunk).float()
+        latents = latents.to(self.device, self.networks.vae.quant_conv.weight.dtype)
+        frames = self.networks.vae.decode(latents, chunk).float()
         if not torch.isfinite(frames).all():
             raise NonFiniteError(f"decoding made NaN or infinity at {self.dtype}; try --dtype bfloat16 or float32")
         x = ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
@@ -83,46 +107,75 @@ class Pipeline:
         self,
         prompts: str | Sequence[str] | None = None,
         *,
+        images: Sequence[Tensor] | None = None,
         seeds: int | Sequence[int] = 0,
-        cascade: Cascade = Cascade(),
+        cascade: Cascade | None = None,
         height: int | None = None,
         width: int | None = None,
+        resize: str = "crop",
         steps: int | None = None,
         eta: float | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         fps: int | None = None,
+        motion_bucket_id: int | None = None,
+        noise_aug_strength: float | None = None,
         decode_chunk_size: int | None = 16,
+        sequential_guidance: bool = False,
+        frame_chunk: int | None = None,
         noise: Callable[[int], Tensor] | None = None,
+        image_noise: Tensor | None = None,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Video]:
-        """Videos of prompts, one seed each. What is None comes from the checkpoint's defaults.
+        """Videos of prompts, or of images where the checkpoint is image to video; one seed each.
 
-        height, width: pixels. steps: denoising steps. fps: frames a second of the key frames, as a condition; every
-        further stage multiplies it. noise: instead of the seeds' own; see `cascade.sample`. progress: called after
-        each stage of each step with how many are done, and of how many. Raises ValueError for settings that do not
-        fit, and NonFiniteError.
+        What is None comes from the checkpoint's defaults; a cascade, two doublings of the frames it was trained on.
+        images: uint8 h w 3 each, brought to height x width as `images.fit` does with `resize`. height, width: pixels.
+        steps: denoising steps. guidance_scale: of the last frame, where it grows over the frames. fps: frames a second
+        of the key frames, as a condition; every further stage multiplies it. motion_bucket_id, noise_aug_strength:
+        conditions of image to video, see `config.Defaults`. sequential_guidance: run the branches of guidance one
+        after the other. frame_chunk: frames at a time in layers that see them one by one; both take less memory and
+        change nothing beyond rounding. noise: instead of the seeds' own, see `cascade.sample`; image_noise: n 3 h w,
+        likewise. progress: called after each stage of each step with how many are done, and of how many. Raises
+        ValueError for settings that do not fit, and NonFiniteError.
         """
         d = self.config.defaults
-        if prompts is None or isinstance(prompts, str):
+        if self.config.takes_images:
+            if images is None or prompts is not None:
+                raise ValueError("this checkpoint makes videos from images: give images=[...], no prompts")
+            prompts = [""] * len(images)
+        elif images is not None:
+            raise ValueError("this checkpoint makes videos from prompts, not from images")
+        elif prompts is None or isinstance(prompts, str):
             prompts = [d.prompt if prompts is None else prompts]
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts):
-            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each prompt")
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} videos; give one seed, or one for each")
+        cascade = Cascade(self.config.unet.frames) if cascade is None else cascade
         height, width = d.height if height is None else height, d.width if width is None else width
         steps, eta = d.steps if steps is None else steps, d.eta if eta is None else eta
         fps = d.fps if fps is None else fps
         guidance_scale = d.guidance_scale if guidance_scale is None else guidance_scale
-        check_settings(self.config, cascade, height, width, steps, eta, fps, guidance_scale)
-        sampler = DDIM(self.config.sampler, steps, eta)
+        motion = d.motion_bucket_id if motion_bucket_id is None else motion_bucket_id
+        augmentation = d.noise_aug_strength if noise_aug_strength is None else noise_aug_strength
+        check_settings(self.config, cascade, height, width, steps, eta, fps, guidance_scale, motion, augmentation)
+        sampler = self.config.sampler.sampler(steps, eta)
+        if images is None:
+            negative = d.negative_prompt if negative_prompt is None else negative_prompt
+            branches = [Branch(self.encode_text(prompts)), Branch(self.encode_text([negative] * len(prompts)))]
+        else:
+            pixels = torch.stack([fit(image, height, width, resize) for image in images]).float() / 127.5 - 1
+            pixels = pixels.permute(0, 3, 1, 2)
+            if image_noise is None:
+                image_noise = torch.cat([nested_noise(pixels.shape[1:], 1, (), s, IMAGE_NOISE) for s in seeds])
+            context, z = self.encode_images(pixels, augmentation * image_noise)
+            branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
         guided = Guidance(
-            self.networks.unet,
-            self.encode_text(prompts),
-            self.encode_text([d.negative_prompt if negative_prompt is None else negative_prompt] * len(prompts)),
-            guidance_scale,
+            self.networks.unet, branches, guidance_scale, d.first_guidance_scale, sequential=sequential_guidance
         )
+        set_frame_chunk(self.networks.unet, frame_chunk)
         factor = self.config.vae.factor
-        shape = (self.config.unet.in_channels, height // factor, width // factor)
+        shape = (self.config.unet.out_channels, height // factor, width // factor)
 
         def seeded(step: int) -> Tensor:
             x = [nested_noise(shape, cascade.frames, cascade.scales, seed, step) for seed in seeds]
@@ -132,7 +185,8 @@ class Pipeline:
 
         def run(i: int, stage: int, x: Tensor, view: Stage | None) -> Tensor:
             nonlocal done
-            output = guided(x, sampler.timestep(i), fps * cascade.rate(stage), view)
+            told = condition(self.config, fps * cascade.rate(stage), motion, augmentation)
+            output = guided(x, sampler.timestep(i), told, view)
             if not torch.isfinite(output).all():
                 raise NonFiniteError(
                     f"step {i + 1} of {len(sampler)} made NaN or infinity in stage {stage} at {self.dtype}; "
@@ -166,6 +220,8 @@ def check_settings(
     eta: float,
     fps: int,
     guidance_scale: float,
+    motion_bucket_id: int,
+    noise_aug_strength: float,
     **others: object,
 ) -> None:
     """ValueError, with what would fit, if a checkpoint of this config cannot make such a video."""
@@ -181,32 +237,76 @@ def check_settings(
         raise ValueError(f"fps={fps}; it must be at least 1")
     if not isfinite(guidance_scale):
         raise ValueError(f"guidance_scale={guidance_scale} is no number")
-    DDIM(config.sampler, steps, eta)
+    if motion_bucket_id < 0:
+        raise ValueError(f"motion_bucket_id={motion_bucket_id}; it must be at least 0")
+    if not 0 <= noise_aug_strength <= 1:
+        raise ValueError(f"noise_aug_strength={noise_aug_strength} is not in [0, 1]")
+    config.sampler.sampler(steps, eta)
     cascade.bus()
 
 
-class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022): both branches in one batch, each with its own states on the bus.
+def condition(config: ModelConfig, fps: float, motion: float, augmentation: float) -> Tensor | None:
+    """The numbers that a family's network is told of a video of `fps` frames a second; None if it takes none."""
+    if config.takes_images:
+        return torch.tensor([fps - 1, motion, augmentation])
+    return torch.tensor(fps) if getattr(config.unet, "fps_condition", False) else None
 
-    context, negative: n m c. At scale 1 the unconditional branch is not run.
+
+@dataclass(frozen=True)
+class Branch:
+    """What the network is told in one branch of guidance.
+
+    context: n m c, the encoder's output. latents: n c h w, set beside the noisy latents of every frame; or None.
     """
 
-    def __init__(self, unet: UNet, context: Tensor, negative: Tensor, scale: float) -> None:
-        self.unet, self.dtype, self.scale = unet, context.dtype, scale
-        self.branches = 1 if scale == 1 else 2
-        self.text = self.unet.project_text(context if self.branches == 1 else torch.cat([context, negative]))
+    context: Tensor
+    latents: Tensor | None = None
 
-    def __call__(self, x: Tensor, timestep: float, fps: float, bus: Stage | None) -> Tensor:
-        """The network's guided output. x: b f c h w, float32."""
-        b = self.branches * len(x)
-        output = self.unet(
-            torch.cat([x] * self.branches).to(self.dtype),
-            torch.full((b,), timestep, device=x.device),
-            self.text,
-            fps=torch.full((b,), fps, device=x.device),
-            bus=bus,
-        ).float()
-        if self.branches == 1:
+
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022): each branch is corrected by its own states on the bus.
+
+    branches: the conditional one, then the unconditional one, which is not run at scale 1. scale: of all frames; with
+    first_scale, of the last frame, linear from the first one's. sequential: the branches run one after the other, in
+    half the memory; else in one batch.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        branches: Sequence[Branch],
+        scale: float,
+        first_scale: float | None = None,
+        sequential: bool = False,
+    ) -> None:
+        self.unet, self.dtype = unet, branches[0].context.dtype
+        self.scale, self.first_scale = scale, first_scale
+        self.single = scale == 1 and first_scale in (None, 1)
+        self.runs = []  # of each run of the network: how many branches, their context and latents
+        for group in [branches[:1]] if self.single else [[b] for b in branches] if sequential else [branches]:
+            latents = [b.latents for b in group if b.latents is not None]
+            states = unet.project_context(torch.cat([b.context for b in group]))
+            self.runs.append((len(group), states, torch.cat(latents)[:, None] if latents else None))
+
+    def __call__(self, x: Tensor, timestep: float, condition: Tensor | None, bus: Stage | None) -> Tensor:
+        """The network's guided output. x: b f c h w, float32; condition: of every video, see `condition`."""
+        outputs = []
+        for i, (branches, states, latents) in enumerate(self.runs):
+            shown = torch.cat([x] * branches).to(self.dtype)
+            b, f = shown.shape[:2]
+            if latents is not None:
+                shown = torch.cat([shown, latents.expand(-1, f, -1, -1, -1)], dim=2)
+            told = None if condition is None else condition.to(x.device).expand(b, *condition.shape)
+            view = bus if bus is None or i == 0 else replace(bus, branch=i)
+            outputs.append(self.unet(shown, torch.full((b,), timestep, device=x.device), states, told, view).float())
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        if self.single:
             return output
         conditional, unconditional = output.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        return unconditional + self.scale_of(x.shape[1], x.device) * (conditional - unconditional)
+
+    def scale_of(self, f: int, device: torch.device) -> float | Tensor:
+        """The scale of each of f frames, or the one of all."""
+        if self.first_scale is None:
+            return self.scale
+        return torch.linspace(self.first_scale, self.scale, f, device=device)[:, None, None, None]

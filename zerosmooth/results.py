@@ -35,19 +35,19 @@ def read_prompts(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """The files of one prompt and seed. settings: all that decides what the videos show."""
+    """The files of one prompt or image and seed. settings: all that decides what the videos show."""
 
     folder: Path
-    prompt: str
+    subject: str  # the prompt, or the image's file name
     seed: int
     settings: dict[str, Any]
     suffix: str = ".mp4"
 
     @property
     def stem(self) -> str:
-        """The prompt, the seed, and a digest of all settings."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:60] or "prompt"
-        everything = json.dumps([self.prompt, self.seed, self.settings, self.suffix], sort_keys=True)
+        """The prompt or the image's name, the seed, and a digest of all settings."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.subject.lower()).strip("-")[:60] or "prompt"
+        everything = json.dumps([self.subject, self.seed, self.settings, self.suffix], sort_keys=True)
         return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:6]}"
 
     @property
@@ -71,7 +71,7 @@ class Result:
         image = self.folder / f"{self.stem}.png"
         iio.imwrite(image, picture(frames, play_fps))
         record = {
-            "prompt": self.prompt,
+            "image" if "image_sha256" in self.settings else "prompt": self.subject,
             "seed": self.seed,
             **self.settings,
             "frames": [len(x) for x in frames],

@@ -1,7 +1,7 @@
 """The samplers: what turns a network's outputs, step by step, into latents. They know neither guidance nor stages.
 
-A sampler walks over `len(sampler)` steps. At step i the network is asked at `timestep(i)`; `x0` reads its output and
-`step` moves on. `share(i)` is the paper's t / T: how much of the way to pure noise step i stands (Eq. 24).
+A sampler walks over `len(sampler)` steps. At step i the network is shown `scale(i, x)` at `timestep(i)`; `x0` reads its
+output and `step` moves on. `share(i)` is the paper's t / T: how much of the way to pure noise step i stands (Eq. 24).
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ class DDIMConfig:
     prediction: str = "noise"  # what the network predicts: "noise" or "v"
     data_scale: float = 1.0  # VideoCrafter2's `scale_arr`: data is scaled from 1 at t = 0 down to this
     data_scale_steps: int = 400  # at this timestep, and stays so
+    more_steps: bool = False  # a number of steps that does not divide 1000 takes some more (VideoCrafter)
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in ("sqrt_linear", "linear"):
             raise ValueError(f"beta_schedule={self.beta_schedule!r}; use 'sqrt_linear' or 'linear'")
         if self.prediction not in ("noise", "v"):
             raise ValueError(f"prediction={self.prediction!r}; use 'noise' or 'v'")
+
+    def sampler(self, steps: int, eta: float) -> DDIM:
+        return DDIM(self, steps, eta)
 
     def alphas_cumprod(self) -> np.ndarray:
         """Share of the data's variance left at each of TRAIN_STEPS timesteps, float64."""
@@ -46,9 +50,9 @@ class DDIMConfig:
 class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
-    steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps, as upstream, so a number that
-    does not divide 1000 takes some more: 30 takes 31, 60 takes 63, and `len` tells. eta: share of fresh noise, 0 (none)
-    to 1. ValueError if out of range.
+    steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps. With `more_steps` they go on up
+    to 999, as upstream: 30 takes 31, 60 takes 63, and `len` tells. eta: share of fresh noise, 0 (none) to 1.
+    ValueError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:
@@ -58,7 +62,8 @@ class DDIM:
             raise ValueError(f"eta={eta} is not in [0, 1]")
         self.config, self.stochastic = config, eta > 0
         stride = TRAIN_STEPS // steps
-        self.timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS][::-1]
+        timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS]
+        self.timesteps = (timesteps if config.more_steps else timesteps[:steps])[::-1]
         a, scale = config.alphas_cumprod(), config.data_scales()
         now = np.array(self.timesteps)
         before = np.append(now[1:], 0)  # the timestep that a step leads to; the last one leads to 0
@@ -80,6 +85,10 @@ class DDIM:
         """The first x, of standard normal noise."""
         return noise
 
+    def scale(self, i: int, x: Tensor) -> Tensor:
+        """What the network is shown of x at step i."""
+        return x
+
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         """The data that the network's output at step i stands for."""
         if self.config.prediction == "v":  # v = alpha noise - sigma x0
@@ -91,3 +100,55 @@ class DDIM:
         carried = (x - float(self.alpha[i]) * x0) / float(self.sigma[i])
         x = float(self.alpha_prev[i]) * x0 + float(self.sigma_prev[i]) * carried
         return x if noise is None else x + float(self.fresh[i]) * noise
+
+
+@dataclass(frozen=True)
+class EulerConfig:
+    """Noise levels from sigma_max down to sigma_min on the curve of Karras et al. 2022 (arXiv 2206.00364, Eq. 5)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    rho: float = 7.0
+
+    def sampler(self, steps: int, eta: float) -> Euler:
+        if eta != 0:
+            raise ValueError(f"eta={eta}; this model's sampler adds no noise: use 0")
+        return Euler(self, steps)
+
+
+class Euler:
+    """Euler's method on dx/dsigma = (x - x0) / sigma, x = x0 + sigma noise, for a network that predicts v.
+
+    steps: network evaluations, one at each noise level; the last step leads to sigma = 0. ValueError if out of range.
+    """
+
+    stochastic = False
+
+    def __init__(self, config: EulerConfig, steps: int = 25) -> None:
+        if not 1 <= steps <= 1000:
+            raise ValueError(f"steps={steps}; use 1 to 1000")
+        ends = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+        self.sigmas = np.append(np.linspace(*ends, steps) ** config.rho, 0.0)
+
+    def __len__(self) -> int:
+        return len(self.sigmas) - 1
+
+    def timestep(self, i: int) -> float:
+        return 0.25 * float(np.log(self.sigmas[i]))
+
+    def share(self, i: int) -> float:
+        return (len(self) - i) / len(self)
+
+    def start(self, noise: Tensor) -> Tensor:
+        return noise * float(np.sqrt(self.sigmas[0] ** 2 + 1))
+
+    def scale(self, i: int, x: Tensor) -> Tensor:
+        return x / float(np.sqrt(self.sigmas[i] ** 2 + 1))
+
+    def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
+        variance = float(self.sigmas[i]) ** 2
+        return x / (variance + 1) - output * (float(self.sigmas[i]) / (variance + 1) ** 0.5)
+
+    def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
+        slope = (x - x0) / float(self.sigmas[i])
+        return x + slope * float(self.sigmas[i + 1] - self.sigmas[i])

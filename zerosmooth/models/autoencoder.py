@@ -1,15 +1,23 @@
-"""The autoencoder of latent diffusion (Rombach et al. 2022): frames to latents and back, each frame by itself."""
+"""The autoencoder of latent diffusion (Rombach et al. 2022): frames to latents and back, each frame by itself.
+
+Stable Video Diffusion's decoder (Blattmann et al. 2023, arXiv 2311.15127) mixes neighbouring frames: `temporal`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import Upsample
+from ..attention import fusion_matrix, windows
+from .layers import Mix, ResBlock, TemporalResBlock, Upsample
+
+MakeBlock = Callable[[int, int], nn.Module]  # of channels in and out
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class AutoencoderConfig:
     latent_channels: int = 4
     scale: float = 0.18215  # latents of the diffusion model = scale * latents of the autoencoder
     groups: int = 32  # of all group norms
+    temporal: bool = False  # the decoder mixes neighbouring frames, and there is no post_quant_conv
+    float32: bool = False  # the networks' precision does not apply to it: it overflows in half precision
 
     @property
     def factor(self) -> int:
@@ -33,7 +43,7 @@ class Autoencoder(nn.Module):
         self.config = c = config
         self.encoder = Encoder(c)
         self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
+        self.post_quant_conv = nn.Identity() if c.temporal else nn.Conv2d(c.latent_channels, c.latent_channels, 1)
         self.decoder = Decoder(c)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +56,25 @@ class Autoencoder(nn.Module):
         return self.config.scale * self.moments(x)[0]
 
     def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:
-        """Frames in about [-1, 1] of latents of the diffusion model. z: n c h w.
+        """Frames in about [-1, 1] of one video's latents of the diffusion model. z: f c h w.
 
-        chunk: frames decoded at a time; frames do not depend on each other, so it changes memory only.
+        chunk: frames decoded at a time. Where frames do not depend on each other it changes memory only; chunks of a
+        temporal decoder overlap by a quarter and are faded into each other, so that no seam shows.
         """
-        return torch.cat([self.decode_raw(part / self.config.scale) for part in z.split(chunk or len(z))])
+        z = z / self.config.scale
+        chunk = chunk or len(z)
+        if not self.config.temporal or len(z) <= chunk:
+            return torch.cat([self.decode_raw(part) for part in z.split(chunk)])
+        spans = windows(len(z), chunk, chunk // 4)
+        frames: list[Tensor | None] = [None] * len(z)
+        for (start, end), shares in zip(spans, fusion_matrix(spans).to(z)):
+            for i, part in enumerate(shares[:, None, None, None] * self.decode_raw(z[start:end]), start):
+                faded = frames[i]
+                frames[i] = part if faded is None else faded + part
+        return torch.stack([frame for frame in frames if frame is not None])
 
     def decode_raw(self, z: Tensor) -> Tensor:
-        """As `decode`, of unscaled latents."""
+        """As `decode` in one chunk, of unscaled latents."""
         return self.decoder(self.post_quant_conv(z))
 
 
@@ -66,9 +87,9 @@ class Encoder(nn.Module):
         for i, mult in enumerate(c.channel_mult):
             out = mult * c.channels
             down = nn.Conv2d(out, out, 3, stride=2) if i < len(c.channel_mult) - 1 else None
-            self.levels.append(Level(c, ch, out, c.res_blocks, down))
+            self.levels.append(Level(ch, out, c.res_blocks, down, partial(_res, c)))
             ch = out
-        self.middle = Middle(c, ch)
+        self.middle = Middle(c, ch, partial(_res, c))
         self.norm_out = _norm(c, ch)
         self.conv_out = nn.Conv2d(ch, 2 * c.latent_channels, 3, padding=1)
 
@@ -86,15 +107,17 @@ class Decoder(nn.Module):
         super().__init__()
         ch = c.channel_mult[-1] * c.channels
         self.conv_in = nn.Conv2d(c.latent_channels, ch, 3, padding=1)
-        self.middle = Middle(c, ch)
+        res = partial(TemporalDecoderBlock if c.temporal else _res, c)
+        self.middle = Middle(c, ch, res)
         levels = []
         for i, mult in reversed(list(enumerate(c.channel_mult))):
             out = mult * c.channels
-            levels.append(Level(c, ch, out, c.res_blocks + 1, Upsample(out) if i > 0 else None))
+            levels.append(Level(ch, out, c.res_blocks + 1, Upsample(out) if i > 0 else None, res))
             ch = out
         self.levels = nn.ModuleList(reversed(levels))  # level 0 is full resolution, as in the encoder
         self.norm_out = _norm(c, ch)
         self.conv_out = nn.Conv2d(ch, 3, 3, padding=1)
+        self.temporal_conv = nn.Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0)) if c.temporal else None
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))
@@ -102,41 +125,44 @@ class Decoder(nn.Module):
             h = level.res(h)
             if level.resample is not None:
                 h = level.resample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        if self.temporal_conv is None:
+            return h
+        return rearrange(self.temporal_conv(rearrange(h, "f c h w -> 1 c f h w")), "1 c f h w -> f c h w")
 
 
 class Level(nn.Module):
     """ResNet blocks of one resolution, and the way to the next one."""
 
-    def __init__(self, c: AutoencoderConfig, channels: int, out: int, blocks: int, resample: nn.Module | None) -> None:
+    def __init__(self, channels: int, out: int, blocks: int, resample: nn.Module | None, res: MakeBlock) -> None:
         super().__init__()
-        self.res = nn.Sequential(*(ResBlock(c, channels if i == 0 else out, out) for i in range(blocks)))
+        self.res = nn.Sequential(*(res(channels if i == 0 else out, out) for i in range(blocks)))
         self.resample = resample
 
 
 class Middle(nn.Module):
-    def __init__(self, c: AutoencoderConfig, channels: int) -> None:
+    def __init__(self, c: AutoencoderConfig, channels: int, res: MakeBlock) -> None:
         super().__init__()
-        self.res1 = ResBlock(c, channels, channels)
+        self.res1 = res(channels, channels)
         self.attn = PixelAttention(c, channels)
-        self.res2 = ResBlock(c, channels, channels)
+        self.res2 = res(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.res2(self.attn(self.res1(x)))
 
 
-class ResBlock(nn.Module):
+class TemporalDecoderBlock(nn.Module):
+    """A ResNet block within frames, one between frames, and a learned mix of their results. x: f c h w, one video."""
+
     def __init__(self, c: AutoencoderConfig, channels: int, out: int) -> None:
         super().__init__()
-        self.norm1 = _norm(c, channels)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.norm2 = _norm(c, out)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        self.spatial = _res(c, channels, out)
+        self.temporal = TemporalResBlock(out, None, c.groups)
+        self.mix = Mix()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.spatial(x)
+        return self.mix(self.temporal(h), h)
 
 
 class PixelAttention(nn.Module):
@@ -153,6 +179,10 @@ class PixelAttention(nn.Module):
         qkv = self.to_qkv(rearrange(self.norm(x), "n c h w -> n 1 (h w) c"))
         o = self.to_out(F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1)))
         return x + rearrange(o, "n 1 (h w) c -> n c h w", h=height, w=width)
+
+
+def _res(c: AutoencoderConfig, channels: int, out: int) -> ResBlock:
+    return ResBlock(channels, out, None, c.groups, eps=1e-6)
 
 
 def _norm(c: AutoencoderConfig, channels: int) -> nn.GroupNorm:

@@ -1,11 +1,16 @@
-"""Layers that the networks of several families share. Images are (b f) c h w, tokens b f l d."""
+"""Layers that the networks of several families share. Images are (b f) c h w, tokens b f l d.
+
+Where a layer sees its frames one by one, it can take a few at a time: see `set_frame_chunk`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -23,8 +28,29 @@ class EmbeddingMLP(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, out))
 
 
-class FeedForward(nn.Module):
-    """GEGLU: half of the first projection gates the other half."""
+class PerFrame(nn.Module):
+    """A layer that sees its frames one by one. frame_chunk: how many it takes at a time; None: all."""
+
+    frame_chunk: int | None = None
+
+    def in_chunks(self, work: Callable[..., Tensor], dim: int, *inputs: Tensor) -> Tensor:
+        """work(*inputs), with the inputs' axis `dim` taken in pieces."""
+        if self.frame_chunk is None or inputs[0].shape[dim] <= self.frame_chunk:
+            return work(*inputs)
+        pieces = zip(*(x.split(self.frame_chunk, dim) for x in inputs))
+        return torch.cat([work(*piece) for piece in pieces], dim)
+
+
+def set_frame_chunk(network: nn.Module, frames: int | None) -> None:
+    """Let a network's layers that see frames one by one take `frames` at a time: less memory, the same result up to
+    rounding. None: all at once."""
+    for module in network.modules():
+        if isinstance(module, PerFrame):
+            module.frame_chunk = frames
+
+
+class FeedForward(PerFrame):
+    """GEGLU: half of the first projection gates the other half. h: b f l d."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -32,11 +58,14 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * dim, dim)
 
     def forward(self, h: Tensor) -> Tensor:
+        return self.in_chunks(self.feed, 1, h)
+
+    def feed(self, h: Tensor) -> Tensor:
         h, gate = self.proj_in(h).chunk(2, dim=-1)
         return self.proj_out(h * F.gelu(gate))
 
 
-class Upsample(nn.Module):
+class Upsample(PerFrame):
     """Twice the height and width by nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
@@ -44,4 +73,89 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.in_chunks(lambda x: self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0, x)
+
+
+class ResBlock(PerFrame):
+    """Norm, SiLU, convolution, twice, and a residual. x: (b f) c h w, emb: b e where there is an embedding.
+
+    across_frames: all frames of a video share the norms' statistics; else each frame has its own.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        emb: int | None,
+        groups: int,
+        eps: float = 1e-5,
+        across_frames: bool = False,
+    ) -> None:
+        super().__init__()
+        self.across_frames = across_frames
+        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.emb = nn.Linear(emb, out) if emb is not None else None
+        self.norm2 = nn.GroupNorm(groups, out, eps=eps)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        if self.emb is None or emb is None:
+            return self.in_chunks(self.convolve, 0, x)
+        f = x.shape[0] // emb.shape[0]
+        shift = self.emb(F.silu(emb)).repeat_interleave(f, dim=0)[:, :, None, None]
+        if not self.across_frames:
+            return self.in_chunks(self.convolve, 0, x, shift)
+        h = self.in_chunks(self.conv1, 0, F.silu(norm_across_frames(self.norm1, x, f))) + shift
+        h = self.in_chunks(self.conv2, 0, F.silu(norm_across_frames(self.norm2, h, f)))
+        return self.skip(x) + h
+
+    def convolve(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if shift is not None:
+            h = h + shift
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class TemporalResBlock(nn.Module):
+    """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
+
+    x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
+    """
+
+    def __init__(self, channels: int, emb: int | None, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels)
+        self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.emb = nn.Linear(emb, channels) if emb is not None else None
+        self.norm2 = nn.GroupNorm(groups, channels)
+        self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        b = 1 if emb is None else emb.shape[0]
+        x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.emb is not None and emb is not None:
+            h = h + self.emb(F.silu(emb))[:, :, None, None, None]
+        h = x + self.conv2(F.silu(self.norm2(h)))
+        return rearrange(h, "b c f h w -> (b f) c h w")
+
+
+class Mix(nn.Module):
+    """Mixes what layers within frames and layers between frames made, by one learned share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """sigmoid(factor) of the first, the rest of the second."""
+        return torch.lerp(second, first, self.factor.sigmoid().to(first.dtype))
+
+
+def norm_across_frames(norm: nn.GroupNorm, x: Tensor, f: int) -> Tensor:
+    """A group norm whose statistics are those of all f frames of a video. x: (b f) c h w."""
+    height = x.shape[-2]
+    stacked = rearrange(x, "(b f) c h w -> b c (f h) w", f=f)
+    return rearrange(norm(stacked), "b c (f h) w -> (b f) c h w", h=height)

@@ -8,22 +8,15 @@ frames together, everything else frame by frame.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import (
-    CrossAttention,
-    RelativePosition,
-    SpatialSelfAttention,
-    TemporalAttention,
-    TextStates,
-    name_attention,
-    project_text,
-)
+from ..attention import ContextStates, RelativePosition, TemporalAttention, name_attention
 from ..bus import Stage
-from .layers import EmbeddingMLP, FeedForward, Upsample, sinusoid
+from .layers import EmbeddingMLP, FeedForward, ResBlock, Upsample, sinusoid
+from .unet import Block, Skeleton, SpatialBlock, Transformer
 
 
 @dataclass(frozen=True)
@@ -49,93 +42,43 @@ VC2 = UNetConfig()
 VC1 = replace(VC2, temporal_conv=False, relative_position=True, fps_condition=False)
 
 
-class UNet(nn.Module):
+class UNet(Skeleton):
     """Predicts the noise (or v, as the checkpoint was trained) of noisy latents."""
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = c = config
-        emb = 4 * c.channels
-        self.time_embedding = EmbeddingMLP(c.channels, emb, emb)
+        c = config
+        super().__init__(c, partial(VideoCrafterBlock, c))
         if c.fps_condition:
-            self.fps_embedding = EmbeddingMLP(c.channels, emb, emb)
-        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+            self.fps_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
         if c.initial_attention:
             self.init_attn = TemporalTransformer(c, c.channels, heads=8, depth=c.transformer_depth)
-
-        ch, factor, skips = c.channels, 1, [c.channels]
-        self.encoder = nn.ModuleList()
-        for level, mult in enumerate(c.channel_mult):
-            for _ in range(c.res_blocks):
-                self.encoder.append(Block(c, ch, mult * c.channels, attention=factor in c.attention_resolutions))
-                ch = mult * c.channels
-                skips.append(ch)
-            if level < len(c.channel_mult) - 1:
-                self.encoder.append(nn.Conv2d(ch, ch, 3, stride=2, padding=1))
-                skips.append(ch)
-                factor *= 2
-        self.middle = Block(c, ch, ch, attention=True, second_res=True)
-        self.decoder = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(c.channel_mult))):
-            for i in range(c.res_blocks + 1):
-                self.decoder.append(
-                    Block(
-                        c,
-                        ch + skips.pop(),
-                        mult * c.channels,
-                        attention=factor in c.attention_resolutions,
-                        upsample=level > 0 and i == c.res_blocks,
-                    )
-                )
-                ch = mult * c.channels
-            factor //= 2
-        self.norm_out = nn.GroupNorm(c.groups, ch)
-        self.conv_out = nn.Conv2d(ch, c.out_channels, 3, padding=1)
         name_attention(self)
-
-    def project_text(self, context: Tensor) -> TextStates:
-        """What `forward` needs of a prompt, computed once. context: b m c, the text tower's output."""
-        return project_text(self, context)
 
     def forward(
         self,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor | TextStates,
+        context: Tensor | ContextStates,
         fps: Tensor | None = None,
         bus: Stage | None = None,
     ) -> Tensor:
-        """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_text` of it;
+        """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it;
         fps: b frames a second, where the config has fps_condition; bus: a stage of a `HiddenStateBus`, or None for
         the plain network. Returns b f c h w. ValueError if h or w is not a multiple of the total downsampling."""
-        b, f = x.shape[:2]
-        factor = 2 ** (len(self.config.channel_mult) - 1)
-        if x.shape[-2] % factor or x.shape[-1] % factor:
-            raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
-        text = self.project_text(context) if isinstance(context, Tensor) else context
-        emb = self.time_embedding(sinusoid(timestep, self.config.channels).to(x.dtype))
+        emb = self.embed(timestep, x.dtype)
         if self.config.fps_condition:
             if fps is None:
                 raise ValueError("this network has an fps condition; pass fps, one number a video")
             emb = emb + self.fps_embedding(sinusoid(fps, self.config.channels).to(x.dtype))
+        return self.run(x, emb, context, bus)
 
-        h = rearrange(x, "b f c h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
-        h = self.conv_in(h)  # stays in that layout, in which tokens are a view of pixels
-        if self.config.initial_attention:
-            h = self.init_attn(h, b, bus)
-        skips = [h]
-        for block in self.encoder:
-            h = block(h, emb, text, bus) if isinstance(block, Block) else block(h)
-            skips.append(h)
-        h = self.middle(h, emb, text, bus)
-        for block in self.decoder:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, text, bus)
-        h = self.conv_out(nn.functional.silu(self.norm_out(h)))
-        return rearrange(h, "(b f) c h w -> b f c h w", f=f)
+    def stem(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
+        h = self.conv_in(x)
+        return self.init_attn(h, b, bus) if self.config.initial_attention else h
 
 
-class Block(nn.Module):
-    """A ResNet block, then where there is attention a spatial and a temporal transformer, then what is asked for."""
+class VideoCrafterBlock(Block):
+    """Attention is a spatial and a temporal transformer."""
 
     def __init__(
         self,
@@ -146,44 +89,30 @@ class Block(nn.Module):
         second_res: bool = False,
         upsample: bool = False,
     ) -> None:
-        super().__init__()
-        self.res = ResBlock(c, channels, out)
+        super().__init__(
+            VideoCrafterResBlock(c, channels, out),
+            VideoCrafterResBlock(c, out, out) if second_res else None,
+            Upsample(out) if upsample else None,
+        )
         self.spatial = SpatialTransformer(c, out) if attention else None
         self.temporal = TemporalTransformer(c, out, out // c.head_dim) if attention else None
-        self.res2 = ResBlock(c, out, out) if second_res else None
-        self.upsample = Upsample(out) if upsample else None
 
-    def forward(self, x: Tensor, emb: Tensor, text: TextStates, bus: Stage | None) -> Tensor:
-        b = emb.shape[0]
-        x = self.res(x, emb)
-        if self.spatial is not None and self.temporal is not None:
-            x = self.temporal(self.spatial(x, b, text, bus), b, bus)
-        if self.res2 is not None:
-            x = self.res2(x, emb)
-        if self.upsample is not None:
-            x = self.upsample(x)
-        return x
+    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+        if self.spatial is None or self.temporal is None:
+            return x
+        return self.temporal(self.spatial(x, b, context, bus), b, bus)
 
 
-class ResBlock(nn.Module):
+class VideoCrafterResBlock(ResBlock):
     """x: (b f) c h w, emb: b e. The temporal convolution comes after the residual sum."""
 
     def __init__(self, c: UNetConfig, channels: int, out: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(c.groups, channels)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.emb = nn.Linear(4 * c.channels, out)
-        self.norm2 = nn.GroupNorm(c.groups, out)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        b, f = emb.shape[0], x.shape[0] // emb.shape[0]
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        h = h + self.emb(nn.functional.silu(emb)).repeat_interleave(f, dim=0)[:, :, None, None]
-        h = self.skip(x) + self.conv2(nn.functional.silu(self.norm2(h)))
-        return h if self.temporal_conv is None else self.temporal_conv(h, b)
+        h = super().forward(x, emb)
+        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0])
 
 
 class TemporalConv(nn.Module):
@@ -201,42 +130,13 @@ class TemporalConv(nn.Module):
         return rearrange(x + h, "b c f h w -> (b f) c h w")
 
 
-class SpatialTransformer(nn.Module):
-    """x: (b f) c h w. Self-attention within each frame, attention to the text, feed-forward."""
-
+class SpatialTransformer(Transformer):
     def __init__(self, c: UNetConfig, channels: int) -> None:
-        super().__init__()
-        inner = channels // c.head_dim * c.head_dim
-        self.norm = nn.GroupNorm(c.groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
-        self.blocks = nn.ModuleList(SpatialBlock(c, inner) for _ in range(c.transformer_depth))
-        self.proj_out = nn.Linear(inner, channels)
-
-    def forward(self, x: Tensor, b: int, text: TextStates, bus: Stage | None) -> Tensor:
-        height, width = x.shape[-2:]
-        h = self.proj_in(rearrange(self.norm(x), "(b f) c h w -> b f (h w) c", b=b))
-        for block in self.blocks:
-            h = block(h, text, bus)
-        return x + rearrange(self.proj_out(h), "b f (h w) c -> (b f) c h w", h=height, w=width)
-
-
-class SpatialBlock(nn.Module):
-    """h: b f l d."""
-
-    def __init__(self, c: UNetConfig, dim: int) -> None:
-        super().__init__()
-        heads = dim // c.head_dim
-        self.norm1 = nn.LayerNorm(dim)
-        self.self_attn = SpatialSelfAttention(dim, heads, c.head_dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.cross_attn = CrossAttention(dim, c.context_dim, heads, c.head_dim)
-        self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim)
-
-    def forward(self, h: Tensor, text: TextStates, bus: Stage | None) -> Tensor:
-        h = h + self.self_attn(self.norm1(h), bus)
-        h = h + self.cross_attn(self.norm2(h), text, bus)
-        return h + self.ff(self.norm3(h))
+        heads = channels // c.head_dim
+        inner = heads * c.head_dim
+        super().__init__(channels, inner, c.groups)
+        for _ in range(c.transformer_depth):
+            self.blocks.append(SpatialBlock(inner, c.context_dim, heads, c.head_dim))
 
 
 class TemporalTransformer(nn.Module):

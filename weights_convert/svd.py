@@ -1,0 +1,153 @@
+"""Where the tensors of Stable Video Diffusion go, from its authors' single file or from a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from zerosmooth.config import ModelConfig
+
+from . import diffusers, ldm
+from .engine import Table
+from .ldm import PROJECTIONS, feed_forward, norms, self_attention
+
+ONE_TOKEN = "softmax over the one token of the image is 1 whatever the query"
+
+
+def transformer(temporal: str, position: list[tuple[str, str]]) -> Table:
+    """temporal: name of the temporal blocks; position: rows of the positions' embedding."""
+    rows = [*PROJECTIONS, *position, ("time_mixer.mix_factor", "mix.factor")]
+    for source, target, attention in (
+        ("transformer_blocks.{}", "blocks.{}", "self_attn"),
+        (f"{temporal}.{{}}", "temporal_blocks.{}", "attn"),
+    ):
+        rows += norms(source, target, "norm1", "norm3", "norm_in")
+        rows += self_attention(f"{source}.attn1", f"{target}.{attention}")
+        rows += [(f"{source}.attn2.to_v.weight", f"{target}.cross_attn.to_v.weight")]
+        rows += [(f"{source}.attn2.to_out.0.*", f"{target}.cross_attn.to_out.*")]
+        rows += feed_forward(f"{source}.ff", f"{target}.ff") + feed_forward(f"{source}.ff_in", f"{target}.ff_in")
+    return Table(rows)
+
+
+def unused(temporal: str) -> dict[str, str]:
+    blocks = ("*transformer_blocks.{}", f"*{temporal}.{{}}")
+    return {f"{b}.{name}": ONE_TOKEN for b in blocks for name in ("attn2.to_q.weight", "attn2.to_k.weight", "norm2.*")}
+
+
+def table(config: ModelConfig, names: Collection[str]) -> Table:
+    """All three networks; in a folder, with the folders' names before their tensors'."""
+    single = ("model.", "first_stage_model.", "conditioner.")
+    return _single_file(names) if any(name.startswith(single) for name in names) else _folder(config)
+
+
+SGM_RES = Table(
+    [
+        *ldm.RES.within("", "spatial."),
+        *ldm.RES.within("time_stack.", "temporal."),
+        ("time_mixer.mix_factor", "mix.factor"),
+    ]
+)
+SGM_TRANSFORMER = transformer("time_stack", [("time_pos_embed.*", "position_embedding.*")])
+SGM_UNET = Table(
+    [
+        ("time_embed.*", "time_embedding.*"),
+        ("label_emb.0.*", "condition_embedding.*"),
+        ("input_blocks.0.0.*", "conv_in.*"),
+        ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
+        *SGM_RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
+        *SGM_TRANSFORMER.within("input_blocks.{}.1.", "encoder.{-1}.transformer."),
+        *SGM_RES.within("middle_block.0.", "middle.res."),
+        *SGM_TRANSFORMER.within("middle_block.1.", "middle.transformer."),
+        *SGM_RES.within("middle_block.2.", "middle.res2."),
+        *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
+        *SGM_RES.within("output_blocks.{}.0.", "decoder.{}.res."),
+        *SGM_TRANSFORMER.within("output_blocks.{}.1.", "decoder.{}.transformer."),
+        ("out.0.*", "norm_out.*"),
+        ("out.2.*", "conv_out.*"),
+    ]
+)
+SGM_DECODER_RES = Table(
+    [
+        *ldm.VAE_RES.within("", "spatial."),
+        *ldm.RES.within("time_stack.", "temporal."),
+        ("mix_factor", "mix.factor"),
+    ]
+)
+SGM_IMAGE = Table(
+    [
+        ("class_embedding", "class_embedding"),
+        ("positional_embedding", "positional_embedding"),
+        ("conv1.weight", "patch_embedding.weight"),
+        ("ln_pre.*", "norm_in.*"),
+        *ldm.TOWER.rows,
+        ("ln_post.*", "norm_out.*"),
+        ("proj", "proj_out.weight^T"),
+    ]
+)
+
+
+def _single_file(names: Collection[str]) -> Table:
+    clip, own = "conditioner.embedders.0.open_clip.model.", "conditioner.embedders.3.encoder."
+    has_own = any(name.startswith(f"{own}encoder.") for name in names)  # an encoder for the reference image alone
+    encoder = f"{own}encoder." if has_own else "first_stage_model.encoder."
+    return Table(
+        [
+            *SGM_UNET.within("model.diffusion_model.", "unet."),
+            *ldm.VAE_ENCODER.within(encoder, "vae.encoder."),
+            (f"{own}quant_conv.*", "vae.quant_conv.*"),
+            ("first_stage_model.decoder.conv_out.time_mix_conv.*", "vae.decoder.temporal_conv.*"),
+            *ldm.vae_decoder(SGM_DECODER_RES).within("first_stage_model.decoder.", "vae.decoder."),
+            *SGM_IMAGE.within(f"{clip}visual.", "encoder."),
+        ],
+        dropped={
+            **unused("time_stack"),
+            **({"first_stage_model.encoder.*": "the reference image has its own encoder"} if has_own else {}),
+            f"{own}decoder.*": "the decoder is the temporal one",
+            f"{own}post_quant_conv.*": "the decoder is the temporal one",
+            f"{clip}positional_embedding": "of the text tower, which is not used",
+            f"{clip}text_projection": "of the text tower, which is not used",
+            f"{clip}token_embedding.weight": "of the text tower, which is not used",
+            f"{clip}ln_final.*": "of the text tower, which is not used",
+            f"{clip}transformer.*": "of the text tower, which is not used",
+            f"{clip}attn_mask": "of the text tower, which is not used",
+            f"{clip}logit_scale": "of CLIP's own training",
+        },
+        filled={} if has_own else {"vae.quant_conv.weight": _identity, "vae.quant_conv.bias": torch.zeros},
+    )
+
+
+HF_RES = Table(
+    [
+        *diffusers.RES.within("spatial_res_block.", "spatial."),
+        *diffusers.RES.within("temporal_res_block.", "temporal."),
+        ("time_mixer.mix_factor", "mix.factor"),
+    ]
+)
+HF_TRANSFORMER = transformer("temporal_transformer_blocks", diffusers.mlp("time_pos_embed", "position_embedding"))
+
+
+def _folder(config: ModelConfig) -> Table:
+    unet = diffusers.unet(config.unet, HF_RES, HF_TRANSFORMER)
+    vae = diffusers.vae(config.vae, HF_RES)
+    return Table(
+        [
+            *unet.within("unet.", "unet."),
+            *(
+                (f"unet.{source}", f"unet.{target}")
+                for source, target in diffusers.mlp("add_embedding", "condition_embedding")
+            ),
+            *vae.within("vae.", "vae."),
+            ("vae.decoder.time_conv_out.*", "vae.decoder.temporal_conv.*"),
+            *diffusers.IMAGE.within("image_encoder.", "encoder."),
+        ],
+        dropped={
+            **unused("temporal_transformer_blocks"),
+            "image_encoder.vision_model.embeddings.position_ids": "0, 1, 2, ..",
+        },
+    )
+
+
+def _identity(*shape: int) -> Tensor:
+    return torch.eye(shape[0])[(...,) + (None,) * (len(shape) - 2)].expand(shape).clone()

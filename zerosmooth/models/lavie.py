@@ -1,0 +1,105 @@
+"""LaVie's UNet (Wang et al. 2023, arXiv 2309.15103).
+
+Stable Diffusion 1.4's UNet with temporal attention inside every transformer block, between the text and the
+feed-forward, by rotary embedding and a learned bias by distance. ResNet blocks normalise over all frames together,
+transformers frame by frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..attention import (
+    ContextStates,
+    CrossAttention,
+    RotaryBias,
+    SpatialSelfAttention,
+    TemporalAttention,
+    name_attention,
+)
+from ..bus import Stage
+from .layers import FeedForward, ResBlock, Upsample
+from .unet import Block, Skeleton, Transformer
+
+
+@dataclass(frozen=True)
+class LaVieConfig:
+    in_channels: int = 4  # of the latents
+    out_channels: int = 4
+    channels: int = 320  # of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
+    res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
+    heads: int = 8  # at every level
+    context_dim: int = 768  # channels of a text token
+    frames: int = 16  # frames the network was trained on
+    groups: int = 32  # of all group norms
+
+
+class LaVieUNet(Skeleton):
+    """Predicts the noise (or v, as the checkpoint was trained) of noisy latents."""
+
+    def __init__(self, config: LaVieConfig) -> None:
+        super().__init__(config, partial(LaVieBlock, config), across_frames=True)
+        name_attention(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | ContextStates,
+        condition: None = None,
+        bus: Stage | None = None,
+    ) -> Tensor:
+        """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it; condition:
+        there is none; bus: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w."""
+        return self.run(x, self.embed(timestep, x.dtype), context, bus)
+
+
+class LaVieBlock(Block):
+    def __init__(
+        self,
+        c: LaVieConfig,
+        channels: int,
+        out: int,
+        attention: bool,
+        second_res: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups, across_frames=True)
+        super().__init__(res(channels, out), res(out, out) if second_res else None, Upsample(out) if upsample else None)
+        self.transformer = LaVieTransformer(c, out) if attention else None
+
+    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+        return x if self.transformer is None else self.transformer(x, b, context, bus)
+
+
+class LaVieTransformer(Transformer):
+    def __init__(self, c: LaVieConfig, channels: int) -> None:
+        super().__init__(channels, channels, c.groups)
+        self.blocks.append(LaVieTransformerBlock(c, channels))
+
+
+class LaVieTransformerBlock(nn.Module):
+    """h: b f l d. Attention within each frame, to the text, along the frames; feed-forward."""
+
+    def __init__(self, c: LaVieConfig, dim: int) -> None:
+        super().__init__()
+        heads, head_dim = c.heads, dim // c.heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = SpatialSelfAttention(dim, heads, head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.cross_attn = CrossAttention(dim, c.context_dim, heads, head_dim)
+        self.norm_temporal = nn.LayerNorm(dim)
+        self.temporal_attn = TemporalAttention(dim, heads, head_dim, RotaryBias(heads, head_dim))
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+        h = h + self.self_attn(self.norm1(h), bus)
+        h = h + self.cross_attn(self.norm2(h), context, bus)
+        h = h + self.temporal_attn(self.norm_temporal(h), bus)
+        return h + self.ff(self.norm3(h))

@@ -1,0 +1,145 @@
+"""Stable Video Diffusion's UNet (Blattmann et al. 2023, arXiv 2311.15127), image to video.
+
+Stable Diffusion 2.1's UNet with a temporal ResNet block behind every ResNet block and a temporal transformer block
+behind every transformer block, each mixed in by a learned share. Frames carry absolute positions. The reference
+image comes as latents beside the noisy ones, and as one token of cross-attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..attention import ContextStates, TemporalAttention, TokenCrossAttention, frame_positions, name_attention
+from ..bus import Stage
+from .layers import EmbeddingMLP, FeedForward, Mix, ResBlock, TemporalResBlock, Upsample, sinusoid
+from .unet import Block, Skeleton, SpatialBlock, Transformer
+
+
+@dataclass(frozen=True)
+class SVDConfig:
+    in_channels: int = 8  # of the noisy latents and of the reference image's
+    out_channels: int = 4
+    channels: int = 320  # of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
+    res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
+    head_dim: int = 64  # channels an attention head
+    transformer_depth: int = 1  # spatial and temporal blocks a transformer
+    context_dim: int = 1024  # channels of the image's token
+    condition_dim: int = 256  # channels of the sinusoid of each number of the condition
+    frames: int = 14  # frames the network was trained on; 25 in the xt variants
+    groups: int = 32  # of all group norms
+    outer_eps: float = 1e-5  # of ResNet norms on attention levels down and on all levels up; diffusers takes 1e-6 there
+
+
+class SVDUNet(Skeleton):
+    """Predicts v of noisy latents."""
+
+    def __init__(self, config: SVDConfig) -> None:
+        c = config
+        super().__init__(c, partial(SVDBlock, c))
+        self.condition_embedding = EmbeddingMLP(3 * c.condition_dim, 4 * c.channels, 4 * c.channels)
+        down = [block for block in self.encoder if isinstance(block, SVDBlock) and block.transformer is not None]
+        for block in [*down, *self.decoder]:
+            for norm in block.res.modules():
+                if isinstance(norm, nn.GroupNorm):
+                    norm.eps = c.outer_eps
+        name_attention(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | ContextStates,
+        condition: Tensor,
+        bus: Stage | None = None,
+    ) -> Tensor:
+        """x: b f 8 h w, noisy latents and behind them the reference image's; timestep: b, 0.25 log sigma; context:
+        b 1 c, the image's token, or `project_context` of it; condition: b 3, frames a second minus one, motion
+        bucket, augmentation noise; bus: a stage of a `HiddenStateBus`, or None for the plain network.
+        Returns b f 4 h w."""
+        numbers = sinusoid(condition.flatten(), self.config.condition_dim).view(len(condition), -1)
+        return self.run_embedded(x, timestep, context, numbers, bus)
+
+    def run_embedded(
+        self, x: Tensor, timestep: Tensor, context: Tensor | ContextStates, numbers: Tensor, bus: Stage | None = None
+    ) -> Tensor:
+        """As `forward`, with the sinusoids of the condition: b 3*condition_dim."""
+        emb = self.embed(timestep, x.dtype) + self.condition_embedding(numbers.to(x.dtype))
+        return self.run(x, emb, context, bus)
+
+
+class SVDBlock(Block):
+    def __init__(
+        self, c: SVDConfig, channels: int, out: int, attention: bool, second_res: bool = False, upsample: bool = False
+    ) -> None:
+        super().__init__(
+            SVDResBlock(c, channels, out),
+            SVDResBlock(c, out, out) if second_res else None,
+            Upsample(out) if upsample else None,
+        )
+        self.transformer = SVDTransformer(c, out) if attention else None
+
+    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+        return x if self.transformer is None else self.transformer(x, b, context, bus)
+
+
+class SVDResBlock(nn.Module):
+    """x: (b f) c h w, emb: b e."""
+
+    def __init__(self, c: SVDConfig, channels: int, out: int) -> None:
+        super().__init__()
+        self.spatial = ResBlock(channels, out, 4 * c.channels, c.groups)
+        self.temporal = TemporalResBlock(out, 4 * c.channels, c.groups)
+        self.mix = Mix()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.spatial(x, emb)
+        return self.mix(h, self.temporal(h, emb))
+
+
+class SVDTransformer(Transformer):
+    """Spatial and temporal blocks in turn; the temporal ones see the frames' positions (Eq. 16-17)."""
+
+    def __init__(self, c: SVDConfig, channels: int) -> None:
+        heads = channels // c.head_dim
+        inner = heads * c.head_dim
+        super().__init__(channels, inner, c.groups)
+        self.channels = channels
+        self.temporal_blocks = nn.ModuleList()
+        for _ in range(c.transformer_depth):
+            self.blocks.append(SpatialBlock(inner, c.context_dim, heads, c.head_dim, one_token=True))
+            self.temporal_blocks.append(SVDTemporalBlock(c, inner, heads))
+        self.position_embedding = EmbeddingMLP(channels, 4 * channels, channels)
+        self.mix = Mix()
+
+    def run_blocks(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+        position = sinusoid(frame_positions(h.shape[1], bus), self.channels).to(h)
+        embedded = self.position_embedding(position)[:, None]  # f 1 d
+        for spatial, temporal in zip(self.blocks, self.temporal_blocks):
+            h = spatial(h, context, bus)
+            h = self.mix(h, temporal(h + embedded, context, bus))
+        return h
+
+
+class SVDTemporalBlock(nn.Module):
+    """h: b f l d. Feed-forward, attention along the frames, attention to the image, feed-forward."""
+
+    def __init__(self, c: SVDConfig, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm_in = nn.LayerNorm(dim)
+        self.ff_in = FeedForward(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = TemporalAttention(dim, heads, c.head_dim)
+        self.cross_attn = TokenCrossAttention(dim, c.context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+        h = h + self.ff_in(self.norm_in(h))
+        h = h + self.attn(self.norm1(h), bus)
+        h = h + self.cross_attn(h, context, bus)
+        return h + self.ff(self.norm3(h))

@@ -1,0 +1,162 @@
+"""The skeleton of all families' UNets: Stable Diffusion's, over frames. A family gives its block and its embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention, project_context
+from ..bus import Stage
+from .layers import EmbeddingMLP, FeedForward, norm_across_frames, sinusoid
+
+
+class Config(Protocol):
+    """What the skeleton needs of a family's config."""
+
+    in_channels: int
+    out_channels: int
+    channels: int  # of the first level
+    channel_mult: tuple[int, ...]  # channels of each level over those of the first
+    res_blocks: int  # a level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...]  # downsampling factors at which there is attention
+    groups: int  # of all group norms
+
+
+class Block(nn.Module):
+    """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
+
+    x: (b f) c h w, emb: b e.
+    """
+
+    def __init__(self, res: nn.Module, res2: nn.Module | None, upsample: nn.Module | None) -> None:
+        super().__init__()
+        self.res, self.res2, self.upsample = res, res2, upsample
+
+    def forward(self, x: Tensor, emb: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+        x = self.attend(self.res(x, emb), emb.shape[0], context, bus)
+        if self.res2 is not None:
+            x = self.res2(x, emb)
+        return x if self.upsample is None else self.upsample(x)
+
+    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+        raise NotImplementedError
+
+
+class Skeleton(nn.Module):
+    """block: (channels, out, attention, second_res, upsample) -> Block."""
+
+    def __init__(self, c: Config, block: Callable[..., Block], across_frames: bool = False) -> None:
+        super().__init__()
+        self.config, self.across_frames = c, across_frames
+        self.time_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
+        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+        ch, factor, skips = c.channels, 1, [c.channels]
+        self.encoder = nn.ModuleList()
+        for level, mult in enumerate(c.channel_mult):
+            for _ in range(c.res_blocks):
+                self.encoder.append(block(ch, mult * c.channels, attention=factor in c.attention_resolutions))
+                ch = mult * c.channels
+                skips.append(ch)
+            if level < len(c.channel_mult) - 1:
+                self.encoder.append(nn.Conv2d(ch, ch, 3, stride=2, padding=1))
+                skips.append(ch)
+                factor *= 2
+        self.middle = block(ch, ch, attention=True, second_res=True)
+        self.decoder = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(c.channel_mult))):
+            for i in range(c.res_blocks + 1):
+                self.decoder.append(
+                    block(
+                        ch + skips.pop(),
+                        mult * c.channels,
+                        attention=factor in c.attention_resolutions,
+                        upsample=level > 0 and i == c.res_blocks,
+                    )
+                )
+                ch = mult * c.channels
+            factor //= 2
+        self.norm_out = nn.GroupNorm(c.groups, ch)
+        self.conv_out = nn.Conv2d(ch, c.out_channels, 3, padding=1)
+
+    def project_context(self, context: Tensor) -> ContextStates:
+        """What `forward` needs of a condition, computed once. context: b m c, the encoder's output."""
+        return project_context(self, context)
+
+    def embed(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedding of timesteps. timestep: b; returns b e."""
+        return self.time_embedding(sinusoid(timestep, self.config.channels).to(dtype))
+
+    def stem(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
+        """What comes before the first block. x: (b f) c h w."""
+        return self.conv_in(x)
+
+    def run(self, x: Tensor, emb: Tensor, context: Tensor | ContextStates, bus: Stage | None) -> Tensor:
+        """The network without its embeddings. x: b f c h w, emb: b e; returns b f c h w.
+
+        ValueError if h or w is not a multiple of the total downsampling."""
+        b, f = x.shape[:2]
+        factor = 2 ** (len(self.config.channel_mult) - 1)
+        if x.shape[-2] % factor or x.shape[-1] % factor:
+            raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
+        states = self.project_context(context) if isinstance(context, Tensor) else context
+        h = rearrange(x, "b f c h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+        h = self.stem(h, b, bus)  # stays in that layout, in which tokens are a view of pixels
+        skips = [h]
+        for block in self.encoder:
+            h = block(h, emb, states, bus) if isinstance(block, Block) else block(h)
+            skips.append(h)
+        h = self.middle(h, emb, states, bus)
+        for block in self.decoder:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, states, bus)
+        h = norm_across_frames(self.norm_out, h, f) if self.across_frames else self.norm_out(h)
+        return rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
+
+
+class Transformer(nn.Module):
+    """x: (b f) c h w. Norm frame by frame, projection, `blocks` (the family's), projection, and a residual."""
+
+    def __init__(self, channels: int, inner: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner)
+        self.proj_out = nn.Linear(inner, channels)
+        self.blocks = nn.ModuleList()
+
+    def forward(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+        height, width = x.shape[-2:]
+        h = self.proj_in(rearrange(self.norm(x), "(b f) c h w -> b f (h w) c", b=b))
+        h = self.run_blocks(h, context, bus)
+        return x + rearrange(self.proj_out(h), "b f (h w) c -> (b f) c h w", h=height, w=width)
+
+    def run_blocks(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+        for block in self.blocks:
+            h = block(h, context, bus)
+        return h
+
+
+class SpatialBlock(nn.Module):
+    """h: b f l d. Self-attention within each frame, attention to the context, feed-forward.
+
+    one_token: the context is a single token, to which attention needs no query.
+    """
+
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int, one_token: bool = False) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = SpatialSelfAttention(dim, heads, head_dim)
+        self.norm2 = nn.Identity() if one_token else nn.LayerNorm(dim)
+        self.cross_attn = (
+            TokenCrossAttention(dim, context_dim) if one_token else CrossAttention(dim, context_dim, heads, head_dim)
+        )
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+        h = h + self.self_attn(self.norm1(h), bus)
+        h = h + self.cross_attn(self.norm2(h), context, bus)
+        return h + self.ff(self.norm3(h))
