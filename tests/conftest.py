@@ -9,21 +9,25 @@ import torch
 
 from zerosmooth.config import FAMILIES, Defaults, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
-from zerosmooth.models.clip import TextConfig
+from zerosmooth.models.clip import ImageConfig, TextConfig
+from zerosmooth.models.lavie import LaVieConfig, LaVieUNet
+from zerosmooth.models.svd import SVDConfig, SVDUNet
+from zerosmooth.models.unet import Skeleton
 from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.pipeline import Networks, Pipeline
 
 FRAMES = 8
-TINY = UNetConfig(
-    channels=16,
-    channel_mult=(1, 2),
-    res_blocks=1,
-    attention_resolutions=(1, 2),
-    head_dim=8,
-    context_dim=12,
-    frames=FRAMES,
-    groups=4,
-)
+SIZE = dict(channels=16, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=12, groups=4)
+TINY = UNetConfig(**SIZE, head_dim=8, frames=FRAMES)
+TINY_VC1 = replace(TINY, relative_position=True, temporal_conv=False, fps_condition=False)
+TINY_LAVIE = LaVieConfig(**SIZE, heads=2, frames=FRAMES)
+TINY_SVD = SVDConfig(**SIZE, head_dim=8, condition_dim=8, frames=FRAMES)
+NETWORKS = {
+    "no positions": (UNet, TINY),
+    "relative positions": (UNet, TINY_VC1),
+    "rotary positions and bias": (LaVieUNet, TINY_LAVIE),
+    "absolute positions": (SVDUNet, TINY_SVD),
+}
 TINY_CONFIG = ModelConfig(
     family="vc2",
     unet=TINY,
@@ -32,6 +36,25 @@ TINY_CONFIG = ModelConfig(
     sampler=FAMILIES["vc2"].sampler,
     defaults=Defaults(height=16, width=24, steps=4, guidance_scale=3.0, prompt="a test"),
 )
+TINY_FAMILIES = {
+    "vc2": TINY_CONFIG,
+    "vc1": replace(TINY_CONFIG, family="vc1", unet=TINY_VC1, sampler=FAMILIES["vc1"].sampler),
+    "lavie": replace(
+        TINY_CONFIG,
+        family="lavie",
+        unet=TINY_LAVIE,
+        encoder=replace(TINY_CONFIG.encoder, pad_token=553, activation="quick_gelu"),
+        sampler=FAMILIES["lavie"].sampler,
+    ),
+    "svd": ModelConfig(
+        family="svd",
+        unet=TINY_SVD,
+        vae=replace(TINY_CONFIG.vae, temporal=True, float32=True),
+        encoder=ImageConfig(image_size=28, patch_size=14, width=16, heads=2, layers=1, out=12),
+        sampler=FAMILIES["svd"].sampler,
+        defaults=replace(FAMILIES["svd"].defaults, height=16, width=24, steps=4),
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +63,36 @@ def no_gradients():
         yield
 
 
-@pytest.fixture(params=["no positions", "relative positions"], scope="session")
-def unet(request) -> UNet:
-    """VideoCrafter2's network and VideoCrafter1's, tiny."""
-    relative = request.param == "relative positions"
+@pytest.fixture(params=NETWORKS, scope="session")
+def unet(request) -> Skeleton:
+    """Each family's network, tiny, with random weights."""
     torch.manual_seed(0)
-    config = replace(TINY, relative_position=relative, temporal_conv=not relative, fps_condition=not relative)
-    return UNet(config).eval().requires_grad_(False)
+    kind, config = NETWORKS[request.param]
+    return randomise(kind(config)).eval().requires_grad_(False)
+
+
+def randomise(network: torch.nn.Module) -> torch.nn.Module:
+    """Weights where a fresh network has zeros, or what they do would not be tested."""
+    for name, p in network.named_parameters():
+        if name.endswith(("position.bias", "mix.factor")):
+            torch.nn.init.normal_(p)
+    return network
+
+
+@pytest.fixture(params=TINY_FAMILIES, scope="session")
+def any_pipeline(request) -> Pipeline:
+    """Each family's pipeline, tiny, with random weights."""
+    torch.manual_seed(0)
+    config = TINY_FAMILIES[request.param]
+    return Pipeline(config, randomise(Networks(config)))
+
+
+def subject(pipeline: Pipeline, count: int = 1) -> dict:
+    """What a pipeline makes `count` videos from: the argument of its `sample`."""
+    if not pipeline.config.takes_images:
+        return {"prompts": ["a test", "another"][:count]}
+    generator = torch.Generator().manual_seed(3)
+    return {"images": [torch.randint(256, (20, 40, 3), generator=generator).byte() for _ in range(count)]}
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +101,26 @@ def pipeline() -> Pipeline:
     return Pipeline(TINY_CONFIG, Networks(TINY_CONFIG))
 
 
+def told(unet, b: int, fps: int = 8) -> dict:
+    """The arguments of a network besides x and bus: step, context and condition."""
+    svd = isinstance(unet, SVDUNet)
+    context = torch.randn(1, 1 if svd else 5, SIZE["context_dim"], generator=torch.Generator().manual_seed(1))
+    condition = torch.tensor([[fps - 1.0, 180.0, 0.02]]).expand(b, -1) if svd else torch.full((b,), fps)
+    return {
+        "timestep": torch.full((b,), 1.2 if svd else 300),
+        "context": context.expand(b, -1, -1),
+        "fps" if isinstance(unet, UNet) else "condition": condition,
+    }
+
+
 @pytest.fixture
 def ask(unet):
-    """Run the network: ask(x, bus=None) with fixed text, step and fps."""
-    context = torch.randn(1, 5, TINY.context_dim, generator=torch.Generator().manual_seed(1))
+    """Run the network: ask(x, bus=None) with fixed context, step and fps."""
 
     def run(x, bus=None, fps=8):
-        b = x.shape[0]
-        return unet(x, torch.full((b,), 300), context.expand(b, -1, -1), torch.full((b,), fps), bus)
+        if unet.config.in_channels == 8:  # the reference image's latents come behind the noisy ones
+            x = torch.cat([x, torch.full_like(x, 0.5)], dim=2)
+        return unet(x, **told(unet, len(x), fps), bus=bus)
 
     return run
 

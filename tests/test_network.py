@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.attention import Attention, CrossAttention
+from zerosmooth.attention import Attention, CrossAttention, TokenCrossAttention, frame_positions
 from zerosmooth.bus import Correction, HiddenStateBus
 from zerosmooth.cascade import Cascade
+from zerosmooth.models.layers import set_frame_chunk
 
-from .conftest import FRAMES, TINY, latents
+from .conftest import FRAMES, latents, told
 
 
 def run_stages(ask, scales=(2, 2), strength=0.6, **settings):
@@ -55,7 +56,7 @@ def test_any_scales_run(ask, scales):
 def test_every_attention_module_publishes_once_a_stage(unet, ask):
     bus, published = HiddenStateBus(FRAMES, (2,)), []
     publish = bus.publish
-    bus.publish = lambda stage, module, states: (published.append(module), publish(stage, module, states))
+    bus.publish = lambda stage, module, *rest: (published.append(module), publish(stage, module, *rest))
     ask(latents(FRAMES), bus.stage(0))
     assert sorted(published) == sorted(n for n, m in unet.named_modules() if isinstance(m, Attention))
 
@@ -73,12 +74,49 @@ def test_a_batch_equals_single_runs(ask):
         assert_close(both[i : i + 1], corrected(slice(i, i + 1)), rtol=0, atol=1e-5)
 
 
-def test_projected_text_is_the_text(unet):
-    context = torch.randn(1, 5, TINY.context_dim)
-    states = unet.project_context(context)
-    assert states.keys() == {n for n, m in unet.named_modules() if isinstance(m, CrossAttention)}
-    x, step, fps = latents(FRAMES), torch.tensor([300]), torch.tensor([8])
-    assert torch.equal(unet(x, step, states, fps), unet(x, step, context, fps))
+def test_projected_context_is_the_context(unet):
+    told_ = told(unet, 1)
+    states = unet.project_context(told_["context"])
+    cross = (CrossAttention, TokenCrossAttention)
+    assert states.keys() == {n for n, m in unet.named_modules() if isinstance(m, cross)}
+    x = torch.randn(1, FRAMES, unet.config.in_channels, 4, 6)
+    assert torch.equal(unet(x, **{**told_, "context": states}), unet(x, **told_))
+
+
+def test_the_order_of_frames_matters(ask):
+    """Every family's network tells frames apart, by positions or by what its temporal convolutions see."""
+    x = latents(FRAMES)
+    assert not torch.allclose(ask(x.flip(1)).flip(1), ask(x), atol=1e-3)
+
+
+def test_key_frames_keep_their_absolute_positions():
+    bus = HiddenStateBus(FRAMES, (2, 2))
+    plain = frame_positions(FRAMES, None)
+    assert torch.equal(plain, torch.arange(FRAMES).float())
+    for stage, stride in enumerate((1, 2, 4)):
+        assert torch.equal(frame_positions(stride * FRAMES, bus.stage(stage))[::stride], plain)
+
+
+def test_frames_in_chunks_change_nothing(unet, ask):
+    plain, _ = run_stages(ask)
+    for frames in (1, 3):
+        set_frame_chunk(unet, frames)
+        chunked, _ = run_stages(ask)
+        set_frame_chunk(unet, None)
+        for a, b in zip(plain, chunked):  # sums run in another order
+            assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_attention_to_one_token_is_that_tokens_value():
+    """Against plain attention with any queries and keys."""
+    torch.manual_seed(0)
+    cross, context, q = TokenCrossAttention(16, 12), torch.randn(2, 1, 12), torch.randn(2, 30, 16)
+    k, v = torch.randn(2, 1, 16), cross.to_v(context)
+    expected = cross.to_out(torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    got = cross(q, {cross.name: cross.project(context)})
+    assert_close(got[:, 0].expand(-1, 30, -1), expected)
+    with pytest.raises(ValueError, match="2 tokens"):
+        cross.project(torch.randn(1, 2, 12))
 
 
 def test_text_is_projected_once_a_prompt_and_not_once_a_step(pipeline):

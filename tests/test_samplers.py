@@ -1,11 +1,11 @@
-"""What must hold of DDIM. Its agreement with the authors' samplers is in `tests/golden`."""
+"""What must hold of DDIM and Euler. Their agreement with the authors' samplers is in `tests/golden`."""
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.samplers import DDIM, DDIMConfig
+from zerosmooth.samplers import DDIM, DDIMConfig, Euler, EulerConfig
 
 CONFIGS = pytest.mark.parametrize(
     "config", [DDIMConfig(), DDIMConfig(data_scale=0.7), DDIMConfig(prediction="v", beta_end=0.03)]
@@ -39,7 +39,9 @@ def test_a_step_keeps_the_marginal_variance(config):
 
 def test_timesteps_are_those_of_the_authors():
     assert DDIM(DDIMConfig(), 50).timesteps == [*range(981, 0, -20)]
-    assert len(DDIM(DDIMConfig(), 30)) == 31 and DDIM(DDIMConfig(), 3).timesteps == [667, 334, 1]
+    assert len(DDIM(DDIMConfig(), 30)) == 30 and DDIM(DDIMConfig(), 3).timesteps == [667, 334, 1]
+    more = DDIMConfig(more_steps=True)
+    assert len(DDIM(more, 30)) == 31 and DDIM(more, 60).timesteps[0] == 993 and DDIM(more, 50).timesteps[0] == 981
     assert DDIM(DDIMConfig(), 50).share(0) == 0.981
 
 
@@ -54,12 +56,36 @@ def test_eta_zero_adds_no_noise():
     assert (DDIM(DDIMConfig(), 10, 0.0).fresh == 0).all()
 
 
+def test_euler_with_a_perfect_network_ends_at_the_data():
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(1, 2, 4, 3, 3, generator=generator) for _ in range(2))
+    sampler = Euler(EulerConfig(), 10)
+    x = sampler.start(noise)
+    assert_close(sampler.scale(0, x), noise)  # the network is shown what has variance one
+    for i in range(len(sampler)):
+        sigma = float(sampler.sigmas[i])
+        v = (x / (sigma**2 + 1) - x0) * (sigma**2 + 1) ** 0.5 / sigma
+        assert_close(sampler.x0(i, x, v), x0, rtol=0, atol=1e-3)
+        x = sampler.step(i, x, x0, None)
+    assert_close(x, x0, rtol=0, atol=1e-4)  # from x of size 700, in float32
+
+
+def test_eulers_noise_levels_fall_to_zero_and_so_does_its_share():
+    sampler = Euler(EulerConfig(), 25)
+    assert sampler.sigmas[0] == pytest.approx(700) and sampler.sigmas[-2] == pytest.approx(0.002)
+    assert sampler.sigmas[-1] == 0 and (np.diff(sampler.sigmas) < 0).all()
+    assert sampler.share(0) == 1 and sampler.share(24) == 1 / 25 and not sampler.stochastic
+    assert sampler.timestep(0) == pytest.approx(0.25 * np.log(700))
+
+
 def test_settings_out_of_range_are_refused():
     for make in (
         lambda: DDIM(DDIMConfig(), 0),
         lambda: DDIM(DDIMConfig(), 1001),
         lambda: DDIM(DDIMConfig(), 10, eta=-0.1),
         lambda: DDIMConfig(prediction="x"),
+        lambda: Euler(EulerConfig(), 0),
+        lambda: EulerConfig().sampler(25, eta=0.5),
         lambda: DDIMConfig(beta_schedule="cosine"),
     ):
         with pytest.raises(ValueError):

@@ -33,10 +33,15 @@ def read_image(path: Path) -> Tensor:
     ValueError if it cannot be read or is too small.
     """
     try:
-        image = np.asarray(iio.imread(path, plugin="pillow", index=0, mode="RGBA", rotate=True))
+        with iio.imopen(path, "r", plugin="pillow") as file:
+            deep = file.metadata(index=0, exclude_applied=False)["mode"].startswith("I")  # 16 bits a pixel, grey
+            image = np.asarray(file.read(index=0, mode=None if deep else "RGBA", rotate=True))
     except Exception as error:  # whatever the decoder of some format raises
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the image {path} cannot be read, or is damaged ({first})") from error
+    if deep:
+        image = np.repeat((image / 257).round()[..., None], 4, axis=-1)
+        image[..., 3] = 255
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST:
         raise ValueError(f"the image {path} has {width}x{height} pixels; at least {SMALLEST} a side are needed")

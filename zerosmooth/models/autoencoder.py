@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import fusion_matrix, windows
+from ..attention import fusion_weights, windows
 from .layers import Mix, ResBlock, TemporalResBlock, Upsample
 
 MakeBlock = Callable[[int, int], nn.Module]  # of channels in and out
@@ -58,20 +58,23 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:
         """Frames in about [-1, 1] of one video's latents of the diffusion model. z: f c h w.
 
-        chunk: frames decoded at a time. Where frames do not depend on each other it changes memory only; chunks of a
-        temporal decoder overlap by a quarter and are faded into each other, so that no seam shows.
+        chunk: frames decoded at a time. Where frames do not depend on each other it changes memory only. Chunks of a
+        temporal decoder overlap by half and are faded into each other: the ends of a chunk, where the decoder sees no
+        neighbours, weigh next to nothing, and no seam shows.
         """
         z = z / self.config.scale
         chunk = chunk or len(z)
         if not self.config.temporal or len(z) <= chunk:
             return torch.cat([self.decode_raw(part) for part in z.split(chunk)])
-        spans = windows(len(z), chunk, chunk // 4)
-        frames: list[Tensor | None] = [None] * len(z)
-        for (start, end), shares in zip(spans, fusion_matrix(spans).to(z)):
-            for i, part in enumerate(shares[:, None, None, None] * self.decode_raw(z[start:end]), start):
-                faded = frames[i]
-                frames[i] = part if faded is None else faded + part
-        return torch.stack([frame for frame in frames if frame is not None])
+        frames: list[Tensor] = []
+        weights = torch.zeros(len(z)).to(z)
+        for start, end in windows(len(z), chunk, chunk // 2):
+            weight = fusion_weights(end - start).to(z) ** 2
+            part = weight[:, None, None, None] * self.decode_raw(z[start:end])
+            shared = len(frames) - start
+            frames[start:] = [old + new for old, new in zip(frames[start:], part)] + list(part[shared:])
+            weights[start:end] += weight
+        return torch.stack([frame / weight for frame, weight in zip(frames, weights)])
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """As `decode` in one chunk, of unscaled latents."""

@@ -1,0 +1,101 @@
+"""Reference images: any common format, upright, in the network's size."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zerosmooth.images import find_images, fit, read_image
+from zerosmooth.models.clip import shrink
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """A ramp to the right and down, with a red corner at the top left: 24 high, 40 wide."""
+    ramp = np.add.outer(np.arange(24) * 4, np.arange(40) * 2)[..., None].repeat(3, 2).astype(np.uint8)
+    ramp[:6, :6] = (255, 0, 0)
+    return ramp
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "jpg", "gif", "ppm"])
+def test_common_formats_are_read(tmp_path, picture, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(picture).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    image = read_image(path)
+    assert image.dtype == torch.uint8 and image.shape == (24, 40, 3)
+    error = np.abs(image.numpy().astype(int) - picture).mean()
+    assert error < {"jpg": 6, "gif": 6}.get(suffix, 0.01)
+
+
+def test_exif_rotation_alpha_and_grey_levels(tmp_path, picture):
+    turned = Image.fromarray(picture)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(read_image(tmp_path / "turned.png"), torch.from_numpy(np.rot90(picture, -1).copy()))
+
+    alpha = np.dstack([picture, np.full((24, 40), 255, np.uint8)])
+    alpha[:, 20:, 3] = 0
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    image = read_image(tmp_path / "alpha.png")
+    assert (image[:, 20:] == 255).all() and torch.equal(image[:, :20], torch.from_numpy(picture[:, :20]))
+
+    for name, grey in {
+        "grey": Image.fromarray(picture[..., 1]),
+        "deep": Image.fromarray(picture[..., 1].astype(np.uint16) * 257),
+        "bits": Image.fromarray(picture[..., 1] > 60),
+    }.items():
+        grey.save(tmp_path / f"{name}.png")
+        image = read_image(tmp_path / f"{name}.png").float()
+        assert image.shape == (24, 40, 3) and torch.equal(image[..., 0], image[..., 2])
+        shown = torch.from_numpy(picture[..., 1]).float()
+        assert ((image[..., 0] - (255.0 * (shown > 60) if name == "bits" else shown)).abs() <= 1).all()
+
+
+def test_images_that_cannot_be_used_are_told(tmp_path, picture):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(picture).save(tmp_path / "whole.png")
+    cut = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(cut[: len(cut) // 2])
+    Image.fromarray(picture[:4, :4]).save(tmp_path / "tiny.png")
+    for name, text in {"text": "cannot be read", "cut": "cannot be read", "tiny": "4x4 pixels"}.items():
+        with pytest.raises(ValueError, match=text):
+            read_image(tmp_path / f"{name}.png")
+
+
+def test_a_folder_gives_its_images_by_name(tmp_path, picture):
+    for name in ("b.png", "a.JPG"):
+        Image.fromarray(picture).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png"]
+    assert find_images(tmp_path / "b.png") == [tmp_path / "b.png"]
+    (tmp_path / "empty").mkdir()
+    for path, text in {"empty": "has no images", "none": "does not exist"}.items():
+        with pytest.raises(ValueError, match=text):
+            find_images(tmp_path / path)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (16, 64), (12, 20), (24, 40)])
+def test_every_way_to_fit_gives_the_size(picture, size):
+    image = torch.from_numpy(picture)
+    for resize in ("crop", "pad", "stretch"):
+        assert fit(image, *size, resize).shape == (*size, 3)
+    with pytest.raises(ValueError, match="crop, pad, stretch"):
+        fit(image, *size, "squeeze")
+
+
+def test_crop_keeps_the_middle_and_pad_keeps_everything():
+    image = torch.zeros(20, 40, 3, dtype=torch.uint8)
+    image[:, 10:30] = 200
+    assert (fit(image, 20, 20, "crop") == 200).all()
+    padded = fit(image, 40, 40, "pad")
+    assert (padded[:10] == 0).all() and (padded[30:] == 0).all() and (padded[12:28, 14:26] == 200).all()
+    assert torch.equal(fit(image, 20, 40, "stretch"), image)
+
+
+def test_shrinking_keeps_flat_images_and_suppresses_what_would_alias():
+    flat = torch.full((1, 3, 100, 60), 0.3)
+    assert torch.allclose(shrink(flat, 16), torch.full((1, 3, 16, 16), 0.3), atol=1e-5)
+    stripes = torch.ones(1, 3, 128, 128)
+    stripes[..., ::2] = -1
+    assert shrink(stripes, 16).abs().max() < 0.05  # without the Gaussian it would be up to 1
