@@ -1,8 +1,12 @@
-"""Writes a checkpoint of the published size, as its authors ship it, with weights fixed by the rule of `tests.parity`.
+"""Writes a checkpoint of the published size and layout, with weights fixed by the rule of `tests.parity`.
 
-    python -m tests.full_size vc2 model.ckpt        # 7.4 GB; then convert it and run sample.py on it, at a small size
+    python -m tests.full_size vc2 model.ckpt             # 7.4 GB; vc1 alike
+    python -m tests.full_size lavie folder/              # 5.4 GB: lavie_base.pt and stable-diffusion-v1-4/
+    python -m tests.full_size svd svd.safetensors        # 10 GB: the authors' single file
+    python -m tests.full_size svd_folder folder/         # 9 GB: diffusers' folder
 
-Nobody needs the real weights to see that the whole way works; what such a network shows is noise.
+Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the whole way works; what
+such a network shows is noise.
 """
 
 from __future__ import annotations
@@ -13,25 +17,44 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from zerosmooth.config import FAMILIES
 
 from .parity import weight
 
 MANIFESTS = Path(__file__).parent / "manifests"
-PARTS = {"vc2": ("vc2_unet", "vc2_vae", "vc2_text"), "vc1": ("vc1_unet", "vc2_vae", "vc2_text")}
+Shapes = dict[str, tuple[int, ...]]
+LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # files of a checkpoint, and the manifests whose tensors they hold
+    "vc2": {"": ("vc2_unet", "vc2_vae", "vc2_text")},
+    "vc1": {"": ("vc1_unet", "vc2_vae", "vc2_text")},
+    "lavie": {
+        "lavie_base.pt": ("lavie_unet",),
+        "stable-diffusion-v1-4/vae/diffusion_pytorch_model.bin": ("lavie_vae_diffusers",),
+        "stable-diffusion-v1-4/text_encoder/model.safetensors": ("lavie_text_hf",),
+    },
+    "svd": {"": ("svd_unet_sgm", "svd_vae_sgm", "svd_condition_vae_sgm", "svd_image_encoder_sgm")},
+    "svd_folder": {
+        "unet/diffusion_pytorch_model.safetensors": ("svd_unet_diffusers",),
+        "vae/diffusion_pytorch_model.safetensors": ("svd_vae_diffusers",),
+        "image_encoder/model.safetensors": ("svd_image_encoder_hf",),
+    },
+}
 
 
-def shapes(family: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a published checkpoint, without its schedule's buffers."""
-    found: dict[str, tuple[int, ...]] = {}
-    for part in PARTS[family]:
-        found |= {k: tuple(v) for k, v in json.loads((MANIFESTS / f"{part}.json").read_text())["tensors"].items()}
+def shapes(*manifests: str) -> Shapes:
+    """Names and shapes of the tensors of published files."""
+    found: Shapes = {}
+    for name in manifests:
+        found |= {k: tuple(v) for k, v in json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"].items()}
     return found
 
 
-def buffers(family: str) -> dict[str, torch.Tensor]:
-    """The schedule's buffers that say something of the family; the others follow from them."""
+def buffers(family: str) -> dict[str, Tensor]:
+    """The schedule's buffers that say something of VideoCrafter; the others follow from them."""
+    if family not in ("vc1", "vc2"):
+        return {}
     sampler = FAMILIES[family].sampler
     values = {"alphas_cumprod": sampler.alphas_cumprod()}
     if family == "vc2":
@@ -39,13 +62,34 @@ def buffers(family: str) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value).float() for name, value in values.items()}
 
 
+def constant(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a published file: by the rule, but for the rotary frequencies, which are constants."""
+    if name.endswith("rotary_emb.freqs"):
+        return 10_000.0 ** (-torch.arange(shape[0]) / shape[0])
+    return weight(name, shape)
+
+
+def write(layout: str, path: Path, held: dict[str, Shapes] | None = None) -> None:
+    """held: the tensors of each file of the layout, instead of the published ones."""
+    for file, manifests in LAYOUTS[layout].items():
+        target = path / file if file else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        wanted = shapes(*manifests) if held is None else held[file]
+        state = {name: constant(name, shape) for name, shape in wanted.items()} | buffers(layout)
+        if target.suffix == ".safetensors":
+            save_file(state, target)
+        elif target.suffix == ".bin":
+            torch.save(state, target)
+        else:
+            torch.save({"ema" if layout == "lavie" else "state_dict": state}, target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=PARTS)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("layout", choices=LAYOUTS)
+    parser.add_argument("path", type=Path, help="the file, or the folder for what is several files")
     args = parser.parse_args()
-    state = {name: weight(name, shape) for name, shape in shapes(args.family).items()}
-    torch.save({"state_dict": {**state, **buffers(args.family)}}, args.file)
+    write(args.layout, args.path)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weights_convert import __main__ as cli
-from weights_convert import videocrafter
 from weights_convert.engine import ConversionError, Table, convert, plan
 from weights_convert.source import open_source
 from zerosmooth.cascade import Cascade
-from zerosmooth.checkpoint import CheckpointError, describe, load, save, tensor_shapes
+from zerosmooth.checkpoint import CheckpointError, describe, load, save
 from zerosmooth.config import FAMILIES, ModelConfig
 from zerosmooth.models.clip import TextConfig
 
 from .conftest import TINY_CONFIG
-from .full_size import shapes
 from .parity import read, vae_config, videocrafter_unet, weight
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -246,35 +244,3 @@ def test_the_command_runs_as_a_module():
         [sys.executable, "-m", "weights_convert", "vc2", "none.ckpt", "-o", "x.safetensors"], capture_output=True
     )
     assert done.returncode == 1 and b"none.ckpt does not exist" in done.stderr
-
-
-@pytest.mark.parametrize("family", ["vc2", "vc1"])
-def test_every_tensor_of_the_published_checkpoints_has_its_place(family):
-    """At full size: names and shapes only. Every one is read, but for those that are dropped by name."""
-    config, source, read_names = FAMILIES[family], {**shapes(family), "betas": (1000,), "scale_arr": (1400,)}, []
-
-    def read_meta(name: str) -> torch.Tensor:
-        read_names.append(name)
-        return torch.empty(source[name], device="meta")
-
-    table = videocrafter.table(config, ())
-    made = {name: tuple(x.shape) for name, x in convert(table, source, read_meta, tensor_shapes(config))}
-    assert made == tensor_shapes(config)
-    left = sorted(set(source) - set(read_names))
-    text = "cond_stage_model.model."
-    assert [n for n in left if not n.startswith(f"{text}transformer.resblocks.23.")] == [
-        "betas",
-        f"{text}logit_scale",
-        f"{text}text_projection",
-        "scale_arr",
-    ]
-    assert len(read_names) == len(set(read_names))
-
-
-def test_a_missing_tensor_of_any_part_is_named():
-    config = FAMILIES["vc2"]
-    for name in ("model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.weight"):
-        source = shapes("vc2")
-        del source[name]
-        with pytest.raises(ConversionError, match="has no tensor for 1"):
-            convert(videocrafter.table(config, ()), source, lambda n: None, tensor_shapes(config))
