@@ -181,7 +181,7 @@ def sample(args: argparse.Namespace) -> int:
             print(line, flush=True)
         return 0
 
-    if min(args.num_videos, args.decode_chunk_size, args.frame_chunk or 1) < 1:
+    if min(args.num_videos, args.decode_chunk_size, 1 if args.frame_chunk is None else args.frame_chunk) < 1:
         raise ValueError("--num_videos, --decode_chunk_size and --frame_chunk must be at least 1")
     subjects = read_subjects(args, config)
     if args.save_fps is not None and not 0.1 <= args.save_fps <= 240:
@@ -234,7 +234,7 @@ def sample(args: argparse.Namespace) -> int:
 
             (video,) = pipeline.sample(
                 None if images else result.subject,
-                images=[images[result.subject]] if images else None,
+                images=[read_image(images[result.subject])] if images else None,
                 resize=args.resize,
                 seeds=result.seed,
                 cascade=cascade,
@@ -265,7 +265,7 @@ class Subject:
 
     name: str
     settings: dict[str, str]
-    image: torch.Tensor | None = None
+    image: Path | None = None
 
 
 def read_subjects(args: argparse.Namespace, config: ModelConfig) -> list[Subject]:
@@ -275,10 +275,11 @@ def read_subjects(args: argparse.Namespace, config: ModelConfig) -> list[Subject
         return [Subject(p, {}) for p in dict.fromkeys(read_prompts(args.prompt_file) if args.prompt_file else own)]
     if args.image is None:
         raise ValueError(f"{args.ckpt} makes videos from images: add --image with a file or a folder")
-    return [
-        Subject(path.name, {"image_sha256": sha256(path), "resize": args.resize}, read_image(path))
-        for path in find_images(args.image)
-    ]
+    subjects = []
+    for path in find_images(args.image):
+        read_image(path)  # and let go: there may be thousands
+        subjects.append(Subject(path.name, {"image_sha256": sha256(path), "resize": args.resize}, path))
+    return subjects
 
 
 def report(

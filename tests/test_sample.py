@@ -1,7 +1,9 @@
 """The command as its user runs it, on the small checkpoint with few steps."""
 
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,12 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
+
+from zerosmooth.checkpoint import save
+from zerosmooth.pipeline import Networks
+
+from .conftest import TINY_FAMILIES
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--steps", "2", "--num_frames", "4", "--scale", "2", "--device", "cpu"]
@@ -104,6 +112,84 @@ def test_check_says_what_a_file_is(setting):
         assert text in done.stdout
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Tiny checkpoints with random weights, by family."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for family, config in TINY_FAMILIES.items():
+        torch.manual_seed(0)
+        tensors = Networks(config).state_dict().items()
+        save(folder / f"{family}.safetensors", config, tensors, torch.float32, "a test", "0" * 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i, suffix in enumerate(("png", "jpg")):
+        iio.imwrite(folder / f"photo{i}.{suffix}", np.full((30, 50, 3), 60 + 100 * i, np.uint8))
+    return folder
+
+
+def test_images_become_videos(tmp_path, tiny, photos):
+    command = ["--ckpt", tiny / "svd.safetensors", "--image", photos, "--scale", "2", "--steps", "2"]
+    memory = ["--sequential_guidance", "--frame_chunk", "2", "--decode_chunk_size", "4", "--offload"]
+    done = run(*command, *memory, "--outdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 frames, 7 fps, 1.14 s" in done.stdout and "16 frames, 14 fps, 1.14 s" in done.stdout
+    records = {json.loads(path.read_text())["image"]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert records.keys() == {"photo0.png", "photo1.jpg"}
+    record = records["photo1.jpg"]
+    assert record["motion_bucket_id"] == 180 and record["resize"] == "crop" and record["eta"] == 0
+    assert record["image_sha256"] == hashlib.sha256((photos / "photo1.jpg").read_bytes()).hexdigest()
+    again = run(*command, "--outdir", tmp_path)
+    assert "2 of 2 videos are in" in again.stdout  # settings of memory make no other result
+    one = run(*command, "--outdir", tmp_path, "--image", photos / "photo0.png", "--resize", "pad")
+    assert one.returncode == 0 and len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_lavie_makes_videos_from_prompts(tmp_path, tiny):
+    done = run(
+        "--ckpt", tiny / "lavie.safetensors", "--prompt", "x", "--scale", "2", "--steps", "3", "--outdir", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "does not divide" not in done.stdout and len(list(tmp_path.glob("*.mp4"))) == 2
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_check_knows_every_family(tiny, family):
+    plain, saving = (
+        run("--check", "--ckpt", tiny / f"{family}.safetensors", *flags)
+        for flags in ([], ["--sequential_guidance", "--frame_chunk", "2"])
+    )
+    assert f"a whole {family} checkpoint" in plain.stdout, plain.stderr
+
+    def activations(said: str) -> float:
+        return float(re.search(r"activations up to ([0-9.]+) GB", said).group(1))
+
+    assert activations(saving.stdout) <= activations(plain.stdout)
+
+
+def bad_images(tiny, photos):
+    svd = ["--ckpt", tiny / "svd.safetensors"]
+    (tiny / "cut.png").write_bytes((photos / "photo0.png").read_bytes()[:60])
+    return [
+        (svd, "add --image"),
+        ([*svd, "--prompt", "x"], "--prompt does not fit"),
+        ([*svd, "--image", photos, "--negative_prompt", "x"], "--negative_prompt does not fit"),
+        ([*svd, "--image", tiny / "none.png"], "does not exist"),
+        ([*svd, "--image", tiny / "cut.png"], "cannot be read"),
+        ([*svd, "--image", tiny / "svd.safetensors"], "cannot be read"),
+        ([*svd, "--image", tiny], "has no images" if not list(tiny.glob("*.png")) else "cannot be read"),
+        ([*svd, "--image", photos, "--eta", "1"], "eta=1.0; this model's sampler adds no noise"),
+        ([*svd, "--image", photos, "--motion_bucket_id", "-1"], "motion_bucket_id=-1"),
+        ([*svd, "--image", photos, "--noise_aug_strength", "2"], "noise_aug_strength=2.0"),
+        ([*svd, "--image", photos, "--frame_chunk", "0"], "--frame_chunk"),
+        (["--image", photos], "--image does not fit"),
+        (["--motion_bucket_id", "100"], "--motion_bucket_id does not fit"),
+    ]
+
+
 def bad_inputs(tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     (tmp_path / "file").write_text("in the way")
@@ -134,12 +220,12 @@ def bad_inputs(tmp_path):
     ]
 
 
-def test_bad_input_is_told_before_anything_is_made(tmp_path, monkeypatch, capsys):
+def test_bad_input_is_told_before_anything_is_made(tmp_path, tiny, photos, monkeypatch, capsys):
     sys.path.insert(0, str(ROOT))
     import sample
 
     monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("the networks were loaded"))
-    for arguments, reason in bad_inputs(tmp_path):
+    for arguments, reason in bad_inputs(tmp_path) + bad_images(tiny, photos):
         out = [] if "--outdir" in arguments else ["--outdir", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments), *out])
         assert sample.main() == 1, arguments
