@@ -244,12 +244,13 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, text: TextTower, f
     sigma = (1 - alpha**2).sqrt()
 
     clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
+    whole = [i for i, rate in enumerate(rates) if rate == recipe.config.defaults.fps]  # clips of whole scenes
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
         frames = 1 if step < recipe.image_steps else recipe.config.unet.frames
         count = 128 // frames
-        chosen = [rng.randrange(len(scenes)) for _ in range(count)]
+        chosen = [rng.choice(whole if rng.random() < 0.75 else range(len(scenes))) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
         x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
         fps = torch.tensor([rates[i] for i in chosen], device=device)
@@ -257,6 +258,8 @@ def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, text: TextTower, f
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        if frames > 1:  # where a shape goes is decided early, in the noise
+            spread = spread.sqrt()
         t = (spread * TRAIN_STEPS).long().to(device)
         a, s = alpha[t, None, None, None, None], sigma[t, None, None, None, None]
         context = networks.encoder(pipeline.tokenizer(prompts).to(device))
