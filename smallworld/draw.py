@@ -1,7 +1,9 @@
 """Scenes, their prompts and their frames.
 
 A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS. The prompt nearly
-fixes the path: a shape that moves left starts on the right. Lengths are fractions of the frame's side.
+fixes the path: a shape that moves left starts on the right. Where a picture must tell the path, the shape has a tail: a
+grey line behind it, and starts near the edge that it leaves, however fast it is; the speed is then told by a number.
+Lengths are fractions of the frame's side.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 SECONDS = 2.0
+TAIL, TAIL_WIDTH = 0.12, 0.04  # behind the edge of the shape
 COLORS = {  # RGB, 0 to 1
     "red": (0.90, 0.12, 0.12),
     "yellow": (0.95, 0.85, 0.10),
@@ -26,6 +29,7 @@ COLORS = {  # RGB, 0 to 1
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y down
 SPEEDS = {"slowly": 0.11, "quickly": 0.26}  # sides a second
+MOTION = {"slowly": 60, "quickly": 180}  # motion buckets of image to video
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
 WORDS = {  # of a prompt, by kind
     "color": COLORS,
@@ -47,6 +51,7 @@ class Scene:
     bottom: float
     radius: float  # of the circle with the shape's area
     center: tuple[float, float]  # half-way through
+    tail: bool = False
 
     def position(self, time: float) -> tuple[float, float]:
         """Centre of the shape at `time` seconds, x and y."""
@@ -61,8 +66,8 @@ class Scene:
         return text + f" on a {self.background} background" if background else text
 
 
-def random_scene(rng: random.Random) -> Scene:
-    """Any scene; its path stays inside the frame."""
+def random_scene(rng: random.Random, tail: bool = False) -> Scene:
+    """Any scene; the shape's path stays inside the frame."""
     background = rng.choice([*GREYS, "gradient"])
     if background == "gradient":
         top, bottom = rng.sample(list(GREYS.values()), 2)
@@ -71,16 +76,21 @@ def random_scene(rng: random.Random) -> Scene:
     direction = rng.choice(list(DIRECTIONS))
     along, across = rng.uniform(-0.04, 0.04), rng.uniform(-0.2, 0.2)
     x, y = (along, across) if DIRECTIONS[direction][0] else (across, along)
+    color, shape, speed = rng.choice(list(COLORS)), rng.choice(SHAPES), rng.choice(list(SPEEDS))
+    if tail:
+        back = (SPEEDS[speed] - SPEEDS["quickly"]) * SECONDS / 2
+        x, y = x + back * DIRECTIONS[direction][0], y + back * DIRECTIONS[direction][1]
     return Scene(
-        color=rng.choice(list(COLORS)),
-        shape=rng.choice(SHAPES),
+        color=color,
+        shape=shape,
         direction=direction,
-        speed=rng.choice(list(SPEEDS)),
+        speed=speed,
         background=background,
         top=top,
         bottom=bottom,
         radius=rng.uniform(0.13, 0.17),
         center=(0.5 + x, 0.5 + y),
+        tail=tail,
     )
 
 
@@ -107,7 +117,15 @@ def render(scenes: Sequence[Scene], times: Tensor, size: int = 64) -> Tensor:
     top = torch.tensor([s.top for s in scenes])[:, None, None, None, None]
     bottom = torch.tensor([s.bottom for s in scenes])[:, None, None, None, None]
     ground = top + (bottom - top) * grid[:, None]
+    if any(s.tail for s in scenes):
+        behind = tails(scenes, path, size)[:, :, None]
+        ground = ground + behind * (torch.where(top + bottom < 1, GREYS["white"], GREYS["black"]) - ground)
     return ground + cover * (color - ground)
+
+
+def first_frame(scene: Scene, size: int) -> Tensor:
+    """Of a scene, as image to video takes it: uint8 h w 3."""
+    return (render([scene], torch.zeros(1, 1), size)[0, 0].permute(1, 2, 0) * 255).round().byte()
 
 
 def coverage(shapes: Sequence[str], path: Tensor, radius: Tensor, size: int) -> Tensor:
@@ -125,6 +143,18 @@ def coverage(shapes: Sequence[str], path: Tensor, radius: Tensor, size: int) -> 
     triangle = torch.maximum(y, 0.8660 * x.abs() - 0.5 * y) - 0.7776 * radius  # equilateral, point up
     distance = torch.where(index == 0, circle, torch.where(index == 1, square, triangle))
     return (0.5 - distance * size).clamp(0, 1)
+
+
+def tails(scenes: Sequence[Scene], path: Tensor, size: int) -> Tensor:
+    """How much of each pixel a shape's tail covers. path: b f 2 centroids. Returns b f h w."""
+    grid = (torch.arange(size) + 0.5) / size
+    offset = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1) - path[:, :, None, None]  # b f h w 2
+    ahead = torch.tensor([DIRECTIONS[s.direction] for s in scenes]).float()[:, None, None, None]
+    start = torch.tensor([s.radius for s in scenes])[:, None, None, None]
+    length = torch.tensor([TAIL * s.tail for s in scenes])[:, None, None, None]
+    along, across = -(offset * ahead).sum(-1), (offset * ahead.flip(-1)).sum(-1).abs()
+    distance = torch.maximum((along - start - length / 2).abs() - length / 2, across - TAIL_WIDTH / 2)
+    return (0.5 - distance * size).clamp(0, 1) * (length > 0)
 
 
 def frame_times(frames: int, fps: float, start: float = 0.0) -> Tensor:

@@ -2,48 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.config import FAMILIES, Defaults, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
-from zerosmooth.models.clip import TextConfig
+from zerosmooth.models.clip import ImageConfig, TextConfig
+from zerosmooth.models.lavie import LaVieConfig
+from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.videocrafter import UNetConfig
-from zerosmooth.samplers import DDIMConfig
+from zerosmooth.samplers import DDIMConfig, EulerConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
     config: ModelConfig
     size: int = 64  # pixels, both sides
+    tail: bool = False  # the shapes have tails that tell where they go
+    autoencoder_from: str | None = None  # the recipe whose autoencoder is taken; a temporal decoder is trained further
     autoencoder_steps: int = 3000  # of 16 frames
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     text_steps: int = 400  # of 128 prompts
     steps: int = 10_500  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
+    one_way_steps: int = 4000  # up to here clips go right or down only: see `train.train_diffusion`
     rate: float = 1e-3
 
 
+SMALL_VAE = AutoencoderConfig(channels=16, channel_mult=(1, 2, 3, 4), res_blocks=1, scale=1.0, groups=8)
+SMALL_TEXT = TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, heads=4, layers=2)
+# v and betas that leave no signal at the last timestep: flat bright backgrounds need both
+SMALL_DDIM = DDIMConfig(beta_end=0.03, prediction="v")
+SMALL_DEFAULTS = Defaults(height=64, width=64, steps=25, guidance_scale=4.0, prompt="a red circle moving left quickly")
+SIZE = dict(channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8)
 RECIPES = {
     "vc2-small": Recipe(
         ModelConfig(
             family="vc2",
-            unet=UNetConfig(
-                channels=40,
-                channel_mult=(1, 2),
-                res_blocks=1,
-                attention_resolutions=(1, 2),
-                head_dim=8,
-                context_dim=64,
-                groups=8,
-            ),
-            vae=AutoencoderConfig(channels=16, channel_mult=(1, 2, 3, 4), res_blocks=1, scale=1.0, groups=8),
-            encoder=TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, heads=4, layers=2),
-            # v and betas that leave no signal at the last timestep: flat bright backgrounds need both
-            sampler=DDIMConfig(beta_end=0.03, prediction="v", more_steps=True),
-            defaults=Defaults(
-                height=64, width=64, steps=25, guidance_scale=4.0, prompt="a red circle moving left quickly"
-            ),
+            unet=UNetConfig(**SIZE, head_dim=8),
+            vae=SMALL_VAE,
+            encoder=SMALL_TEXT,
+            sampler=replace(SMALL_DDIM, more_steps=True),
+            defaults=SMALL_DEFAULTS,
         )
+    ),
+    "lavie-small": Recipe(
+        ModelConfig(
+            family="lavie",
+            unet=LaVieConfig(**{**SIZE, "channels": 48}, heads=4),
+            vae=SMALL_VAE,
+            encoder=replace(SMALL_TEXT, pad_token=SMALL_TEXT.vocab_size - 1, activation="quick_gelu"),
+            sampler=SMALL_DDIM,
+            defaults=SMALL_DEFAULTS,
+        ),
+        autoencoder_from="vc2-small",
+        one_way_steps=0,  # its positions tell early frames from late ones
+    ),
+    "svd-small": Recipe(
+        ModelConfig(
+            family="svd",
+            unet=SVDConfig(**{**SIZE, "channels": 32}, head_dim=8, condition_dim=32),
+            vae=replace(SMALL_VAE, temporal=True, float32=True),
+            encoder=ImageConfig(image_size=56, patch_size=14, width=64, heads=4, layers=2, out=64),
+            sampler=EulerConfig(),
+            defaults=replace(
+                FAMILIES["svd"].defaults, height=64, width=64, guidance_scale=2.0, first_guidance_scale=1.0
+            ),
+        ),
+        tail=True,
+        autoencoder_from="vc2-small",
+        autoencoder_steps=600,
+        image_steps=0,
+        one_way_steps=0,
+        steps=6000,
     ),
 }

@@ -1,7 +1,7 @@
-"""Trains a small checkpoint from scratch: its autoencoder, its text tower, then tower and network on frames and clips.
+"""Trains a small checkpoint from scratch: its autoencoder, its text tower, then all the rest on frames and clips.
 
-    python -m smallworld.train vc2-small                 # about three hours on two cores; resumes where it was stopped
-    python -m smallworld.train vc2-small --device cuda   # minutes
+    python -m smallworld.train vc2-small                 # some hours on two cores; resumes where it was stopped
+    python -m smallworld.train svd-small --device cuda   # minutes
 
 Everything is drawn as it is needed, from generators keyed by the step, so a resumed run sees what an unbroken one
 would have. State lives in runs/NAME as safetensors (weights, their running average, and Adam's two moments).
@@ -13,176 +13,103 @@ import argparse
 import json
 import math
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import imageio.v3 as iio
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from zerosmooth import checkpoint
+from zerosmooth.attention import TemporalAttention
 from zerosmooth.cascade import Cascade
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.clip import TextTower
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Networks, Pipeline
-from zerosmooth.samplers import TRAIN_STEPS
+from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
 
 from . import recipes
-from .draw import SECONDS, WORDS, Scene, frame_times, parse, random_scene, render
-
-
-@dataclass(frozen=True)
-class Schedule:
-    steps: int
-    rate: float  # highest learning rate: reached after a warm-up, then a cosine to zero
-    warmup: int = 100
-    average: float = 0.999  # of the weights, a step
-
-    def rate_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class Trainer:
-    """Adam on the parameters of a module, with a running average of them, saved in and resumed from a folder."""
-
-    def __init__(self, module: nn.Module, schedule: Schedule, folder: Path) -> None:
-        self.module, self.schedule, self.folder = module, schedule, folder
-        self.optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-        self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self.step, self.seconds, self.log = 0, 0.0, []
-        if (folder / "state.json").exists():
-            self._resume()
-
-    def run(self, loss_at: Callable[[int], Tensor], show: Callable[[int], None], every: int = 250) -> None:
-        """Train to the schedule's end. loss_at(step) gives the loss; show(step) writes samples, with the average."""
-        since, losses = time.perf_counter(), []
-        while self.step < self.schedule.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule.rate_at(self.step)
-            loss = loss_at(self.step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            self.optimizer.step()
-            decay = min(self.schedule.average, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                for name, p in self.module.named_parameters():
-                    self.average[name].lerp_(p, 1 - decay)
-            losses.append(loss.item())
-            self.step += 1
-            if self.step % 25 == 0:
-                now = time.perf_counter()
-                self.seconds, since = self.seconds + now - since, now
-                self.log.append({"step": self.step, "loss": sum(losses) / len(losses), "seconds": round(self.seconds)})
-                print(f"{self.folder.name} {self.log[-1]}", flush=True)
-                losses = []
-            if self.step % every == 0 or self.step == self.schedule.steps:
-                self.save()
-                with self.averaged():
-                    show(self.step)
-
-    def averaged(self) -> _Swapped:
-        """Within `with`, the module has the running average of its weights."""
-        return _Swapped(self.module, self.average)
-
-    def save(self) -> None:
-        named = dict(self.module.named_parameters())
-        moments = {  # zeros for what has not been trained yet
-            key: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in named.items()}
-            for key in ("exp_avg", "exp_avg_sq")
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.step, "seconds": self.seconds, "log": self.log}
-        parts = {self.folder / "state.json": self.folder / "state.json.part"}
-        for name, tensors in {"weights": named, "average": self.average, **moments}.items():
-            path = self.folder / f"{name}.safetensors"
-            parts[path] = path.with_suffix(".part")
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, parts[path])
-        parts[self.folder / "state.json"].write_text(json.dumps(state))
-        for path, part in parts.items():  # all are written before any is replaced
-            part.replace(path)
-
-    def _resume(self) -> None:
-        state = json.loads((self.folder / "state.json").read_text())
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        saved = {
-            name: load_file(self.folder / f"{name}.safetensors")
-            for name in ("weights", "average", "exp_avg", "exp_avg_sq")
-        }
-        with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(saved["weights"][name])
-                self.average[name].copy_(saved["average"][name])
-                moments = {k: saved[k][name].to(p.device) for k in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.step)), **moments}
-        print(f"{self.folder.name} goes on from step {self.step}", flush=True)
-
-
-class _Swapped:
-    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
-        self.module, self.values = module, values
-
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.module.named_parameters()}
-        self._put(self.values)
-
-    def __exit__(self, *exception: object) -> None:
-        self._put(self.kept)
-
-    def _put(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(values[name])
+from .draw import MOTION, SECONDS, WORDS, Scene, first_frame, frame_times, parse, random_scene, render
+from .trainer import Schedule, Trainer, write
 
 
 def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
-    """An autoencoder of single frames: absolute and squared error, and a light pull of the posterior to a normal.
+    """An autoencoder of single frames, or one with a temporal decoder of short clips.
 
-    Coloured pixels are few and count more. The posterior starts narrow, or its noise would hide the first lessons.
+    Absolute and squared error, and a light pull of the posterior to a normal. Coloured pixels are few and count more.
+    The posterior starts narrow, or its noise would hide the first lessons. With `autoencoder_from`, the encoder is
+    another recipe's and stays as it is, and the decoder starts from that one's.
     """
     torch.manual_seed(0)
     vae = Autoencoder(recipe.config.vae)
     nn.init.constant_(vae.quant_conv.bias[recipe.config.vae.latent_channels :], -6.0)
     vae.to(device)
-    trainer = Trainer(vae, Schedule(recipe.autoencoder_steps, rate=2e-3, average=0.995), folder)
+    learnt: nn.Module = vae
+    if recipe.autoencoder_from is not None:
+        start_from(vae, load_file(folder.parent.parent / recipe.autoencoder_from / "autoencoder/average.safetensors"))
+        if not recipe.config.vae.temporal:
+            return vae.eval().requires_grad_(False)
+        learnt = vae.decoder
+    trainer = Trainer(learnt, Schedule(recipe.autoencoder_steps, rate=2e-3, average=0.995), folder)
+    frames = 4 if recipe.config.vae.temporal else 1
 
-    def frames(step: int, count: int = 16) -> Tensor:
+    def clips(step: int, count: int = 16) -> Tensor:
         rng = random.Random(f"frames/{step}")
-        scenes = [random_scene(rng) for _ in range(count)]
-        times = torch.tensor([[rng.uniform(0, SECONDS)] for _ in range(count)])
-        return (render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device)
+        scenes = [random_scene(rng, recipe.tail) for _ in range(count // frames)]
+        starts = [rng.uniform(0, SECONDS) for _ in scenes]
+        times = torch.stack([frame_times(frames, rng.choice((7, 14, 28)), start) for start in starts])
+        return (render(scenes, times, recipe.size) * 2 - 1).to(device)
 
     def loss_at(step: int) -> Tensor:
-        x = frames(step)
-        mean, log_variance = vae.moments(x)
+        x = clips(step)
+        mean, log_variance = vae.moments(x.flatten(0, 1))
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(step)).to(device)
-        y = vae.decode_raw(mean + (0.5 * log_variance).exp() * noise)
+        z = mean + (0.5 * log_variance).exp() * noise
+        y = torch.cat([vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
+        x = x.flatten(0, 1)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         weight = 1 + 4 * (x.amax(1, keepdim=True) - x.amin(1, keepdim=True))
         return (weight * ((y - x).abs() + (y - x).square())).mean() + recipe.kl * kl
 
     def show(step: int) -> None:
-        x = frames(-1, 16)
+        x = clips(-1).flatten(0, 1)
         with torch.inference_mode():
-            y = vae.decode_raw(vae.moments(x)[0])
+            z = vae.moments(x)[0]
+            y = torch.cat([vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
         print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB", flush=True)
         _picture(folder / "sheet.png", rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
 
     trainer.run(loss_at, show)
-    _load_average(vae, trainer)
+    learnt.load_state_dict(trainer.average)
     return vae.eval().requires_grad_(False)
+
+
+def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
+    """Take another autoencoder's weights, and freeze the encoder; a temporal decoder starts as the plain one."""
+    own = vae.state_dict()
+    if vae.config.temporal:
+        mix, into = weights["post_quant_conv.weight"][..., 0, 0], weights["decoder.conv_in.weight"]
+        weights["decoder.conv_in.bias"] += into.sum((2, 3)) @ weights["post_quant_conv.bias"]
+        weights["decoder.conv_in.weight"] = torch.einsum("o m h w, m i -> o i h w", into, mix)
+        for name in [name for name in own if ".spatial." in name]:
+            weights[name] = weights[name.replace(".spatial.", ".")]
+        for name in [name for name in own if ".temporal.conv2." in name]:
+            weights[name] = torch.zeros_like(own[name])
+        weights["decoder.temporal_conv.bias"] = torch.zeros(3)
+        weights["decoder.temporal_conv.weight"] = torch.zeros(3, 3, 3, 1, 1)
+        weights["decoder.temporal_conv.weight"][:, :, 1, 0, 0] = torch.eye(3)
+    vae.load_state_dict({name: weights.get(name, x) for name, x in own.items()})
+    vae.quant_conv.requires_grad_(False)
+    vae.encoder.requires_grad_(False)
 
 
 def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float:
@@ -224,60 +151,116 @@ def train_text(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower:
         print(f"text tower reads {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
 
     trainer.run(loss_at, show)
-    _load_average(learnt, trainer)
+    learnt.load_state_dict(trainer.average)
     return tower
 
 
-def train_diffusion(recipe: recipes.Recipe, vae: Autoencoder, text: TextTower, folder: Path, device: str) -> Networks:
-    """Text tower and network, on v-prediction at random timesteps; one prompt in ten is left out for guidance."""
+def train_diffusion(
+    recipe: recipes.Recipe, vae: Autoencoder, text: TextTower | None, folder: Path, device: str
+) -> Networks:
+    """Encoder and network, on v-prediction at random noise levels; one condition in ten is left out for guidance."""
     torch.manual_seed(1)
-    networks = Networks(recipe.config)
-    networks.vae, networks.encoder = vae, text
+    config = recipe.config
+    networks = Networks(config)
+    networks.vae = vae
+    if text is not None:
+        networks.encoder = text
     networks.to(device)
     start_as_identity(networks.unet)
     learnt = nn.ModuleDict({"unet": networks.unet, "text": networks.encoder})
     trainer = Trainer(learnt, Schedule(recipe.steps, recipe.rate, warmup=200), folder)
-    pipeline = Pipeline(recipe.config, networks)
+    pipeline = Pipeline(config, networks)
     learnt.requires_grad_(True)
-    sampler = recipe.config.sampler
-    alpha = torch.from_numpy(sampler.alphas_cumprod() ** 0.5).float().to(device)
-    sigma = (1 - alpha**2).sqrt()
 
     clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
-    whole = [i for i, rate in enumerate(rates) if rate == recipe.config.defaults.fps]  # clips of whole scenes
+    every = range(len(scenes))
+    whole = [i for i in every if rates[i] == config.defaults.fps]  # clips of whole scenes
+    one_way = [i for i in whole if scenes[i].direction in ("right", "down")]
+
+    def clips_at(step: int, rng: random.Random) -> Sequence[int]:
+        """Those to draw from. First any, for single frames; then those that go one way, whatever the prompt: only what
+        tells early frames from late ones can learn what a direction is."""
+        if step < recipe.image_steps:
+            return every
+        if step < recipe.one_way_steps:
+            return one_way
+        return whole if rng.random() < 0.75 else every
+
+    def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Context, reference latents and numbers of scenes."""
+        left_out = torch.tensor([rng.random() < 0.1 for _ in chosen], device=device)
+        fps = torch.tensor([float(rates[i]) for i in chosen], device=device)
+        if not config.takes_images:
+            prompts = ["" if out else prompt_of(scenes[i], rng) for i, out in zip(chosen, left_out.tolist())]
+            return networks.encoder(pipeline.tokenizer(prompts).to(device)), None, fps
+        first = render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
+        augmentation = config.defaults.noise_aug_strength
+        noisy = first + augmentation * torch.randn(first.shape, generator=generator)
+        keep = (~left_out).float()
+        context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
+        with torch.no_grad():
+            latents = vae.moments(noisy.to(device))[0] * keep[:, None, None, None]
+        motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
+        return context, latents[:, None], torch.stack([fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
-        frames = 1 if step < recipe.image_steps else recipe.config.unet.frames
+        frames = 1 if step < recipe.image_steps else config.unet.frames
         count = 128 // frames
-        chosen = [rng.choice(whole if rng.random() < 0.75 else range(len(scenes))) for _ in range(count)]
+        chosen = [rng.choice(clips_at(step, rng)) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
         x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
-        fps = torch.tensor([rates[i] for i in chosen], device=device)
-        prompts = ["" if rng.random() < 0.1 else prompt_of(scenes[i], rng) for i in chosen]
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        if frames > 1:  # where a shape goes is decided early, in the noise
-            spread = spread.sqrt()
-        t = (spread * TRAIN_STEPS).long().to(device)
-        a, s = alpha[t, None, None, None, None], sigma[t, None, None, None, None]
-        context = networks.encoder(pipeline.tokenizer(prompts).to(device))
+        t, alpha, sigma = (v.to(device) for v in noise_levels(config.sampler, spread, early=frames > 1))
+        a, s = alpha[:, None, None, None, None], sigma[:, None, None, None, None]
+        context, reference, numbers = tell(chosen, rng, generator)
+        shown = a * x0 + s * noise
+        if reference is not None:
+            shown = torch.cat([shown, reference.expand(-1, frames, -1, -1, -1)], dim=2)
         with single_frames(networks.unet) if frames == 1 else nullcontext():
-            v = networks.unet(a * x0 + s * noise, t, context, fps)
+            v = networks.unet(shown, t, context, numbers)
         return (v - (a * noise - s * x0)).square().mean()
 
     def show(step: int) -> None:
         rng = random.Random("show")
-        prompts = [random_scene(rng).prompt() for _ in range(8)]
-        videos = pipeline.sample(prompts, seeds=list(range(8)), cascade=Cascade(scales=()), steps=20)
+        shown = [random_scene(rng, recipe.tail) for _ in range(8)]
+        cascade = Cascade(config.unet.frames, ())
+        if config.takes_images:
+            videos = [
+                pipeline.sample(
+                    images=[first_frame(scene, recipe.size)],
+                    motion_bucket_id=MOTION[scene.speed],
+                    seeds=i,
+                    cascade=cascade,
+                )[0]
+                for i, scene in enumerate(shown)
+            ]
+        else:
+            videos = pipeline.sample([s.prompt() for s in shown], seeds=list(range(8)), cascade=cascade, steps=20)
         rows = [rearrange(video.frames[0][::3], "f h w c -> h (f w) c") for video in videos]
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
-        (folder / "sheet.txt").write_text("\n".join(prompts))
+        (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
 
     trainer.run(loss_at, show, every=100)
-    _load_average(learnt, trainer)
+    learnt.load_state_dict(trainer.average)
     return networks.eval().requires_grad_(False)
+
+
+def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
+
+    early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm of sigma is normal,
+    as Stable Video Diffusion was trained.
+    """
+    if isinstance(config, EulerConfig):
+        sigma = torch.tensor([math.exp(1.0 + 1.6 * NormalDist().inv_cdf(u)) for u in spread.clamp(1e-4).tolist()])
+        total = (sigma**2 + 1).sqrt()
+        return 0.25 * sigma.log(), 1 / total, sigma / total
+    t = ((spread.sqrt() if early else spread) * TRAIN_STEPS).long()
+    alpha = torch.from_numpy(config.alphas_cumprod() ** 0.5).float()[t]
+    return t, alpha, (1 - alpha**2).sqrt()
 
 
 def draw_clips(
@@ -285,23 +268,24 @@ def draw_clips(
 ) -> tuple[Tensor, list[Scene], list[int]]:
     """Latents of the training clips (n f c h w, float16), their scenes and their frames a second; kept in `file`.
 
-    Most clips are of the whole scene at the base rate; some show a part of it at two or four times that rate.
+    Most clips are of the whole scene at the base rate; some show a part of it at two or four times that rate: any part,
+    or its beginning, where the first frame is given.
     """
     rng = random.Random("clips")
     frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
-    scenes = [random_scene(rng) for _ in range(recipe.clips)]
+    scenes = [random_scene(rng, recipe.tail) for _ in range(recipe.clips)]
     rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base for _ in scenes]
-    times = torch.stack([frame_times(frames, r, rng.uniform(0, SECONDS - frames / r)) for r in rates])
+    starts = [0.0 if recipe.config.takes_images else rng.uniform(0, SECONDS - frames / r) for r in rates]
+    times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
     if not file.exists():
         parts = []
         for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
             video = render(scenes[i : i + 16], times[i : i + 16], recipe.size).to(device) * 2 - 1
             with torch.no_grad():
-                parts.append(
-                    rearrange(vae.encode(video.flatten(0, 1)), "(b f) c h w -> b f c h w", f=frames).half().cpu()
-                )
+                z = vae.encode(video.flatten(0, 1)).half().cpu()
+            parts.append(rearrange(z, "(b f) c h w -> b f c h w", f=frames))
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, {"clips": torch.cat(parts)})
+        write(file, {"clips": torch.cat(parts)})
     return load_file(file)["clips"], scenes, rates
 
 
@@ -312,7 +296,7 @@ def prompt_of(scene: Scene, rng: random.Random) -> str:
 
 def start_as_identity(unet: nn.Module) -> None:
     """Zero the last layer of every residual branch of a fresh network, so that it starts as the identity."""
-    last = ("proj_out", "conv2", "convs.3", "conv_out", "ff.proj_out", "to_out")
+    last = ("proj_out", "conv2", "convs.3", "conv_out", "to_out", "position_embedding.2")
     for name, module in unet.named_modules():
         if name.endswith(last):
             nn.init.zeros_(module.weight)
@@ -322,13 +306,16 @@ def start_as_identity(unet: nn.Module) -> None:
 @contextmanager
 def single_frames(unet: nn.Module) -> Iterator[None]:
     """Within, the temporal layers of a network hand on what they get: they have not been trained yet."""
-    temporal = [m for m in unet.modules() if isinstance(m, (TemporalConv, TemporalTransformer))]
-    for module in temporal:
+    layers = [m for m in unet.modules() if isinstance(m, (TemporalConv, TemporalTransformer))]
+    branches = [m for m in unet.modules() if isinstance(m, TemporalAttention)]
+    for module in layers:
         module.forward = lambda x, *rest: x
+    for module in branches:
+        module.forward = lambda h, *rest: torch.zeros_like(h)
     try:
         yield
     finally:
-        for module in temporal:
+        for module in [*layers, *branches]:
             del module.forward
 
 
@@ -336,7 +323,7 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     """Write the shipped file from the running averages in a run's folder, finished or not."""
     recipe = recipes.RECIPES[name]
     networks = Networks(recipe.config).to(device)
-    networks.vae.load_state_dict(load_file(folder / "autoencoder" / "average.safetensors"))
+    networks.vae = train_autoencoder(recipe, folder / "autoencoder", device)
     average = load_file(folder / "diffusion" / "average.safetensors")
     for part, network in {"unet": networks.unet, "text": networks.encoder}.items():
         state = {k.removeprefix(f"{part}."): v for k, v in average.items() if k.startswith(f"{part}.")}
@@ -368,18 +355,9 @@ def main() -> None:
         return
     recipe = recipes.RECIPES[args.name]
     vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
-    text = train_text(recipe, folder / "text", args.device)
+    text = None if recipe.config.takes_images else train_text(recipe, folder / "text", args.device)
     train_diffusion(with_scale(recipe, vae, args.device), vae, text, folder / "diffusion", args.device)
     export(args.name, folder, args.device, folder / f"{args.name}.safetensors")
-
-
-def _load_average(module: nn.Module, trainer: Trainer) -> None:
-    module.load_state_dict(trainer.average)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
 
 
 def _picture(path: Path, image: Tensor) -> None:
