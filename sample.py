@@ -29,7 +29,7 @@ from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe
 from zerosmooth.config import ModelConfig
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.images import RESIZE, find_images, read_image
-from zerosmooth.pipeline import NonFiniteError, check_settings
+from zerosmooth.pipeline import NonFiniteError, check_settings, default_chunk
 from zerosmooth.results import Result, device_of, read_prompts
 from zerosmooth.video import check_writer
 
@@ -87,8 +87,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--decode_chunk_size",
         type=int,
-        default=16,
-        help="frames decoded at a time; less takes less memory (default: 16)",
+        help="frames decoded at a time; less takes less memory (default: 16, or 8 where the decoder mixes frames)",
     )
     add("--offload", action="store_true", help="keep hidden states that wait for the next stage in CPU memory")
     add(
@@ -171,7 +170,13 @@ def sample(args: argparse.Namespace) -> int:
     names = ("height", "width", "steps", "eta", "guidance_scale", "fps")
     names += only_images if config.takes_images else ("negative_prompt",)
     settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
-    check_settings(config, cascade, **{name: getattr(own, name) for name in only_images} | settings)
+    check_settings(
+        config,
+        cascade,
+        **{name: getattr(own, name) for name in only_images} | {k: v for k, v in settings.items() if "prompt" not in k},
+        decode_chunk_size=args.decode_chunk_size,
+        frame_chunk=args.frame_chunk,
+    )
     if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
         print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     device = device_of(args.device)
@@ -181,8 +186,8 @@ def sample(args: argparse.Namespace) -> int:
             print(line, flush=True)
         return 0
 
-    if min(args.num_videos, args.decode_chunk_size, 1 if args.frame_chunk is None else args.frame_chunk) < 1:
-        raise ValueError("--num_videos, --decode_chunk_size and --frame_chunk must be at least 1")
+    if args.num_videos < 1:
+        raise ValueError("--num_videos must be at least 1")
     subjects = read_subjects(args, config)
     if args.save_fps is not None and not 0.1 <= args.save_fps <= 240:
         raise ValueError(f"--save_fps {args.save_fps}; use 0.1 to 240")
@@ -202,6 +207,8 @@ def sample(args: argparse.Namespace) -> int:
         "play_fps": play_fps,
         "cascade": {k: v for k, v in asdict(cascade).items() if k not in ("bus_device", "lockstep")},
     }
+    if config.vae.temporal:  # where chunks meet, what is decoded depends on them
+        decided["decode_chunk_size"] = args.decode_chunk_size or default_chunk(config)
     seeds = range(args.seed, args.seed + args.num_videos)
     results = [
         Result(args.outdir, subject.name, seed, {**decided, **subject.settings}, suffix)

@@ -109,7 +109,7 @@ def told(unet, b: int, fps: int = 8) -> dict:
     return {
         "timestep": torch.full((b,), 1.2 if svd else 300),
         "context": context.expand(b, -1, -1),
-        "fps" if isinstance(unet, UNet) else "condition": condition,
+        "condition": condition,
     }
 
 

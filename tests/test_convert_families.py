@@ -232,9 +232,30 @@ def test_the_reference_image_has_its_own_encoder_or_the_videos(tmp_path, monkeyp
     assert not made["video"]["vae.quant_conv.bias"].any() and made["own"]["vae.quant_conv.bias"].any()
 
 
+def test_the_source_is_never_overwritten(tmp_path, monkeypatch, small_families, capsys):
+    single = make("svd", tmp_path / "svd_xt.safetensors")
+    size = single.stat().st_size
+    assert run(monkeypatch, "svd", single, "-o", single, "--overwrite") == 1
+    assert "is the source itself" in capsys.readouterr().err and single.stat().st_size == size
+
+
 def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, small_families, capsys):
     single = make("svd", tmp_path / "svd_xt_1_1.safetensors")
     out = tmp_path / "out.safetensors"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConversionError, match="add --num_frames"):
+        cli.frames_of(Path("model.safetensors"), None)
+    for name, frames in {
+        "svd_xt.safetensors": 25,
+        "stable-video-diffusion-img2vid-xt-1-1": 25,
+        "stable-video-diffusion-img2vid": 14,
+        "my_text_svd.safetensors": 14,
+        "svd_next": 14,
+    }.items():
+        assert cli.frames_of(Path(name), None) == frames
+    (tmp_path / "snapshot/unet").mkdir(parents=True)
+    (tmp_path / "snapshot/unet/config.json").write_text('{"num_frames": 25}')
+    assert cli.frames_of(tmp_path / "snapshot", None) == 25 and cli.frames_of(tmp_path / "snapshot", 14) == 14
     for name, flags, frames in (
         ("svd_xt_1_1.safetensors", [], 25),
         ("svd.safetensors", [], 14),
@@ -267,6 +288,9 @@ def test_wrong_sources_are_told(tmp_path, monkeypatch, small_families, capsys):
     refuse("looks like LaVie", "svd", folder / "lavie_base.pt", "--num_frames", 14)
     refuse("unet has no weights", "svd", sd, "--num_frames", 14)
     refuse("is not a folder with vae, text_encoder", "lavie", folder / "lavie_base.pt", "--sd", svd)
+    whole = load_file(svd)
+    save_file({name: x for name, x in whole.items() if not name.endswith("out.2.bias")}, tmp_path / "part.safetensors")
+    refuse("it is incomplete, or changed", "svd", tmp_path / "part.safetensors", "--num_frames", 14)
     state = torch.load(folder / "lavie_base.pt", weights_only=True)["ema"]
     name = next(name for name in state if name.endswith("freqs"))
     torch.save({"ema": {**state, name: state[name] + 1}}, folder / "lavie_base.pt")

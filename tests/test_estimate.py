@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zerosmooth.cascade import Cascade, cascade_step
 from zerosmooth.estimate import needs
 
-from .conftest import FRAMES, TINY_CONFIG
+from .conftest import FRAMES, TINY_CONFIG, subject
 
 
 def test_counts_are_those_of_a_real_step(pipeline):
@@ -43,6 +43,23 @@ def test_every_setting_is_counted(setting):
         assert 0 < got.bus < plain.bus / 3 and got.activations > plain.activations and got.flops == plain.flops
     if "bus_device" in setting:
         assert got == plain
+
+
+def test_settings_that_save_memory_are_counted(any_pipeline):
+    config, cascade = any_pipeline.config, Cascade(FRAMES, (2,))
+
+    def count(cascade=cascade, **settings):
+        return needs(config, cascade, 32, 48, torch.float32, guided=True, **settings)
+
+    plain = count()
+    assert count(sequential=True).activations < 0.7 * plain.activations
+    assert count(sequential=True, frame_chunk=2).activations < count(sequential=True).activations
+    for lockstep in (False, True):
+        shape = replace(cascade, lockstep=lockstep)
+        guess = count(shape, sequential=True)
+        settings = dict(height=32, width=48, steps=1, guidance_scale=2.0, sequential_guidance=True)
+        (video,) = any_pipeline.sample(**subject(any_pipeline), cascade=shape, **settings)
+        assert guess.bus == video.bus_peak_bytes and abs(guess.flops / plain.flops - 1) < 0.01
 
 
 MEASURE = """

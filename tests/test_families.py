@@ -1,14 +1,16 @@
 """What must hold of every family's pipeline, from prompt or image to frames."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from zerosmooth import attention
 from zerosmooth.cascade import Cascade
 from zerosmooth.models.autoencoder import Autoencoder
-from zerosmooth.pipeline import Branch, Guidance, Pipeline
+from zerosmooth.pipeline import Branch, Guidance, Networks, Pipeline
 
 from .conftest import FRAMES, SIZE, TINY_FAMILIES, subject
 
@@ -46,8 +48,6 @@ def test_one_seed_gives_the_same_base_video_at_every_scale_and_in_every_batch(an
 
 @pytest.fixture
 def svd() -> Pipeline:
-    from zerosmooth.pipeline import Networks
-
     torch.manual_seed(0)
     return Pipeline(TINY_FAMILIES["svd"], Networks(TINY_FAMILIES["svd"]))
 
@@ -105,26 +105,60 @@ def test_the_reference_image_is_the_same_in_all_stages(svd, monkeypatch):
 
 
 def test_the_autoencoder_of_image_to_video_stays_in_float32(svd):
-    dtypes = svd.networks.dtypes(svd.config, torch.bfloat16)
+    dtypes = svd.networks.dtypes(torch.bfloat16)
     assert {dtype for name, dtype in dtypes.items() if name.startswith("vae.")} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if not name.startswith("vae.")} == {torch.bfloat16}
 
 
 def test_half_precision_runs(any_pipeline):
     """bfloat16, which the CPU has too; the result is that of float32, roughly."""
-    import copy
-
-    networks = copy.deepcopy(any_pipeline.networks)
-    for name, dtype in networks.dtypes(any_pipeline.config, torch.bfloat16).items():
-        parent, _, leaf = name.rpartition(".")
-        module = networks.get_submodule(parent)
-        setattr(module, leaf, torch.nn.Parameter(getattr(module, leaf).to(dtype), requires_grad=False))
-    half = Pipeline(any_pipeline.config, networks)
+    half = Pipeline(any_pipeline.config, copy.deepcopy(any_pipeline.networks).cast(torch.bfloat16))
     assert half.dtype == torch.bfloat16
     settings = dict(cascade=Cascade(FRAMES, (2,)), steps=2, guidance_scale=1.5, seeds=1)
     (a,), (b,) = (p.sample(**subject(p), **settings) for p in (any_pipeline, half))
     error = (a.latents[-1] - b.latents[-1]).std() / a.latents[-1].std()
     assert error < 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_in_float16_with_all_that_saves_memory(any_pipeline):
+    on_card = Pipeline(any_pipeline.config, copy.deepcopy(any_pipeline.networks).cast(torch.float16).to("cuda"))
+    plain, saving = (
+        on_card.sample(**subject(on_card), cascade=cascade, steps=2, guidance_scale=1.5, seeds=1, **settings)
+        for cascade, settings in (
+            (CASCADE, {}),
+            (replace(CASCADE, bus_device="cpu", lockstep=True), dict(sequential_guidance=True, frame_chunk=3)),
+        )
+    )
+    (reference,) = any_pipeline.sample(**subject(on_card), cascade=CASCADE, steps=2, guidance_scale=1.5, seeds=1)
+    for video in (plain[0], saving[0]):
+        error = (video.latents[-1] - reference.latents[-1]).std() / reference.latents[-1].std()
+        assert error < 0.05
+
+
+def test_sequences_beyond_a_kernels_limit_are_split(any_pipeline, monkeypatch):
+    def latents():
+        return any_pipeline.sample(**subject(any_pipeline), cascade=CASCADE, steps=2)[0].latents[-1]
+
+    plain = latents()
+    monkeypatch.setattr(attention, "BATCH_LIMIT", 7)
+    assert_close(latents(), plain, rtol=0, atol=1e-3 * plain.abs().max().item())
+
+
+def test_what_is_no_image_or_does_not_fit_is_refused(svd, pipeline):
+    good = torch.zeros(20, 20, 3, dtype=torch.uint8)
+    for images in ([], [good.float()], [good[..., :1]], [good[0]], good):
+        with pytest.raises(ValueError):
+            svd.sample(images=images, steps=1)
+    svd.sample(images=[good.numpy()], steps=1, cascade=Cascade(2, ()))
+    for setting in (dict(frame_chunk=0), dict(decode_chunk_size=-1), dict(decode_chunk_size=0)):
+        for p in (svd, pipeline):
+            with pytest.raises(ValueError, match="must be at least 1"):
+                p.sample(**subject(p), **setting)
+    with pytest.raises(ValueError, match="no prompts"):
+        svd.sample(images=[good], negative_prompt="x")
+    with pytest.raises(ValueError, match="from prompts"):
+        pipeline.sample("x", motion_bucket_id=3)
 
 
 def test_chunks_of_a_temporal_decoder_show_no_seam():
@@ -143,6 +177,8 @@ def test_chunks_of_a_temporal_decoder_show_no_seam():
 
     beside = torch.cat([vae.decode(part) for part in z.split(16)])
     assert roughness(vae.decode(z, 16)) < roughness(beside) / 10
+    assert roughness(vae.decode(z, 8)) < roughness(beside) / 4
+    assert roughness(vae.decode(z, 4)) < roughness(beside) / 2  # here a seam begins to show
 
 
 def test_frames_of_a_plain_autoencoder_do_not_depend_on_the_chunk(pipeline):

@@ -58,6 +58,11 @@ def test_images_that_cannot_be_used_are_told(tmp_path, picture):
     cut = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(cut[: len(cut) // 2])
     Image.fromarray(picture[:4, :4]).save(tmp_path / "tiny.png")
+    Image.fromarray(np.full((24, 40), 0.5, np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray(np.full((24, 40), 200_000, np.int32)).save(tmp_path / "wide.tiff")
+    for name in ("float", "wide"):
+        with pytest.raises(ValueError, match="8 or 16 bits a channel"):
+            read_image(tmp_path / f"{name}.tiff")
     for name, text in {"text": "cannot be read", "cut": "cannot be read", "tiny": "4x4 pixels"}.items():
         with pytest.raises(ValueError, match=text):
             read_image(tmp_path / f"{name}.png")
@@ -67,6 +72,7 @@ def test_a_folder_gives_its_images_by_name(tmp_path, picture):
     for name in ("b.png", "a.JPG"):
         Image.fromarray(picture).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "._a.JPG").write_text("what some systems leave beside files")
     assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png"]
     assert find_images(tmp_path / "b.png") == [tmp_path / "b.png"]
     (tmp_path / "empty").mkdir()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -142,8 +141,9 @@ def test_images_become_videos(tmp_path, tiny, photos):
     record = records["photo1.jpg"]
     assert record["motion_bucket_id"] == 180 and record["resize"] == "crop" and record["eta"] == 0
     assert record["image_sha256"] == hashlib.sha256((photos / "photo1.jpg").read_bytes()).hexdigest()
-    again = run(*command, "--outdir", tmp_path)
+    again = run(*command, "--decode_chunk_size", "4", "--outdir", tmp_path)
     assert "2 of 2 videos are in" in again.stdout  # settings of memory make no other result
+    assert record["decode_chunk_size"] == 4  # but this one, where the decoder mixes frames
     one = run(*command, "--outdir", tmp_path, "--image", photos / "photo0.png", "--resize", "pad")
     assert one.returncode == 0 and len(list(tmp_path.glob("*.json"))) == 3
 
@@ -158,16 +158,8 @@ def test_lavie_makes_videos_from_prompts(tmp_path, tiny):
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_check_knows_every_family(tiny, family):
-    plain, saving = (
-        run("--check", "--ckpt", tiny / f"{family}.safetensors", *flags)
-        for flags in ([], ["--sequential_guidance", "--frame_chunk", "2"])
-    )
-    assert f"a whole {family} checkpoint" in plain.stdout, plain.stderr
-
-    def activations(said: str) -> float:
-        return float(re.search(r"activations up to ([0-9.]+) GB", said).group(1))
-
-    assert activations(saving.stdout) <= activations(plain.stdout)
+    done = run("--check", "--ckpt", tiny / f"{family}.safetensors", "--sequential_guidance", "--frame_chunk", "2")
+    assert f"a whole {family} checkpoint" in done.stdout, done.stderr
 
 
 def bad_images(tiny, photos):
@@ -180,11 +172,14 @@ def bad_images(tiny, photos):
         ([*svd, "--image", tiny / "none.png"], "does not exist"),
         ([*svd, "--image", tiny / "cut.png"], "cannot be read"),
         ([*svd, "--image", tiny / "svd.safetensors"], "cannot be read"),
-        ([*svd, "--image", tiny], "has no images" if not list(tiny.glob("*.png")) else "cannot be read"),
+        ([*svd, "--image", tiny], "cannot be read"),
+        ([*svd, "--image", ROOT / "zerosmooth"], "has no images"),
         ([*svd, "--image", photos, "--eta", "1"], "eta=1.0; this model's sampler adds no noise"),
-        ([*svd, "--image", photos, "--motion_bucket_id", "-1"], "motion_bucket_id=-1"),
+        ([*svd, "--image", photos, "--motion_bucket_id", "-1"], "motion_bucket_id=-1; use 0 to 255"),
         ([*svd, "--image", photos, "--noise_aug_strength", "2"], "noise_aug_strength=2.0"),
-        ([*svd, "--image", photos, "--frame_chunk", "0"], "--frame_chunk"),
+        ([*svd, "--image", photos, "--frame_chunk", "0"], "frame_chunk=0"),
+        (["--check", "--frame_chunk", "-1"], "frame_chunk=-1"),
+        (["--check", "--decode_chunk_size", "0"], "decode_chunk_size=0"),
         (["--image", photos], "--image does not fit"),
         (["--motion_bucket_id", "100"], "--motion_bucket_id does not fit"),
     ]

@@ -1,6 +1,7 @@
 """The small world is read back as it was drawn."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,3 +74,20 @@ def test_every_word_is_drawn():
 def test_psnr_of_a_known_difference():
     a = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     assert abs(psnr(a, a + 51) - 13.979) < 1e-3  # a fifth of the range: -20 log10(0.2)
+
+
+def test_a_first_frame_tells_the_direction_and_not_the_speed():
+    """The tail is behind the shape, does not disturb the reading, and both speeds start alike."""
+    for i in range(20):
+        scene = random_scene(random.Random(f"tail/{i}"), tail=True)
+        video = render([scene], frame_times(14, 7)[None])[0].permute(0, 2, 3, 1)
+        reading = read(video)
+        assert (reading.color, reading.shape) == (scene.color, scene.shape)
+        assert reading.goes(scene.direction, 7) and reading.has_speed(scene.speed, 7)
+        plain = render([replace(scene, tail=False)], torch.zeros(1, 1))[0, 0].permute(1, 2, 0)
+        changed = ((video[0] - plain).abs().amax(-1) > 0.05).nonzero().float().mean(0)  # row, column
+        x, y = scene.position(0)
+        dx, dy = DIRECTIONS[scene.direction]
+        assert (changed[1] / 64 - x) * dx + (changed[0] / 64 - y) * dy < -scene.radius
+        start = 0.5 - SPEEDS["quickly"]  # of the way ahead
+        assert abs((x - 0.5) * dx + (y - 0.5) * dy - (start - 0.5)) <= 0.04 + 1e-6

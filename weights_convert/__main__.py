@@ -3,8 +3,8 @@
     python -m weights_convert vc2 model.ckpt -o vc2.safetensors
     python -m weights_convert vc1 model.ckpt -o vc1.safetensors --dtype float16
     python -m weights_convert lavie lavie_base.pt --sd stable-diffusion-v1-4/ -o lavie.safetensors
-    python -m weights_convert svd svd_xt.safetensors -o svd_xt.safetensors
-    python -m weights_convert svd stable-video-diffusion-img2vid/ -o svd.safetensors
+    python -m weights_convert svd svd_xt.safetensors -o our_svd_xt.safetensors
+    python -m weights_convert svd stable-video-diffusion-img2vid/ -o our_svd.safetensors
 
 Every tensor of the source is placed, or dropped by name; anything else is an error, and then nothing is written.
 """
@@ -12,6 +12,8 @@ Every tensor of the source is placed, or dropped by name; anything else is an er
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -44,17 +46,9 @@ def open_family(family: str, path: Path, sd: Path | None) -> Source:
             else f"--sd is for LaVie; {family} needs no Stable Diffusion folder"
         )
     if sd is not None:
-        parts = open_folder(sd, ("vae", "text_encoder"))
-        unet = open_source(path)
-        joined = join(path, {"unet": unet})
-        return Source(
-            path,
-            joined.shapes | parts.shapes,
-            lambda name: (joined if name in joined.shapes else parts).read(name),
-            (*unet.files, *parts.files),
-        )
+        return join(path, {"unet": open_source(path), **open_folder(sd, ("vae", "text_encoder"))})
     if family == "svd" and path.is_dir():
-        return open_folder(path, ("unet", "vae", "image_encoder"))
+        return join(path, open_folder(path, ("unet", "vae", "image_encoder")))
     return open_source(path)
 
 
@@ -68,23 +62,29 @@ def convert_file(family: str, source: Source, config: ModelConfig) -> Iterator[t
         if family == "lavie":
             check_rotary(source)
     except ConversionError as error:
-        raise ConversionError(
-            f"{source.path} is not {family}: {error}. It looks like {looks_like(source.shapes)}"
-        ) from None
+        looks = looks_like(source.shapes)
+        other = "; it is incomplete, or changed" if f"convert {family}" in looks else f". It looks like {looks}"
+        raise ConversionError(f"{source.name} is not {family}: {error}{other}") from None
     return tensors
 
 
 def frames_of(path: Path, asked: int | None) -> int:
-    """Frames that a Stable Video Diffusion was trained on: as asked, or by the name of its file or folder.
+    """Frames that a Stable Video Diffusion was trained on: as asked, as its folder's config says, or by its name.
 
-    ConversionError if neither tells.
+    ConversionError if none of them tells.
     """
     if asked is not None:
         return asked
-    name = path.absolute().name.lower()
-    if "xt" in name:
+    config = path / "unet" / "config.json"
+    if config.exists():
+        try:
+            return int(json.loads(config.read_text())["num_frames"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConversionError(f"{config} does not tell num_frames ({error}); add --num_frames 14 or 25") from error
+    name = path.absolute().stem.lower()
+    if re.search(r"(^|[-_])xt([-_]|$)", name):
         return 25
-    if "svd" in name or "stable-video-diffusion-img2vid" in name:
+    if re.search(r"(^|[-_])(svd|img2vid)([-_]|$)", name):
         return 14
     raise ConversionError(f"{path} does not say which variant it is; add --num_frames 14, or 25 for an xt one")
 
@@ -125,7 +125,8 @@ def main() -> int:
         "--num_frames",
         type=int,
         choices=(14, 25),
-        help="svd only: frames the model was trained on (default: 25 if the name has xt in it, else 14)",
+        help="svd only: frames the model was trained on (default: as a folder's unet/config.json says; of a file, "
+        "25 if xt is a word of its name, else 14 if svd is one)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written tensors (default: float32)")
@@ -144,6 +145,8 @@ def main() -> int:
         elif args.num_frames is not None:
             raise ConversionError(f"--num_frames is for svd; {args.family} has one variant")
         source = open_family(args.family, args.source, args.sd)
+        if args.output.exists() and any(args.output.samefile(file) for file in source.files):
+            raise ConversionError(f"{args.output} is the source itself; write to another file")
         shapes = tensor_shapes(config)
         size = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
         free = shutil.disk_usage(args.output.absolute().parent).free

@@ -43,8 +43,8 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files in a H
 ENDS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")  # the first that is there is taken
 
 
-def open_folder(path: Path, parts: tuple[str, ...]) -> Source:
-    """The parts (subfolders) of a Hugging Face folder as one source, with their names before their tensors'.
+def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
+    """The parts (subfolders) of a Hugging Face folder.
 
     ConversionError if one of them is missing.
     """
@@ -57,7 +57,7 @@ def open_folder(path: Path, parts: tuple[str, ...]) -> Source:
         if file is None:
             raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:4])}, ..")
         sources[part] = open_source(file)
-    return join(path, sources)
+    return sources
 
 
 def join(path: Path, sources: dict[str, Source]) -> Source:

@@ -150,4 +150,4 @@ def _folder(config: ModelConfig) -> Table:
 
 
 def _identity(*shape: int) -> Tensor:
-    return torch.eye(shape[0])[(...,) + (None,) * (len(shape) - 2)].expand(shape).clone()
+    return torch.eye(shape[0]).reshape(shape)

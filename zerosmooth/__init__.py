@@ -13,6 +13,7 @@ from .bus import Correction, HiddenStateBus
 from .cascade import Cascade, cascade_step, nested_noise
 from .checkpoint import CheckpointError, describe, load, shipped
 from .config import FAMILIES, ModelConfig
+from .images import read_image
 from .pipeline import NonFiniteError, Pipeline, Video
 
 __version__ = "0.1.0"
@@ -30,5 +31,6 @@ __all__ = [
     "describe",
     "load",
     "nested_noise",
+    "read_image",
     "shipped",
 ]

@@ -19,6 +19,7 @@ from .bus import Stage, State
 from .operators import S
 
 Attend = Callable[..., Tensor]
+BATCH_LIMIT = 65_535  # sequences in one attention call: what CUDA kernels take
 ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention module: what it needs of a prompt or an image
 
 
@@ -132,7 +133,12 @@ class TemporalAttention(Attention):
         b = h.shape[0]
         qkv = self.to_qkv(rearrange(h, "b f l d -> (b l) f d"))
         q, k, v = rearrange(qkv, "n f (three h d) -> three n h f d", three=3, h=self.heads)
-        o = windowed(self.position or F.scaled_dot_product_attention, q, k, v, spans)
+        attention = self.position or F.scaled_dot_product_attention
+        if len(q) <= BATCH_LIMIT:
+            o = windowed(attention, q, k, v, spans)
+        else:
+            parts = zip(*(x.split(BATCH_LIMIT) for x in (q, k, v)))
+            o = torch.cat([windowed(attention, *part, spans) for part in parts])
         return rearrange(o, "(b l) h f d -> b f l (h d)", b=b)
 
 

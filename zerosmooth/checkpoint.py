@@ -30,7 +30,7 @@ NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 LOOKS = {  # parts of tensor names, and the published checkpoint that has them
     "time_stack": "Stable Video Diffusion in its authors' layout (weights_convert svd)",
-    "temporal_transformer_blocks": "Stable Video Diffusion's UNet in diffusers' layout (weights_convert svd FOLDER)",
+    "temporal_transformer_blocks": "Stable Video Diffusion in diffusers' layout (weights_convert svd FOLDER)",
     "attn_temp": "LaVie (weights_convert lavie)",
     "image_proj_model": "VideoCrafter's image-to-video model",
     "relative_position_k": "VideoCrafter1 (weights_convert vc1)",
@@ -187,7 +187,7 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: 
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     with torch.device("meta"):
         networks = Networks(checkpoint.config)
-    dtypes = networks.dtypes(checkpoint.config, dtype)
+    dtypes = networks.dtypes(dtype)
     with safe_open(checkpoint.path, "pt") as file:  # cast before they move: a GPU never holds the file's precision
         tensors = {key: file.get_tensor(key).to(dtypes[key]).to(device) for key in checkpoint.shapes}
     networks.load_state_dict(tensors, assign=True)

@@ -17,7 +17,8 @@ from .samplers import DDIMConfig, EulerConfig
 
 @dataclass(frozen=True)
 class Defaults:
-    """What `sample.py` uses where it is not told otherwise; the paper's Table 4 for the published checkpoints."""
+    """What `sample.py` uses where it is not told otherwise; the paper's Table 4 for the published checkpoints,
+    but for Stable Video Diffusion's guidance, which the paper's text has as linear and the table as 7.5."""
 
     height: int = 320  # pixels
     width: int = 512

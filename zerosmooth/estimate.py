@@ -20,7 +20,7 @@ from .bus import Stage
 from .cascade import Cascade, cascade_step
 from .config import ModelConfig
 from .models.layers import set_frame_chunk
-from .pipeline import Networks, condition
+from .pipeline import Networks, condition, default_chunk
 
 FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to reach
 
@@ -86,7 +86,7 @@ def needs(
     width: int,
     dtype: torch.dtype,
     guided: bool,
-    chunk: int = 16,
+    chunk: int | None = None,
     sequential: bool = False,
     frame_chunk: int | None = None,
 ) -> Needs:
@@ -95,8 +95,7 @@ def needs(
     In lockstep all stages' activations are alive together: then their sum is given, which is an upper bound.
     """
     with torch.device("meta"):
-        networks = Networks(config).to(dtype).requires_grad_(False)
-        dtypes = networks.dtypes(config, dtype)
+        networks = Networks(config).cast(dtype).requires_grad_(False)
         set_frame_chunk(networks.unet, frame_chunk)
         runs = 2 if guided and sequential else 1  # of the network, for a step of a stage
         b, factor = (1 + guided) // runs, config.vae.factor
@@ -108,9 +107,8 @@ def needs(
         context = networks.unet.project_context(torch.empty(b, *config.encoder.context_shape, dtype=dtype))
         told = condition(config, 8, 0, 0)
         told = None if told is None else told.to("meta").expand(b, *told.shape)
-        frames = min(chunk, cascade.frames_of(cascade.stages - 1))
-        z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=dtypes["vae.quant_conv.weight"])
-        networks.vae.to(z.dtype)
+        frames = min(chunk or default_chunk(config), cascade.frames_of(cascade.stages - 1))
+        z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=networks.vae.dtype)
 
     def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
         return networks.unet(x, torch.empty(b, device="meta"), context, told, view)
@@ -134,8 +132,8 @@ def needs(
             cascade_step(run, xs, together, 0, weight)
             held = together.peak_bytes
         decoding = peak(lambda: networks.vae.decode_raw(z))
-    weights = sum(p.numel() * dtypes[name].itemsize for name, p in networks.named_parameters())
-    return Needs(weights, activations, runs * held, decoding, runs * flops)
+    weights = sum(p.numel() * p.dtype.itemsize for p in networks.parameters())
+    return Needs(weights, activations, held if cascade.lockstep else runs * held, decoding, runs * flops)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

@@ -21,7 +21,7 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"the image {path} does not exist")
-    found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         raise ValueError(f"the folder {path} has no images ({', '.join(SUFFIXES)})")
     return found
@@ -34,14 +34,17 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with iio.imopen(path, "r", plugin="pillow") as file:
-            deep = file.metadata(index=0, exclude_applied=False)["mode"].startswith("I")  # 16 bits a pixel, grey
+            mode = file.metadata(index=0, exclude_applied=False)["mode"]
+            deep = mode.startswith("I")  # grey, more than 8 bits a pixel
             image = np.asarray(file.read(index=0, mode=None if deep else "RGBA", rotate=True))
     except Exception as error:  # whatever the decoder of some format raises
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the image {path} cannot be read, or is damaged ({first})") from error
+    if mode == "F" or (deep and image.max() > 65535):
+        raise ValueError(f"the image {path} has pixels of mode {mode}; save it with 8 or 16 bits a channel")
     if deep:
-        image = np.repeat((image / 257).round()[..., None], 4, axis=-1)
-        image[..., 3] = 255
+        grey = (image / 257).round()
+        image = np.stack([grey, grey, grey, np.full_like(grey, 255)], axis=-1)
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST:
         raise ValueError(f"the image {path} has {width}x{height} pixels; at least {SMALLEST} a side are needed")
@@ -50,12 +53,15 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(flat.round().astype(np.uint8))
 
 
-def fit(image: Tensor, height: int, width: int, resize: str = "crop") -> Tensor:
+def fit(image: Tensor | np.ndarray, height: int, width: int, resize: str = "crop") -> Tensor:
     """An image in a network's size: uint8 h w 3 to uint8 height width 3; as it is, if it fits already.
 
     resize: "crop" fills the frame and cuts off what stands over at both sides, "pad" fits into it, between black
-    bars, "stretch" changes the aspect. ValueError for another one.
+    bars, "stretch" changes the aspect. ValueError for another one, and for what is no such image.
     """
+    image = torch.as_tensor(image)
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"an image of {image.dtype} {tuple(image.shape)}; uint8 height width 3 is needed")
     if resize not in RESIZE:
         raise ValueError(f"resize={resize!r}; use one of {', '.join(RESIZE)}")
     h, w = image.shape[:2]

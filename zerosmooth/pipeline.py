@@ -39,10 +39,18 @@ class Networks(nn.Module):
         self.vae = Autoencoder(config.vae)
         self.encoder = ImageTower(config.encoder) if config.takes_images else TextTower(config.encoder)
 
-    def dtypes(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        self.float32_vae = config.vae.float32
+
+    def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         """The precision of every tensor where the networks run in `dtype`."""
-        whole = torch.float32 if config.vae.float32 else dtype
-        return {name: whole if name.startswith("vae.") else dtype for name in self.state_dict()}
+        vae = torch.float32 if self.float32_vae else dtype
+        return {name: vae if name.startswith("vae.") else dtype for name in self.state_dict()}
+
+    def cast(self, dtype: torch.dtype) -> Networks:
+        """In place, to the precisions of `dtypes`."""
+        self.to(dtype)
+        self.vae.to(torch.float32 if self.float32_vae else dtype)
+        return self
 
 
 @dataclass
@@ -89,16 +97,18 @@ class Pipeline:
         images: n 3 h w in [-1, 1], float32; noise: as images, added to what becomes latents."""
         images = images.to(self.device)
         context = self.networks.encoder(self.networks.encoder.prepare(images).to(self.dtype))
-        noisy = (images + noise.to(self.device)).to(self.networks.vae.quant_conv.weight.dtype)
+        noisy = (images + noise.to(self.device)).to(self.networks.vae.dtype)
         return context, self.networks.vae.moments(noisy)[0].to(self.dtype)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3."""
-        latents = latents.to(self.device, self.networks.vae.quant_conv.weight.dtype)
+        latents = latents.to(self.device, self.networks.vae.dtype)
         frames = self.networks.vae.decode(latents, chunk).float()
         if not torch.isfinite(frames).all():
-            raise NonFiniteError(f"decoding made NaN or infinity at {self.dtype}; try --dtype bfloat16 or float32")
+            dtype = self.networks.vae.dtype
+            hint = "more steps" if dtype == torch.float32 else "--dtype bfloat16 or float32"
+            raise NonFiniteError(f"decoding made NaN or infinity at {dtype}; try {hint}")
         x = ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
         return x.permute(0, 2, 3, 1).contiguous()
 
@@ -120,7 +130,7 @@ class Pipeline:
         fps: int | None = None,
         motion_bucket_id: int | None = None,
         noise_aug_strength: float | None = None,
-        decode_chunk_size: int | None = 16,
+        decode_chunk_size: int | None = None,
         sequential_guidance: bool = False,
         frame_chunk: int | None = None,
         noise: Callable[[int], Tensor] | None = None,
@@ -133,21 +143,25 @@ class Pipeline:
         images: uint8 h w 3 each, brought to height x width as `images.fit` does with `resize`. height, width: pixels.
         steps: denoising steps. guidance_scale: of the last frame, where it grows over the frames. fps: frames a second
         of the key frames, as a condition; every further stage multiplies it. motion_bucket_id, noise_aug_strength:
-        conditions of image to video, see `config.Defaults`. sequential_guidance: run the branches of guidance one
-        after the other. frame_chunk: frames at a time in layers that see them one by one; both take less memory and
+        conditions of image to video, see `config.Defaults`. decode_chunk_size: frames decoded at a time, see
+        `Autoencoder.decode`; None: 16, of a temporal decoder 8. sequential_guidance: the branches of guidance run
+        one after the other. frame_chunk: frames at a time in layers that see them one by one; both take less memory and
         change nothing beyond rounding. noise: instead of the seeds' own, see `cascade.sample`; image_noise: n 3 h w,
         likewise. progress: called after each stage of each step with how many are done, and of how many. Raises
         ValueError for settings that do not fit, and NonFiniteError.
         """
         d = self.config.defaults
         if self.config.takes_images:
-            if images is None or prompts is not None:
+            if images is None or prompts is not None or negative_prompt is not None:
                 raise ValueError("this checkpoint makes videos from images: give images=[...], no prompts")
+            images = list(images)
             prompts = [""] * len(images)
-        elif images is not None:
-            raise ValueError("this checkpoint makes videos from prompts, not from images")
+        elif images is not None or motion_bucket_id is not None or noise_aug_strength is not None:
+            raise ValueError("this checkpoint makes videos from prompts, not from images, motion or noise on them")
         elif prompts is None or isinstance(prompts, str):
             prompts = [d.prompt if prompts is None else prompts]
+        if not prompts:
+            raise ValueError("nothing to make a video from")
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} videos; give one seed, or one for each")
@@ -158,7 +172,21 @@ class Pipeline:
         guidance_scale = d.guidance_scale if guidance_scale is None else guidance_scale
         motion = d.motion_bucket_id if motion_bucket_id is None else motion_bucket_id
         augmentation = d.noise_aug_strength if noise_aug_strength is None else noise_aug_strength
-        check_settings(self.config, cascade, height, width, steps, eta, fps, guidance_scale, motion, augmentation)
+        check_settings(
+            self.config,
+            cascade,
+            height=height,
+            width=width,
+            steps=steps,
+            eta=eta,
+            fps=fps,
+            guidance_scale=guidance_scale,
+            motion_bucket_id=motion,
+            noise_aug_strength=augmentation,
+            decode_chunk_size=decode_chunk_size,
+            frame_chunk=frame_chunk,
+        )
+        decode_chunk_size = decode_chunk_size or default_chunk(self.config)
         sampler = self.config.sampler.sampler(steps, eta)
         if images is None:
             negative = d.negative_prompt if negative_prompt is None else negative_prompt
@@ -211,9 +239,15 @@ class Pipeline:
         ]
 
 
+def default_chunk(config: ModelConfig) -> int:
+    """Frames decoded at a time, if nothing is said."""
+    return 8 if config.vae.temporal else 16
+
+
 def check_settings(
     config: ModelConfig,
     cascade: Cascade,
+    *,
     height: int,
     width: int,
     steps: int,
@@ -222,7 +256,8 @@ def check_settings(
     guidance_scale: float,
     motion_bucket_id: int,
     noise_aug_strength: float,
-    **others: object,
+    decode_chunk_size: int | None = None,
+    frame_chunk: int | None = None,
 ) -> None:
     """ValueError, with what would fit, if a checkpoint of this config cannot make such a video."""
     trained = config.unet.frames
@@ -237,10 +272,13 @@ def check_settings(
         raise ValueError(f"fps={fps}; it must be at least 1")
     if not isfinite(guidance_scale):
         raise ValueError(f"guidance_scale={guidance_scale} is no number")
-    if motion_bucket_id < 0:
-        raise ValueError(f"motion_bucket_id={motion_bucket_id}; it must be at least 0")
+    if not 0 <= motion_bucket_id <= 255:
+        raise ValueError(f"motion_bucket_id={motion_bucket_id}; use 0 to 255")
     if not 0 <= noise_aug_strength <= 1:
         raise ValueError(f"noise_aug_strength={noise_aug_strength} is not in [0, 1]")
+    for name, chunk in {"decode_chunk_size": decode_chunk_size, "frame_chunk": frame_chunk}.items():
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"{name}={chunk}; it must be at least 1")
     config.sampler.sampler(steps, eta)
     cascade.bus()
 

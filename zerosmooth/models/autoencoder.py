@@ -46,6 +46,10 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Identity() if c.temporal else nn.Conv2d(c.latent_channels, c.latent_channels, 1)
         self.decoder = Decoder(c)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
+
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior. x: n 3 h w in [-1, 1]; returns two of n c h/factor w/factor."""
         mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
@@ -59,8 +63,8 @@ class Autoencoder(nn.Module):
         """Frames in about [-1, 1] of one video's latents of the diffusion model. z: f c h w.
 
         chunk: frames decoded at a time. Where frames do not depend on each other it changes memory only. Chunks of a
-        temporal decoder overlap by half and are faded into each other: the ends of a chunk, where the decoder sees no
-        neighbours, weigh next to nothing, and no seam shows.
+        temporal decoder overlap by half and are faded into each other, the ends of a chunk, where the decoder sees no
+        neighbours, weighing least: that hides the seams of chunks of 8 and more.
         """
         z = z / self.config.scale
         chunk = chunk or len(z)

@@ -59,17 +59,17 @@ class UNet(Skeleton):
         x: Tensor,
         timestep: Tensor,
         context: Tensor | ContextStates,
-        fps: Tensor | None = None,
+        condition: Tensor | None = None,
         bus: Stage | None = None,
     ) -> Tensor:
         """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it;
-        fps: b frames a second, where the config has fps_condition; bus: a stage of a `HiddenStateBus`, or None for
-        the plain network. Returns b f c h w. ValueError if h or w is not a multiple of the total downsampling."""
+        condition: b frames a second, where the config has fps_condition; bus: a stage of a `HiddenStateBus`, or None
+        for the plain network. Returns b f c h w. ValueError if h or w is not a multiple of the total downsampling."""
         emb = self.embed(timestep, x.dtype)
         if self.config.fps_condition:
-            if fps is None:
-                raise ValueError("this network has an fps condition; pass fps, one number a video")
-            emb = emb + self.fps_embedding(sinusoid(fps, self.config.channels).to(x.dtype))
+            if condition is None:
+                raise ValueError("this network has an fps condition; pass frames a second, one number a video")
+            emb = emb + self.fps_embedding(sinusoid(condition, self.config.channels).to(x.dtype))
         return self.run(x, emb, context, bus)
 
     def stem(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
