@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import zerosmooth
 from zerosmooth.cascade import METHODS, Cascade
+from zerosmooth.metrics import psnr
 from zerosmooth.pipeline import Pipeline, Video
 
 from .draw import MOTION, Scene, first_frame, frame_times, random_scene, render
@@ -63,12 +64,6 @@ def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float) -> Te
     video = render([scene], frame_times(frames, fps)[None], pipeline.config.defaults.height)[0]
     latents = pipeline.networks.vae.encode((video * 2 - 1).to(pipeline.device, pipeline.dtype))
     return pipeline.decode(latents)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio of uint8 videos, mean over frames, in dB; a frame that is equal counts 100 dB."""
-    error = ((a.double() - b.double()) / 255).square().flatten(1).mean(1)
-    return (-10 * error.clamp(min=1e-10).log10()).mean().item()
 
 
 def key_frame_psnr(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
-from smallworld.gate import LIMITS, measures, psnr
+from smallworld.gate import LIMITS, measures
 from smallworld.read import read
 
 SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
@@ -69,11 +69,6 @@ def test_more_frames_show_the_same_seconds():
 def test_every_word_is_drawn():
     assert {s.color for s in SCENES} == set(COLORS) and {s.direction for s in SCENES} == set(DIRECTIONS)
     assert {s.speed for s in SCENES} == set(SPEEDS)
-
-
-def test_psnr_of_a_known_difference():
-    a = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
-    assert abs(psnr(a, a + 51) - 13.979) < 1e-3  # a fifth of the range: -20 log10(0.2)
 
 
 def test_a_first_frame_tells_the_direction_and_not_the_speed():

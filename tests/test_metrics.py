@@ -1,0 +1,87 @@
+"""Measures against values worked by hand or known in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from zerosmooth.metrics import frechet_distance, gaussian, inception_score, psnr, ssim
+
+
+def flat(value: int, frames: int = 2) -> torch.Tensor:
+    return torch.full((frames, 16, 20, 3), value, dtype=torch.uint8)
+
+
+def test_psnr_of_a_known_difference():
+    assert abs(psnr(flat(0), flat(51)) - 13.979) < 1e-3  # a fifth of the range: -20 log10(0.2)
+    one_frame = flat(0)
+    one_frame[1] = 51
+    assert abs(psnr(flat(0), one_frame) - (100 + 13.979) / 2) < 1e-3  # mean over frames, not of all pixels
+
+
+def test_ssim_of_flat_frames_is_its_luminance_term():
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1)
+    assert abs(ssim(flat(100), flat(150)) - expected) < 1e-9
+    assert ssim(flat(100), flat(100)) == pytest.approx(1)
+
+
+def test_ssim_of_inverted_noise_is_the_negative_of_its_contrast():
+    """y = 255 - x has covariance -var(x): structure is opposed everywhere."""
+    x = torch.randint(256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
+    assert -1 <= ssim(x, 255 - x) < -0.8 and ssim(x, x) == pytest.approx(1)
+
+
+def test_ssim_sees_blur_and_noise_in_order():
+    x = torch.randint(256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
+    noise = torch.randint(-20, 21, x.shape, generator=torch.Generator().manual_seed(1))
+    more, less = (((x.int() + k * noise).clamp(0, 255)).byte() for k in (3, 1))
+    assert ssim(x, more) < ssim(x, less) < 1
+
+
+def test_videos_that_cannot_be_compared_are_refused():
+    for a, b in ((flat(0), flat(0, 3)), (flat(0).float(), flat(0))):
+        with pytest.raises(ValueError, match="both must be uint8"):
+            psnr(a, b)
+    with pytest.raises(ValueError, match="at least 11"):
+        ssim(flat(0)[:, :8], flat(0)[:, :8])
+
+
+def test_frechet_distance_of_gaussians_whose_covariances_commute():
+    """Diagonal ones in any common basis: squared difference of means, and of standard deviations."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(4, 4).double())[0]
+    s, t = torch.tensor([1.0, 2.0, 0.5, 0.0]).double(), torch.tensor([3.0, 1.0, 0.5, 2.0]).double()
+    a, b = (basis @ torch.diag(v**2) @ basis.T for v in (s, t))
+    mean = torch.tensor([1.0, 0.0, -2.0, 0.0]).double()
+    expected = 1 + 4 + (s - t).square().sum().item()
+    assert frechet_distance(mean, a, torch.zeros(4), b) == pytest.approx(expected, abs=1e-6)  # a root of rounding
+    assert frechet_distance(mean, b, mean, b) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_any_gaussians_in_two_dimensions():
+    """tr (AB)^(1/2) = sqrt(tr AB + 2 sqrt(det AB)) for 2 x 2."""
+    a = torch.tensor([[2.0, 0.6], [0.6, 1.0]]).double()
+    b = torch.tensor([[1.0, -0.4], [-0.4, 3.0]]).double()
+    product = a @ b
+    cross = math.sqrt(product.trace().item() + 2 * math.sqrt(torch.linalg.det(product).item()))
+    zero = torch.zeros(2)
+    assert frechet_distance(zero, a, zero, b) == pytest.approx(a.trace().item() + b.trace().item() - 2 * cross)
+    assert frechet_distance(zero, a, zero, b) == pytest.approx(frechet_distance(zero, b, zero, a))
+
+
+def test_gaussian_is_unbiased_and_singular_ones_are_fine():
+    x = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
+    mean, covariance = gaussian(x)
+    assert mean.tolist() == [1, 2] and covariance.tolist() == [[2, 4], [4, 8]]  # divided by n - 1
+    assert frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="two rows"):
+        gaussian(x[:1])
+
+
+def test_inception_score_counts_classes():
+    assert inception_score(torch.eye(5).repeat(3, 1)) == pytest.approx(5)  # sure, and all of them
+    assert inception_score(torch.full((6, 5), 0.2)) == pytest.approx(1)  # never sure
+    assert inception_score(torch.eye(5)[[0, 0, 0]]) == pytest.approx(1)  # always the same
+    with pytest.raises(ValueError, match="sum to 1"):
+        inception_score(torch.ones(3, 4))
