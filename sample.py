@@ -29,7 +29,7 @@ from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe
 from zerosmooth.config import ModelConfig
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.images import RESIZE, find_images, read_image
-from zerosmooth.pipeline import NonFiniteError, check_settings, default_chunk
+from zerosmooth.pipeline import NonFiniteError, check_settings, default_chunk, default_eta
 from zerosmooth.results import Result, device_of, read_prompts
 from zerosmooth.video import check_writer
 
@@ -170,6 +170,7 @@ def sample(args: argparse.Namespace) -> int:
     names = ("height", "width", "steps", "eta", "guidance_scale", "fps")
     names += only_images if config.takes_images else ("negative_prompt",)
     settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
+    settings["eta"] = default_eta(config, cascade) if args.eta is None else args.eta
     check_settings(
         config,
         cascade,

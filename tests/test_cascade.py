@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.cascade import Cascade, by_stage, cascade_step, match_color, nested_noise
+from zerosmooth.cascade import (
+    METHODS,
+    Cascade,
+    by_stage,
+    cascade_step,
+    match_color,
+    nested_noise,
+    repeated_noise,
+    sample,
+)
 from zerosmooth.pipeline import Networks, NonFiniteError, Pipeline
 
 from .conftest import FRAMES, TINY_CONFIG, latents
@@ -172,3 +181,67 @@ def test_half_precision_is_near_single(pipeline):
     half = Pipeline(TINY_CONFIG, copy.deepcopy(pipeline.networks).to(torch.bfloat16))
     (a,), (b,) = (p.sample("x", cascade=cascade, steps=2, guidance_scale=1.0) for p in (pipeline, half))
     assert (a.latents[1] - b.latents[1]).abs().mean() < 0.05 * a.latents[1].std()  # bfloat16 has 8 bits
+
+
+def test_latent_ddnm_hands_on_the_key_frames_data():
+    """With a network that predicts the data itself, every stage's data are measured back as the stage before's."""
+
+    class Direct:
+        stochastic = False
+
+        def __len__(self):
+            return 3
+
+        def share(self, i):
+            return 1.0
+
+        def start(self, noise):
+            return noise
+
+        def scale(self, i, x):
+            return x
+
+        def x0(self, i, x, output):
+            return output
+
+        def step(self, i, x, x0, noise):
+            return x0
+
+    def run(step, stage, x, view):
+        return x * 0.5 + torch.arange(x.shape[1])[:, None, None, None]
+
+    cascade = Cascade(4, (2, 3), method="ddnm")
+    assert cascade.weight(1.0) == 0
+    xs = sample(run, Direct(), cascade, lambda step: latents(24))
+    assert torch.equal(xs[1][:, ::2], xs[0]) and torch.equal(xs[2][:, ::3], xs[1])
+    plain = sample(run, Direct(), Cascade(4, (2, 3), method="windowed"), lambda step: latents(24))
+    assert torch.equal(plain[0], xs[0]) and not torch.allclose(plain[1][:, ::2], xs[0])
+
+
+@pytest.mark.parametrize("window,stride,frames", [(16, 8, 64), (14, 7, 56), (25, 13, 100), (8, 4, 16), (4, 1, 9)])
+def test_repeated_noise_is_the_first_windows_shuffled(window, stride, frames):
+    x = latents(window)
+    y = repeated_noise(x, frames, stride)
+    assert y.shape[1] == frames and torch.equal(y[:, :window], x)
+    found = [next(i for i in range(window) if torch.equal(x[0, i], frame)) for frame in y[0]]
+    for start in range(0, frames - window + 1, stride):  # every window has each frame's noise once
+        assert sorted(found[start : start + window]) == list(range(window))
+    assert torch.equal(repeated_noise(x, frames, stride), y)
+    assert found[window : 2 * window] != list(range(window)) or stride == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_all_stages_from_one_base_video(pipeline, method):
+    settings = dict(seeds=3, steps=3, eta=0.0)
+    (base,) = pipeline.sample("x", cascade=Cascade(FRAMES, ()), **settings)
+    (video,) = pipeline.sample("x", cascade=Cascade(FRAMES, (2, 2), method=method), **settings)
+    assert torch.equal(video.latents[0], base.latents[0])
+    assert [len(x) for x in video.frames] == [FRAMES, 2 * FRAMES, 4 * FRAMES]
+
+
+def test_freenoise_takes_no_fresh_noise(pipeline):
+    cascade = Cascade(FRAMES, (2,), method="freenoise")
+    with pytest.raises(ValueError, match="eta=1.0 with freenoise"):
+        pipeline.sample("x", cascade=cascade, eta=1.0)
+    a, b = (pipeline.sample("x", cascade=cascade, steps=2, **eta)[0] for eta in ({}, {"eta": 0.0}))
+    assert torch.equal(a.latents[1], b.latents[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,8 +14,15 @@ import torch
 from torch import Tensor
 
 from .bus import BusError, Correction, HiddenStateBus, Stage
+from .operators import S, back_project
 
-METHODS = ("zerosmooth", "windowed", "direct")
+METHODS = {  # and what every stage after the first does
+    "zerosmooth": "attention in windows, corrected by the hidden states of the stage before",
+    "windowed": "attention in windows, no correction",
+    "direct": "attention over all frames, positions as they come, no correction",
+    "ddnm": "windows; at each step the key frames' predicted data are those of the stage before (Eq. 6 on latents)",
+    "freenoise": "windows; noise repeats that of the first frames in shuffled order (arXiv 2310.15169), no cascade",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Cascade:
 
     frames: int = 16  # t0, of stage 0: at most what the network was trained on
     scales: tuple[int, ...] = (2, 2)  # n of each further stage, 2 or more
-    method: str = "zerosmooth"  # or a baseline: "windowed" (no correction), "direct" (attention over all frames)
+    method: str = "zerosmooth"  # or a baseline, see METHODS
     correction: Correction = Correction()
     strength: float = 0.8  # highest w_t, 0 to 1
     strength_schedule: str = "linear"  # w_t = strength * t/T ("linear", Eq. 24) or strength ("constant")
@@ -142,11 +150,18 @@ def sample(
     """
     bus = cascade.bus() if bus is None else bus
     xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
+    if cascade.method == "freenoise":
+        stride = cascade.frames - (cascade.frames // 2 if cascade.overlap is None else cascade.overlap)
+        xs = [repeated_noise(xs[0], x.shape[1], stride) for x in xs]
     for i in range(len(sampler)):
         shown = [sampler.scale(i, x) for x in xs]
         outputs = cascade_step(lambda s, x, view: run(i, s, x, view), shown, bus, i, cascade.weight(sampler.share(i)))
         fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
-        xs = [sampler.step(i, x, sampler.x0(i, x, y), e) for x, y, e in zip(xs, outputs, fresh)]
+        data = [sampler.x0(i, x, y) for x, y in zip(xs, outputs)]
+        if cascade.method == "ddnm":
+            for s, n in enumerate(cascade.scales, start=1):
+                data[s] = back_project(data[s], data[s - 1], S(n))
+        xs = [sampler.step(i, x, x0, e) for x, x0, e in zip(xs, data, fresh)]
         if cascade.color_correction:
             for s in range(1, len(xs)):
                 xs[s] = match_color(xs[s], xs[s - 1])
@@ -157,6 +172,18 @@ def by_stage(x: Tensor, scales: Sequence[int]) -> list[Tensor]:
     """The frames of each stage among those of the last one: noise of a key frame is the same in all stages (Eq. 23)."""
     strides = [prod(scales[s:]) for s in range(len(scales) + 1)]
     return [x[:, ::stride] for stride in strides]
+
+
+def repeated_noise(x: Tensor, frames: int, stride: int) -> Tensor:
+    """FreeNoise's noise for `frames` frames (Qiu et al. 2023, arXiv 2310.15169): x, then block by block of `stride`
+    frames those of one window before, shuffled. x: b t0 c h w. The order is the same for every seed."""
+    window, rng = x.shape[1], random.Random("freenoise")
+    order = list(range(window))
+    while len(order) < frames:
+        block = order[len(order) - window : len(order) - window + stride]
+        rng.shuffle(block)
+        order += block
+    return x[:, order[:frames]]
 
 
 def nested_noise(shape: Sequence[int], frames: int, scales: Sequence[int], seed: int, step: int) -> Tensor:

@@ -167,7 +167,7 @@ class Pipeline:
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} videos; give one seed, or one for each")
         cascade = Cascade(self.config.unet.frames) if cascade is None else cascade
         height, width = d.height if height is None else height, d.width if width is None else width
-        steps, eta = d.steps if steps is None else steps, d.eta if eta is None else eta
+        steps, eta = d.steps if steps is None else steps, default_eta(self.config, cascade) if eta is None else eta
         fps = d.fps if fps is None else fps
         guidance_scale = d.guidance_scale if guidance_scale is None else guidance_scale
         motion = d.motion_bucket_id if motion_bucket_id is None else motion_bucket_id
@@ -244,6 +244,11 @@ def default_chunk(config: ModelConfig) -> int:
     return 8 if config.vae.temporal else 16
 
 
+def default_eta(config: ModelConfig, cascade: Cascade) -> float:
+    """The checkpoint's own; 0 for FreeNoise, whose noise would be lost in fresh one."""
+    return 0.0 if cascade.method == "freenoise" else config.defaults.eta
+
+
 def check_settings(
     config: ModelConfig,
     cascade: Cascade,
@@ -279,6 +284,8 @@ def check_settings(
     for name, chunk in {"decode_chunk_size": decode_chunk_size, "frame_chunk": frame_chunk}.items():
         if chunk is not None and chunk < 1:
             raise ValueError(f"{name}={chunk}; it must be at least 1")
+    if cascade.method == "freenoise" and eta != 0:
+        raise ValueError(f"eta={eta} with freenoise, whose repeated noise fresh noise would cover; use 0")
     config.sampler.sampler(steps, eta)
     cascade.bus()
 
