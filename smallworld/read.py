@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .draw import COLORS, DIRECTIONS, SHAPES, SPEEDS, coverage
@@ -59,18 +60,20 @@ def read(frames: Tensor) -> Reading:
     """frames: f h w 3, uint8 or 0 to 1, square."""
     x = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
     size = x.shape[1]
-    mask = (x.amax(-1) - x.amin(-1)) > CHROMA  # f h w
-    area = mask.float().mean((1, 2))
-    seen = area > 0.005
+    chroma = x.amax(-1) - x.amin(-1)
+    mask = chroma > CHROMA  # f h w
+    seen = mask.float().mean((1, 2)) > 0.005
     if not seen.any():
-        return Reading(None, None, torch.full((len(x), 2), math.nan), area, 0.0)
+        return Reading(None, None, torch.full((len(x), 2), math.nan), torch.zeros(len(x)), 0.0)
     grid = (torch.arange(size) + 0.5) / size
-    weight = mask.float() / mask.float().sum((1, 2), keepdim=True)
+    core = mask & (chroma > 0.8 * chroma.amax((1, 2), keepdim=True))  # without edges, where colours mix with the ground
+    near = F.max_pool2d(mask.float()[:, None], 3, stride=1, padding=1)[:, 0]
+    cover = near * (chroma / chroma[core].median()).clamp(max=1)  # of each pixel, edges in part
+    area = cover.mean((1, 2))
+    weight = cover / cover.sum((1, 2), keepdim=True)
     path = torch.stack([(weight.sum(1) * grid).sum(1), (weight.sum(2) * grid).sum(1)], dim=1)
     path[~seen] = math.nan
 
-    chroma = torch.where(mask, x.amax(-1) - x.amin(-1), torch.zeros(()))
-    core = chroma > 0.8 * chroma.amax((1, 2), keepdim=True)  # without the edges, where colours mix with the ground
     mean = x[core & seen[:, None, None]].mean(0)
     color = min(COLORS, key=lambda name: (torch.tensor(COLORS[name]) - mean).norm().item())
 
