@@ -1,9 +1,9 @@
 """Scenes, their prompts and their frames.
 
 A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS. The prompt nearly
-fixes the path: a shape that moves left starts on the right. Where a picture must tell the path, the shape has a tail: a
-grey line behind it, and starts near the edge that it leaves, however fast it is; the speed is then told by a number.
-Lengths are fractions of the frame's side.
+fixes the path: a shape that moves left starts near the right edge, however fast it is. Where a picture must tell the
+path, the shape has a tail, a grey line behind it; how fast it goes is then told by a number. Lengths are fractions of
+the frame's side.
 """
 
 from __future__ import annotations
@@ -75,11 +75,10 @@ def random_scene(rng: random.Random, tail: bool = False) -> Scene:
         top = bottom = GREYS[background]
     direction = rng.choice(list(DIRECTIONS))
     along, across = rng.uniform(-0.04, 0.04), rng.uniform(-0.2, 0.2)
-    x, y = (along, across) if DIRECTIONS[direction][0] else (across, along)
     color, shape, speed = rng.choice(list(COLORS)), rng.choice(SHAPES), rng.choice(list(SPEEDS))
-    if tail:
-        back = (SPEEDS[speed] - SPEEDS["quickly"]) * SECONDS / 2
-        x, y = x + back * DIRECTIONS[direction][0], y + back * DIRECTIONS[direction][1]
+    dx, dy = DIRECTIONS[direction]
+    along += (SPEEDS[speed] - SPEEDS["quickly"]) * SECONDS / 2 * (dx + dy)  # slow ones end half-way
+    x, y = (along, across) if dx else (across, along)
     return Scene(
         color=color,
         shape=shape,

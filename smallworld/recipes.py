@@ -23,9 +23,8 @@ class Recipe:
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     text_steps: int = 400  # of 128 prompts
-    steps: int = 10_500  # of 128 frames
+    steps: int = 16_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
-    one_way_steps: int = 4000  # up to here clips go right or down only: see `train.train_diffusion`
     rate: float = 1e-3
 
 
@@ -56,7 +55,6 @@ RECIPES = {
             defaults=SMALL_DEFAULTS,
         ),
         autoencoder_from="vc2-small",
-        one_way_steps=0,  # its positions tell early frames from late ones
     ),
     "svd-small": Recipe(
         ModelConfig(
@@ -73,7 +71,6 @@ RECIPES = {
         autoencoder_from="vc2-small",
         autoencoder_steps=600,
         image_steps=0,
-        one_way_steps=0,
         steps=6000,
     ),
 }

@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -175,16 +175,6 @@ def train_diffusion(
     clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
     every = range(len(scenes))
     whole = [i for i in every if rates[i] == config.defaults.fps]  # clips of whole scenes
-    one_way = [i for i in whole if scenes[i].direction in ("right", "down")]
-
-    def clips_at(step: int, rng: random.Random) -> Sequence[int]:
-        """Those to draw from. First any, for single frames; then those that go one way, whatever the prompt: only what
-        tells early frames from late ones can learn what a direction is."""
-        if step < recipe.image_steps:
-            return every
-        if step < recipe.one_way_steps:
-            return one_way
-        return whole if rng.random() < 0.75 else every
 
     def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Context, reference latents and numbers of scenes."""
@@ -207,7 +197,7 @@ def train_diffusion(
         rng = random.Random(f"step/{step}")
         frames = 1 if step < recipe.image_steps else config.unet.frames
         count = 128 // frames
-        chosen = [rng.choice(clips_at(step, rng)) for _ in range(count)]
+        chosen = [rng.choice(every if frames == 1 or rng.random() < 0.25 else whole) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
         x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
         generator = torch.Generator().manual_seed(step)
