@@ -32,7 +32,7 @@ SMALL_VAE = AutoencoderConfig(channels=16, channel_mult=(1, 2, 3, 4), res_blocks
 SMALL_TEXT = TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, heads=4, layers=2)
 # v and betas that leave no signal at the last timestep: flat bright backgrounds need both
 SMALL_DDIM = DDIMConfig(beta_end=0.03, prediction="v")
-SMALL_DEFAULTS = Defaults(height=64, width=64, steps=25, guidance_scale=4.0, prompt="a red circle moving left quickly")
+SMALL_DEFAULTS = Defaults(height=64, width=64, steps=25, guidance_scale=2.0, prompt="a red circle moving left quickly")
 SIZE = dict(channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8)
 RECIPES = {
     "vc2-small": Recipe(
