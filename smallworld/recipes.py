@@ -69,7 +69,7 @@ RECIPES = {
         ),
         tail=True,
         autoencoder_from="vc2-small",
-        autoencoder_steps=600,
+        autoencoder_steps=300,
         image_steps=0,
         steps=6000,
     ),

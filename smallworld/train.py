@@ -59,7 +59,8 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         if not recipe.config.vae.temporal:
             return vae.eval().requires_grad_(False)
         learnt = vae.decoder
-    trainer = Trainer(learnt, Schedule(recipe.autoencoder_steps, rate=2e-3, average=0.995), folder)
+    rate = 2e-4 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
+    trainer = Trainer(learnt, Schedule(recipe.autoencoder_steps, rate, average=0.99), folder)
     frames = 4 if recipe.config.vae.temporal else 1
 
     def clips(step: int, count: int = 16) -> Tensor:

@@ -91,17 +91,24 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(z, dtype=np.float32))
 
 
+def ldm_skeleton(c: dict) -> dict:
+    """What VideoCrafter's and the SVD authors' configs have in common."""
+    return {
+        "in_channels": c["in_channels"],
+        "out_channels": c["out_channels"],
+        "channels": c["model_channels"],
+        "channel_mult": tuple(c["channel_mult"]),
+        "res_blocks": c["num_res_blocks"],
+        "attention_resolutions": tuple(c["attention_resolutions"]),
+        "head_dim": c["num_head_channels"],
+        "transformer_depth": c["transformer_depth"],
+        "context_dim": c["context_dim"],
+    }
+
+
 def videocrafter_unet(c: dict) -> UNetConfig:
     return UNetConfig(
-        in_channels=c["in_channels"],
-        out_channels=c["out_channels"],
-        channels=c["model_channels"],
-        channel_mult=tuple(c["channel_mult"]),
-        res_blocks=c["num_res_blocks"],
-        attention_resolutions=tuple(c["attention_resolutions"]),
-        head_dim=c["num_head_channels"],
-        transformer_depth=c["transformer_depth"],
-        context_dim=c["context_dim"],
+        **ldm_skeleton(c),
         frames=c["temporal_length"],
         temporal_conv=c["temporal_conv"],
         relative_position=c["use_relative_position"],
@@ -131,18 +138,7 @@ def lavie_unet(c: dict) -> LaVieConfig:
 
 def svd_unet(c: dict) -> SVDConfig:
     if "model_channels" in c:  # the authors' own
-        return SVDConfig(
-            in_channels=c["in_channels"],
-            out_channels=c["out_channels"],
-            channels=c["model_channels"],
-            channel_mult=tuple(c["channel_mult"]),
-            res_blocks=c["num_res_blocks"],
-            attention_resolutions=tuple(c["attention_resolutions"]),
-            head_dim=c["num_head_channels"],
-            transformer_depth=c["transformer_depth"],
-            context_dim=c["context_dim"],
-            condition_dim=c["adm_in_channels"] // 3,
-        )
+        return SVDConfig(**ldm_skeleton(c), condition_dim=c["adm_in_channels"] // 3)
     head_dims = {ch // heads for ch, heads in zip(c["block_out_channels"], c["num_attention_heads"])}
     if len(head_dims) > 1:
         raise ValueError(f"heads of {head_dims} channels; one size is supported")

@@ -21,22 +21,14 @@ from ..attention import (
     name_attention,
 )
 from ..bus import Stage
-from .layers import FeedForward, ResBlock, Upsample
-from .unet import Block, Skeleton, Transformer
+from .layers import FeedForward, ResBlock
+from .unet import Block, Skeleton, SkeletonConfig, Transformer
 
 
 @dataclass(frozen=True)
-class LaVieConfig:
-    in_channels: int = 4  # of the latents
-    out_channels: int = 4
-    channels: int = 320  # of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
-    res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
+class LaVieConfig(SkeletonConfig):
     heads: int = 8  # at every level
-    context_dim: int = 768  # channels of a text token
-    frames: int = 16  # frames the network was trained on
-    groups: int = 32  # of all group norms
+    context_dim: int = 768
 
 
 class LaVieUNet(Skeleton):
@@ -60,17 +52,9 @@ class LaVieUNet(Skeleton):
 
 
 class LaVieBlock(Block):
-    def __init__(
-        self,
-        c: LaVieConfig,
-        channels: int,
-        out: int,
-        attention: bool,
-        second_res: bool = False,
-        upsample: bool = False,
-    ) -> None:
+    def __init__(self, c: LaVieConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
         res = partial(ResBlock, emb=4 * c.channels, groups=c.groups, across_frames=True)
-        super().__init__(res(channels, out), res(out, out) if second_res else None, Upsample(out) if upsample else None)
+        super().__init__(res, channels, out, **more)
         self.transformer = LaVieTransformer(c, out) if attention else None
 
     def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:

@@ -14,24 +14,17 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, TemporalAttention, TokenCrossAttention, frame_positions, name_attention
 from ..bus import Stage
-from .layers import EmbeddingMLP, FeedForward, Mix, ResBlock, TemporalResBlock, Upsample, sinusoid
-from .unet import Block, Skeleton, SpatialBlock, Transformer
+from .layers import EmbeddingMLP, FeedForward, Mix, ResBlock, TemporalResBlock, sinusoid
+from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
 
 @dataclass(frozen=True)
-class SVDConfig:
+class SVDConfig(SkeletonConfig):
     in_channels: int = 8  # of the noisy latents and of the reference image's
-    out_channels: int = 4
-    channels: int = 320  # of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
-    res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
     head_dim: int = 64  # channels an attention head
     transformer_depth: int = 1  # spatial and temporal blocks a transformer
-    context_dim: int = 1024  # channels of the image's token
     condition_dim: int = 256  # channels of the sinusoid of each number of the condition
     frames: int = 14  # frames the network was trained on; 25 in the xt variants
-    groups: int = 32  # of all group norms
     outer_eps: float = 1e-5  # of ResNet norms on attention levels down and on all levels up; diffusers takes 1e-6 there
 
 
@@ -73,14 +66,8 @@ class SVDUNet(Skeleton):
 
 
 class SVDBlock(Block):
-    def __init__(
-        self, c: SVDConfig, channels: int, out: int, attention: bool, second_res: bool = False, upsample: bool = False
-    ) -> None:
-        super().__init__(
-            SVDResBlock(c, channels, out),
-            SVDResBlock(c, out, out) if second_res else None,
-            Upsample(out) if upsample else None,
-        )
+    def __init__(self, c: SVDConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
+        super().__init__(partial(SVDResBlock, c), channels, out, **more)
         self.transformer = SVDTransformer(c, out) if attention else None
 
     def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:

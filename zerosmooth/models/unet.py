@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,30 +12,42 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention, project_context
 from ..bus import Stage
-from .layers import EmbeddingMLP, FeedForward, norm_across_frames, sinusoid
+from .layers import EmbeddingMLP, FeedForward, Upsample, norm_across_frames, sinusoid
 
 
-class Config(Protocol):
-    """What the skeleton needs of a family's config."""
+@dataclass(frozen=True)
+class SkeletonConfig:
+    """What every family's config has; a family adds its own and changes defaults."""
 
-    in_channels: int
-    out_channels: int
-    channels: int  # of the first level
-    channel_mult: tuple[int, ...]  # channels of each level over those of the first
-    res_blocks: int  # a level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...]  # downsampling factors at which there is attention
-    groups: int  # of all group norms
+    in_channels: int = 4  # of the latents
+    out_channels: int = 4
+    channels: int = 320  # of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
+    res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
+    context_dim: int = 1024  # channels of a token of the condition
+    frames: int = 16  # frames the network was trained on
+    groups: int = 32  # of all group norms
 
 
 class Block(nn.Module):
     """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
 
-    x: (b f) c h w, emb: b e.
+    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own.
     """
 
-    def __init__(self, res: nn.Module, res2: nn.Module | None, upsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        res: Callable[[int, int], nn.Module],
+        channels: int,
+        out: int,
+        second_res: bool = False,
+        upsample: bool = False,
+    ) -> None:
         super().__init__()
-        self.res, self.res2, self.upsample = res, res2, upsample
+        self.res = res(channels, out)
+        self.res2 = res(out, out) if second_res else None
+        self.upsample = Upsample(out) if upsample else None
 
     def forward(self, x: Tensor, emb: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
         x = self.attend(self.res(x, emb), emb.shape[0], context, bus)
@@ -50,7 +62,7 @@ class Block(nn.Module):
 class Skeleton(nn.Module):
     """block: (channels, out, attention, second_res, upsample) -> Block."""
 
-    def __init__(self, c: Config, block: Callable[..., Block], across_frames: bool = False) -> None:
+    def __init__(self, c: SkeletonConfig, block: Callable[..., Block], across_frames: bool = False) -> None:
         super().__init__()
         self.config, self.across_frames = c, across_frames
         self.time_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)

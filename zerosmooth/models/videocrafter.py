@@ -15,27 +15,18 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, RelativePosition, TemporalAttention, name_attention
 from ..bus import Stage
-from .layers import EmbeddingMLP, FeedForward, ResBlock, Upsample, sinusoid
-from .unet import Block, Skeleton, SpatialBlock, Transformer
+from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
+from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    in_channels: int = 4  # of the latents
-    out_channels: int = 4
-    channels: int = 320  # of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
-    res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
+class UNetConfig(SkeletonConfig):
     head_dim: int = 64  # channels an attention head
     transformer_depth: int = 1  # blocks a spatial transformer
-    context_dim: int = 1024  # channels of a text token
-    frames: int = 16  # frames the network was trained on
     temporal_conv: bool = True
     relative_position: bool = False  # learned relative keys and values in temporal attention
     fps_condition: bool = True
     initial_attention: bool = True  # a temporal transformer behind the first convolution, with 8 heads at any width
-    groups: int = 32  # of all group norms
 
 
 VC2 = UNetConfig()
@@ -80,20 +71,8 @@ class UNet(Skeleton):
 class VideoCrafterBlock(Block):
     """Attention is a spatial and a temporal transformer."""
 
-    def __init__(
-        self,
-        c: UNetConfig,
-        channels: int,
-        out: int,
-        attention: bool,
-        second_res: bool = False,
-        upsample: bool = False,
-    ) -> None:
-        super().__init__(
-            VideoCrafterResBlock(c, channels, out),
-            VideoCrafterResBlock(c, out, out) if second_res else None,
-            Upsample(out) if upsample else None,
-        )
+    def __init__(self, c: UNetConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
+        super().__init__(partial(VideoCrafterResBlock, c), channels, out, **more)
         self.spatial = SpatialTransformer(c, out) if attention else None
         self.temporal = TemporalTransformer(c, out, out // c.head_dim) if attention else None
 
