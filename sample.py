@@ -17,94 +17,43 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from zerosmooth.arguments import add_running, add_sampling, add_subjects, read_subjects, seeds_of, settings_of
 from zerosmooth.bus import Correction
 from zerosmooth.cascade import METHODS, Cascade
-from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, load, sha256, shipped
-from zerosmooth.config import ModelConfig
+from zerosmooth.checkpoint import Checkpoint, CheckpointError, describe, find, load, sha256
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
-from zerosmooth.images import RESIZE, find_images, read_image
-from zerosmooth.pipeline import NonFiniteError, check_settings, default_chunk, default_eta
-from zerosmooth.results import Result, device_of, read_prompts
+from zerosmooth.images import read_image
+from zerosmooth.pipeline import NonFiniteError, default_chunk
+from zerosmooth.results import Result, device_of, dtype_of
 from zerosmooth.video import check_writer
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = "(default: the checkpoint's own)"
-    add = parser.add_argument
-    add("--ckpt", default=DEFAULT, help=f"converted checkpoint: a file, or {', '.join(shipped())} (default: {DEFAULT})")
+    add_subjects(parser.add_argument_group("what to show"), prompt=True)
+    add = parser.add_argument_group("what comes out").add_argument
     add("--check", action="store_true", help="say what the checkpoint is and what it would need, and stop")
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", help=f"what to show {own}")
-    prompts.add_argument("--prompt_file", type=Path, help="prompts, one a line; blank lines and # lines are skipped")
-    prompts.add_argument("--image", type=Path, help="first frame of image to video: an image file, or a folder of them")
-    add(
-        "--resize",
-        choices=RESIZE,
-        default="crop",
-        help="how an image gets the video's size: cut, between bars, or out of shape (default: crop)",
-    )
-    add("--negative_prompt", help=f"what guidance leads away from {own}")
     add(
         "--scale", type=int, choices=(1, 2, 4, 8), default=4, help="frames of the result for one key frame (default: 4)"
     )
     add("--method", choices=METHODS, default="zerosmooth", help="zerosmooth, or a baseline (default: zerosmooth)")
     add("--num_frames", type=int, help="key frames (default: as many as the model was trained on)")
-    add("--height", type=int, help=f"pixels {own}")
-    add("--width", type=int, help=f"pixels {own}")
-    add("--steps", type=int, help=f"denoising steps; best a divisor of 1000 {own}")
-    add(
-        "--guidance_scale",
-        type=float,
-        help=f"of classifier-free guidance; 1 is none; of the last frame, where it grows over the frames {own}",
-    )
-    add("--eta", type=float, help=f"share of fresh noise a step, 0 to 1 {own}")
-    add("--fps", type=int, help=f"key frames a second, as the model is told {own}")
-    add("--motion_bucket_id", type=int, help=f"amount of motion, 0 to 255, where the model has such a condition {own}")
-    add("--noise_aug_strength", type=float, help=f"noise on the image, 0 to 1: more lets the video leave it {own}")
     add(
         "--save_fps",
         type=float,
         help="key frames a second, as the files play; further stages multiply it (default: --fps)",
     )
-    add(
-        "--seed", type=int, default=0, help="of the noise; a seed gives the same key frames at every scale (default: 0)"
-    )
-    add(
-        "--num_videos",
-        type=int,
-        default=1,
-        help="videos a prompt or image, with seeds --seed, --seed + 1, .. (default: 1)",
-    )
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on cpu, float16 on cuda")
-    add("--device", help="cpu, cuda, cuda:1, .. (default: cuda where there is one, else cpu)")
-    add(
-        "--decode_chunk_size",
-        type=int,
-        help="frames decoded at a time; less takes less memory (default: 16, or 8 where the decoder mixes frames)",
-    )
-    add("--offload", action="store_true", help="keep hidden states that wait for the next stage in CPU memory")
-    add(
-        "--lockstep",
-        action="store_true",
-        help="advance stages module by module: far fewer hidden states wait at a time",
-    )
-    add(
-        "--sequential_guidance",
-        action="store_true",
-        help="run the branches of guidance one after the other: half the activations",
-    )
-    add("--frame_chunk", type=int, help="frames at a time in layers that see them one by one (default: all)")
     add("--gif", action="store_true", help="write GIF instead of mp4")
     add("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
-    method = parser.add_argument_group("settings of the method (defaults: the paper's)")
-    add = method.add_argument
+    add_sampling(parser.add_argument_group("how it is sampled"))
+    add_running(parser.add_argument_group("where it runs"))
+    add = parser.add_argument_group("settings of the method (defaults: the paper's)").add_argument
     add("--strength", type=float, default=0.8, help="highest correction strength w_t, 0 to 1 (default: 0.8)")
     add(
         "--strength_schedule",
@@ -149,7 +98,7 @@ def main() -> int:
 def sample(args: argparse.Namespace) -> int:
     """Check everything that can be checked before the networks load, then make what is not there yet."""
     checkpoint = describe(find(args.ckpt))
-    config, own = checkpoint.config, checkpoint.config.defaults
+    config = checkpoint.config
     cascade = Cascade(
         frames=config.unet.frames if args.num_frames is None else args.num_frames,
         scales=(2,) * (args.scale.bit_length() - 1),
@@ -162,33 +111,16 @@ def sample(args: argparse.Namespace) -> int:
         bus_device="cpu" if args.offload else None,
         lockstep=args.lockstep,
     )
-    only_images, only_prompts = ("motion_bucket_id", "noise_aug_strength"), ("prompt", "prompt_file", "negative_prompt")
-    for name in only_prompts if config.takes_images else ("image", *only_images):
-        if getattr(args, name) is not None:
-            source = "images" if config.takes_images else "prompts"
-            raise ValueError(f"--{name} does not fit {args.ckpt}, which makes videos from {source}")
-    names = ("height", "width", "steps", "eta", "guidance_scale", "fps")
-    names += only_images if config.takes_images else ("negative_prompt",)
-    settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
-    settings["eta"] = default_eta(config, cascade) if args.eta is None else args.eta
-    check_settings(
-        config,
-        cascade,
-        **{name: getattr(own, name) for name in only_images} | {k: v for k, v in settings.items() if "prompt" not in k},
-        decode_chunk_size=args.decode_chunk_size,
-        frame_chunk=args.frame_chunk,
-    )
+    settings = settings_of(args, config, cascade)
     if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
         print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     device = device_of(args.device)
-    dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "float16"))
+    dtype = dtype_of(args.dtype, device)
     if args.check:
         for line in report(checkpoint, cascade, settings, device, dtype, args):
             print(line, flush=True)
         return 0
 
-    if args.num_videos < 1:
-        raise ValueError("--num_videos must be at least 1")
     subjects = read_subjects(args, config)
     if args.save_fps is not None and not 0.1 <= args.save_fps <= 240:
         raise ValueError(f"--save_fps {args.save_fps}; use 0.1 to 240")
@@ -210,11 +142,10 @@ def sample(args: argparse.Namespace) -> int:
     }
     if config.vae.temporal:  # where chunks meet, what is decoded depends on them
         decided["decode_chunk_size"] = args.decode_chunk_size or default_chunk(config)
-    seeds = range(args.seed, args.seed + args.num_videos)
     results = [
         Result(args.outdir, subject.name, seed, {**decided, **subject.settings}, suffix)
         for subject in subjects
-        for seed in seeds
+        for seed in seeds_of(args)
     ]
     waiting = [result for result in results if not result.finished()]
     if len(waiting) < len(results):
@@ -265,29 +196,6 @@ def sample(args: argparse.Namespace) -> int:
             print(f"{len(x)} frames, {rate:g} fps, {len(x) / rate:.3g} s: {path}")
         print(f"picture {result.record.with_suffix('.png')}, settings {result.record} ({facts['seconds']} s)")
     return 0
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a video is made from. name: the prompt, or the image's file name; settings: what else decides the result."""
-
-    name: str
-    settings: dict[str, str]
-    image: Path | None = None
-
-
-def read_subjects(args: argparse.Namespace, config: ModelConfig) -> list[Subject]:
-    """Each prompt or image once. ValueError if there is none, or an image cannot be used."""
-    if not config.takes_images:
-        own = [config.defaults.prompt if args.prompt is None else args.prompt]
-        return [Subject(p, {}) for p in dict.fromkeys(read_prompts(args.prompt_file) if args.prompt_file else own)]
-    if args.image is None:
-        raise ValueError(f"{args.ckpt} makes videos from images: add --image with a file or a folder")
-    subjects = []
-    for path in find_images(args.image):
-        read_image(path)  # and let go: there may be thousands
-        subjects.append(Subject(path.name, {"image_sha256": sha256(path), "resize": args.resize}, path))
-    return subjects
 
 
 def report(

@@ -18,7 +18,7 @@ class Recipe:
     config: ModelConfig
     size: int = 64  # pixels, both sides
     tail: bool = False  # the shapes have tails that tell where they go
-    autoencoder_from: str | None = None  # the recipe whose autoencoder is taken; a temporal decoder is trained further
+    autoencoder_from: str | None = None  # whose autoencoder is taken; one with a temporal decoder learns on
     autoencoder_steps: int = 3000  # of 16 frames
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
@@ -69,7 +69,7 @@ RECIPES = {
         ),
         tail=True,
         autoencoder_from="vc2-small",
-        autoencoder_steps=300,
+        autoencoder_steps=1000,
         image_steps=0,
         steps=6000,
     ),

@@ -45,22 +45,20 @@ from .trainer import Schedule, Trainer, write
 def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
     """An autoencoder of single frames, or one with a temporal decoder of short clips.
 
-    Absolute and squared error, and a light pull of the posterior to a normal. Coloured pixels are few and count more.
-    The posterior starts narrow, or its noise would hide the first lessons. With `autoencoder_from`, the encoder is
-    another recipe's and stays as it is, and the decoder starts from that one's.
+    Absolute and squared error, and a light pull of the posterior to a normal. Pixels that are not the ground are few
+    and count more. The posterior starts narrow, or its noise would hide the first lessons. With `autoencoder_from`, it
+    is another recipe's: as it is, or, where the decoder is temporal, to start from.
     """
     torch.manual_seed(0)
     vae = Autoencoder(recipe.config.vae)
     nn.init.constant_(vae.quant_conv.bias[recipe.config.vae.latent_channels :], -6.0)
     vae.to(device)
-    learnt: nn.Module = vae
     if recipe.autoencoder_from is not None:
         start_from(vae, load_file(folder.parent.parent / recipe.autoencoder_from / "autoencoder/average.safetensors"))
         if not recipe.config.vae.temporal:
             return vae.eval().requires_grad_(False)
-        learnt = vae.decoder
-    rate = 2e-4 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
-    trainer = Trainer(learnt, Schedule(recipe.autoencoder_steps, rate, average=0.99), folder)
+    rate = 5e-4 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
+    trainer = Trainer(vae, Schedule(recipe.autoencoder_steps, rate, average=0.99), folder)
     frames = 4 if recipe.config.vae.temporal else 1
 
     def clips(step: int, count: int = 16) -> Tensor:
@@ -78,7 +76,8 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         y = torch.cat([vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
         x = x.flatten(0, 1)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        weight = 1 + 4 * (x.amax(1, keepdim=True) - x.amin(1, keepdim=True))
+        ground = x.median(-1, keepdim=True).values  # no shape is as wide as half the frame
+        weight = 1 + 4 * (x - ground).abs().amax(1, keepdim=True)
         return (weight * ((y - x).abs() + (y - x).square())).mean() + recipe.kl * kl
 
     def show(step: int) -> None:
@@ -90,12 +89,12 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         _picture(folder / "sheet.png", rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
 
     trainer.run(loss_at, show)
-    learnt.load_state_dict(trainer.average)
+    vae.load_state_dict(trainer.average)
     return vae.eval().requires_grad_(False)
 
 
 def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
-    """Take another autoencoder's weights, and freeze the encoder; a temporal decoder starts as the plain one."""
+    """Take another autoencoder's weights; a temporal decoder starts as the plain one."""
     own = vae.state_dict()
     if vae.config.temporal:
         mix, into = weights["post_quant_conv.weight"][..., 0, 0], weights["decoder.conv_in.weight"]
@@ -109,8 +108,6 @@ def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
         weights["decoder.temporal_conv.weight"] = torch.zeros(3, 3, 3, 1, 1)
         weights["decoder.temporal_conv.weight"][:, :, 1, 0, 0] = torch.eye(3)
     vae.load_state_dict({name: weights.get(name, x) for name, x in own.items()})
-    vae.quant_conv.requires_grad_(False)
-    vae.encoder.requires_grad_(False)
 
 
 def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float:

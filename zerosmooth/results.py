@@ -104,3 +104,8 @@ def device_of(name: str | None) -> torch.device:
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
+    """The precision asked for, or what suits the device."""
+    return getattr(torch, name or ("float32" if device.type == "cpu" else "float16"))
