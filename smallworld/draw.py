@@ -118,7 +118,8 @@ def render(scenes: Sequence[Scene], times: Tensor, size: int = 64) -> Tensor:
     ground = top + (bottom - top) * grid[:, None]
     if any(s.tail for s in scenes):
         behind = tails(scenes, path, size)[:, :, None]
-        ground = ground + behind * (torch.where(top + bottom < 1, GREYS["white"], GREYS["black"]) - ground)
+        grey = torch.tensor([tail_color(s) for s in scenes])[:, None, None, None, None]
+        ground = ground + behind * (grey - ground)
     return ground + cover * (color - ground)
 
 
@@ -154,6 +155,11 @@ def tails(scenes: Sequence[Scene], path: Tensor, size: int) -> Tensor:
     along, across = -(offset * ahead).sum(-1), (offset * ahead.flip(-1)).sum(-1).abs()
     distance = torch.maximum((along - start - length / 2).abs() - length / 2, across - TAIL_WIDTH / 2)
     return (0.5 - distance * size).clamp(0, 1) * (length > 0)
+
+
+def tail_color(scene: Scene) -> float:
+    """Grey of its tail, 0 to 1: far from that of the ground."""
+    return GREYS["white" if scene.top + scene.bottom < 1 else "black"]
 
 
 def frame_times(frames: int, fps: float, start: float = 0.0) -> Tensor:

@@ -14,6 +14,7 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import zerosmooth
 from zerosmooth.cascade import METHODS, Cascade
+from zerosmooth.config import ModelConfig
 from zerosmooth.metrics import psnr
 from zerosmooth.pipeline import Pipeline, Video
 
@@ -31,18 +33,19 @@ LIMITS = {"color right": 0.98, "shape right": 0.90, "direction right": 0.90, "sp
 IMAGE_LIMITS = LIMITS | {"shape right": 0.95}  # where the first frame is given
 
 
-def scenes_of(pipeline: Pipeline, seed: int, n: int) -> list[Scene]:
+def scenes_of(config: ModelConfig, seed: int, n: int) -> list[Scene]:
     """Scenes that a checkpoint can be asked for."""
     rng = random.Random(f"gate/{seed}")
-    return [random_scene(rng, tail=pipeline.config.takes_images) for _ in range(n)]
+    return [random_scene(rng, tail=config.takes_images) for _ in range(n)]
 
 
-def make(pipeline: Pipeline, scene: Scene, seed: int, cascade: Cascade) -> Video:
-    """The scene's video, from its prompt, or from its first frame and its speed."""
+def make(pipeline: Pipeline, scene: Scene, seed: int, cascade: Cascade, **settings: Any) -> Video:
+    """The scene's video, from its prompt, or from its first frame and its speed. settings: of `Pipeline.sample`."""
     if not pipeline.config.takes_images:
-        return pipeline.sample(scene.prompt(), seeds=seed, cascade=cascade)[0]
+        return pipeline.sample(scene.prompt(), seeds=seed, cascade=cascade, **settings)[0]
     image = first_frame(scene, pipeline.config.defaults.height)
-    return pipeline.sample(images=[image], motion_bucket_id=MOTION[scene.speed], seeds=seed, cascade=cascade)[0]
+    settings |= {"motion_bucket_id": MOTION[scene.speed]}
+    return pipeline.sample(images=[image], seeds=seed, cascade=cascade, **settings)[0]
 
 
 def measures(readings: Sequence[Reading], scenes: Sequence[Scene], fps: float) -> dict[str, float]:
@@ -91,7 +94,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     pipeline = zerosmooth.load(args.ckpt, args.device)
-    scenes = scenes_of(pipeline, args.seed, args.n)
+    scenes = scenes_of(pipeline.config, args.seed, args.n)
     frames, fps = pipeline.config.unet.frames, pipeline.config.defaults.fps
 
     if args.key_frames:

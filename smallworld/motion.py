@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zerosmooth.metrics import psnr
 
+from .draw import Scene, coverage, tail_color, tails
 from .read import Reading
 
 
@@ -38,12 +39,35 @@ def smoothness(reading: Reading, n: int, size: int) -> dict[str, float]:
     }
 
 
-def blend_psnr(frames: Tensor, n: int) -> float:
-    """PSNR of the inserted frames against a linear blend of the key frames around them, in dB; a video that only fades
-    from key frame to key frame scores high, so more is not better. frames: uint8 f h w 3."""
-    keys = frames[::n].float()
-    inside = torch.arange((len(keys) - 1) * n)
-    inside = inside[inside % n > 0]
-    share = (inside % n / n).view(-1, 1, 1, 1)
-    blend = torch.lerp(keys[inside // n], keys[inside // n + 1], share)
-    return psnr(frames[inside], blend.round().byte())
+def redrawn_psnr(frames: Tensor, reading: Reading, scene: Scene, n: int) -> dict[str, float]:
+    """PSNR of frames against what they should show, drawn from what the key frames were measured to show, in dB.
+
+    "redrawn": of the inserted frames, whose shape is drawn where uniform motion between the key frames around them
+    puts it. "redrawn keys": of the key frames against themselves drawn again, which is as good as any frame of this
+    video can get: its outlines and grounds are not the drawing's. NaN where the shape is lost in a key frame or none
+    is seen. frames: uint8 f h w 3; scene: for its tail and its direction.
+    """
+    if reading.shape is None or reading.path[::n].isnan().any():
+        return {"redrawn": float("nan"), "redrawn keys": float("nan")}
+    size, inside = frames.shape[1], (len(frames[::n]) - 1) * n + 1
+    left = torch.arange(inside) // n
+    right = (left + 1).clamp(max=len(frames[::n]) - 1)
+    share = (torch.arange(inside) % n / n)[:, None]
+
+    def between(keys: Tensor) -> Tensor:
+        return torch.lerp(keys[left].flatten(1), keys[right].flatten(1), share).unflatten(1, keys.shape[1:])
+
+    pixels = frames[::n].float() / 255
+    path, radius = between(reading.path[::n]), between((reading.area[::n] / torch.pi).sqrt()[:, None])[:, 0]
+    image = between(pixels.median(2, keepdim=True).values).expand(-1, -1, size, -1)  # ground: a grey a row
+    if scene.tail:
+        behind = tails([scene], path[None], size)[0, ..., None]
+        image = torch.lerp(image, torch.full_like(image, tail_color(scene)), behind)
+    cover = coverage([reading.shape] * inside, path[:, None], radius, size)[:, 0, ..., None]
+    image = torch.lerp(image, reading.rgb.expand_as(image), cover)
+    image = (image * 255).round().byte()
+    inserted = torch.arange(inside) % n > 0
+    return {
+        "redrawn": psnr(frames[:inside][inserted], image[inserted]),
+        "redrawn keys": psnr(frames[:inside][~inserted], image[~inserted]),
+    }

@@ -21,13 +21,15 @@ CHROMA = 0.3  # largest less smallest channel from which a pixel is the shape's;
 @dataclass(frozen=True)
 class Reading:
     """color, shape: None where nothing coloured is seen. path: f 2, centre of the shape in sides, NaN where unseen.
-    area: f, share of the frame. likeness: overlap over union with the best shape's outline, mean over frames."""
+    area: f, share of the frame. likeness: overlap over union with the best shape's outline, mean over frames. rgb: 3,
+    mean of the shape's pixels."""
 
     color: str | None
     shape: str | None
     path: Tensor
     area: Tensor
     likeness: float
+    rgb: Tensor
 
     def velocity(self, fps: float) -> tuple[float, float]:
         """Least-squares x and y velocity in sides a second; zero where fewer than two frames are seen."""
@@ -64,7 +66,9 @@ def read(frames: Tensor) -> Reading:
     mask = chroma > CHROMA  # f h w
     seen = mask.float().mean((1, 2)) > 0.005
     if not seen.any():
-        return Reading(None, None, torch.full((len(x), 2), math.nan), torch.zeros(len(x)), 0.0)
+        return Reading(
+            None, None, torch.full((len(x), 2), math.nan), torch.zeros(len(x)), 0.0, torch.full((3,), math.nan)
+        )
     grid = (torch.arange(size) + 0.5) / size
     core = mask & (chroma > 0.8 * chroma.amax((1, 2), keepdim=True))  # without edges, where colours mix with the ground
     near = F.max_pool2d(mask.float()[:, None], 3, stride=1, padding=1)[:, 0]
@@ -84,4 +88,4 @@ def read(frames: Tensor) -> Reading:
         overlap = (outline & mask[seen]).sum((1, 2)) / (outline | mask[seen]).sum((1, 2))
         likeness[shape] = overlap.mean().item()
     best = max(likeness, key=likeness.__getitem__)
-    return Reading(color, best, path, area, likeness[best])
+    return Reading(color, best, path, area, likeness[best], mean)

@@ -35,11 +35,12 @@ from zerosmooth.models.clip import TextTower
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Networks, Pipeline
+from zerosmooth.results import write_tensors
 from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
 
 from . import recipes
 from .draw import MOTION, SECONDS, WORDS, Scene, first_frame, frame_times, parse, random_scene, render
-from .trainer import Schedule, Trainer, write
+from .trainer import Schedule, Trainer
 
 
 def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
@@ -273,7 +274,7 @@ def draw_clips(
                 z = vae.encode(video.flatten(0, 1)).half().cpu()
             parts.append(rearrange(z, "(b f) c h w -> b f c h w", f=frames))
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, {"clips": torch.cat(parts)})
+        write_tensors(file, {"clips": torch.cat(parts)})
     return load_file(file)["clips"], scenes, rates
 
 

@@ -119,9 +119,3 @@ class _Swapped:
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 p.copy_(values[name])
-
-
-def write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    save_file(tensors, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zerosmooth.metrics import frechet_distance, gaussian, inception_score, psnr, ssim
+from zerosmooth.metrics import blend_psnr, frechet_distance, gaussian, inception_score, psnr, ssim
 
 
 def flat(value: int, frames: int = 2) -> torch.Tensor:
@@ -85,3 +85,13 @@ def test_inception_score_counts_classes():
     assert inception_score(torch.eye(5)[[0, 0, 0]]) == pytest.approx(1)  # always the same
     with pytest.raises(ValueError, match="sum to 1"):
         inception_score(torch.ones(3, 4))
+
+
+def test_blend_psnr_is_of_the_inserted_frames_alone():
+    """Key frames 0, 80, 160 with a fade between them; then one inserted frame is a fifth of the range away."""
+    video = torch.cat([flat(v, 1) for v in (0, 40, 80, 120, 160, 7)])  # the last has no key frame behind it
+    assert blend_psnr(video, 2) == pytest.approx(100)
+    video[3] += 51
+    assert blend_psnr(video, 2) == pytest.approx((100 + 13.979) / 2, abs=1e-3)
+    video[2] += 51  # a key frame: now both fades are wrong
+    assert blend_psnr(video, 2) < 30

@@ -8,7 +8,7 @@ import torch
 
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
 from smallworld.gate import LIMITS, measures
-from smallworld.motion import blend_psnr, smoothness
+from smallworld.motion import smoothness
 from smallworld.read import read
 
 SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
@@ -115,13 +115,6 @@ def test_stutter_jitter_and_swelling_are_seen(dense):
     swollen = render([larger], times[None])[0].permute(0, 2, 3, 1)
     swollen[::4] = video[::4]
     assert smoothness(read(swollen), 4, 64)["area"] == pytest.approx(0.44, abs=0.06)  # 1.2 squared, less one
-
-
-def test_a_blend_is_told_from_motion(dense):
-    video = (dense[0] * 255).round().byte()
-    keys = video[::4].float()
-    fade = torch.stack([torch.lerp(keys[i // 4], keys[min(i // 4 + 1, 15)], (i % 4) / 4) for i in range(64)])
-    assert blend_psnr(fade.round().byte(), 4) > 60 > 40 > blend_psnr(video, 4)
 
 
 def test_a_lost_shape_is_no_number(dense):

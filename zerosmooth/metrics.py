@@ -43,6 +43,17 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean().item()
 
 
+def blend_psnr(frames: Tensor, n: int) -> float:
+    """PSNR of the inserted frames against a linear blend of the key frames around them, in dB; a video that only fades
+    from key frame to key frame scores high, so more is not better. frames: uint8 f h w 3."""
+    keys = frames[::n].float()
+    inside = torch.arange((len(keys) - 1) * n)
+    inside = inside[inside % n > 0]
+    share = (inside % n / n).view(-1, 1, 1, 1)
+    blend = torch.lerp(keys[inside // n], keys[inside // n + 1], share)
+    return psnr(frames[inside], blend.round().byte())
+
+
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased covariance of features, float64. features: n d with n of 2 or more."""
     if features.ndim != 2 or len(features) < 2:

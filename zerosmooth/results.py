@@ -13,6 +13,8 @@ from typing import Any
 
 import imageio.v3 as iio
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from . import __version__
 from .pipeline import Video
@@ -79,16 +81,35 @@ class Result:
             "enlarged": enlargement(frames[0]),
             "files": [path.name for path in [*videos, image]],
             **facts,
-            "versions": {
-                "zerosmooth": __version__,
-                **{name: version(name) for name in ("torch", "numpy", "imageio")},
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
-        part = self.record.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=2) + "\n")
-        part.replace(self.record)
+        write_json(self.record, record)
         return videos
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    packages = {name: version(name) for name in ("torch", "numpy", "imageio")}
+    return {"zerosmooth": __version__, **packages, "python": platform.python_version()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a json file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    save_file({name: x.contiguous() for name, x in tensors.items()}, part)
+    part.replace(path)
 
 
 def device_of(name: str | None) -> torch.device:

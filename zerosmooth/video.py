@@ -11,7 +11,10 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont  # imageio brings Pillow
 
+from .images import find_images, read_image
+
 SHOWN = 256  # pixels: smaller videos are enlarged by a whole factor, or mp4's coarse colours would smear them
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -50,6 +53,28 @@ def enlargement(frames: np.ndarray) -> int:
     return max(1, ceil(SHOWN / max(frames.shape[1:3])))
 
 
+def find_videos(folder: Path) -> list[Path]:
+    """All videos under a folder, by name: video files, and folders that hold frames. ValueError if there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"the folder of videos {folder} does not exist")
+    files = [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".")]
+    frames = {p.parent for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")}
+    if not (found := sorted([*files, *(f for f in frames if f != folder)])):
+        raise ValueError(f"the folder {folder} has no videos ({', '.join(VIDEO_SUFFIXES)}, or folders of frames)")
+    return found
+
+
+def read_video(path: Path) -> np.ndarray:
+    """uint8 f h w 3 of a video file, or of a folder of frames in the order of their names. ValueError if unreadable."""
+    try:
+        if path.is_dir():
+            return np.stack([read_image(frame).numpy() for frame in find_images(path)])
+        frames = iio.imread(path, plugin="pillow" if path.suffix.lower() == ".gif" else "FFMPEG")
+    except Exception as error:  # whatever the plugin raises
+        raise ValueError(f"the video {path} cannot be read ({error})") from error
+    return np.asarray(frames)[..., :3]
+
+
 def check_writer(folder: Path, suffix: str) -> None:
     """Write a tiny video to `folder`, to be told before long work that it cannot be done. OSError if so."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -77,7 +102,7 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
     size = max(40, min(96, 1536 // columns))
     pad, label = 4, 22
     height, width = (max(1, round(size * s / max(densest.shape[1:3]))) for s in densest.shape[1:3])
-    axis, line = _busiest_line(densest)
+    axis, line = busiest_line(densest)
     slice_width = (columns * (width + pad) - pad - (len(stages) - 1) * 4 * pad) // len(stages)
     slice_height = max(160, min(320, slice_width))
     total = (
@@ -101,15 +126,20 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
     draw.text((pad, y + 3), f"the pixels of {where}, over time going right, whole videos", INK, font)
     y += label
     for i, frames in enumerate(stages):
-        pixels = frames[:, :, line] if axis == 2 else frames[:, line]
-        image = Image.fromarray(np.ascontiguousarray(rearrange(pixels, "f x c -> x f c")))
+        image = Image.fromarray(line_over_time(frames, axis, line))
         x = pad + i * (slice_width + 4 * pad)
         canvas.paste(image.resize((slice_width, slice_height), Image.Resampling.NEAREST), (x, y))
         draw.text((x, y + slice_height + 2), f"{len(frames)} frames", INK, font)
     return np.asarray(canvas)
 
 
-def _busiest_line(frames: np.ndarray) -> tuple[int, int]:
+def line_over_time(frames: np.ndarray, axis: int, line: int) -> np.ndarray:
+    """An x-t slice: one line of pixels, time going right. axis: 1 for row `line`, 2 for column `line`."""
+    pixels = frames[:, :, line] if axis == 2 else frames[:, line]
+    return np.ascontiguousarray(rearrange(pixels, "f x c -> x f c"))
+
+
+def busiest_line(frames: np.ndarray) -> tuple[int, int]:
     """The axis (1: a row, 2: a column) and index of the line of pixels that changes most along itself over time."""
     change = frames.astype(np.float32).mean(-1).std(0)  # h w
     rows, columns = change.mean(1), change.mean(0)

@@ -1,0 +1,1 @@
+"""Measures a checkpoint, the method and its baselines: `python -m evaluation --help`."""

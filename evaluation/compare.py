@@ -1,0 +1,71 @@
+"""Two sets of videos made by anything: how well the denser ones keep the others' frames, and what lies between them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from zerosmooth.metrics import blend_psnr, frechet_distance, gaussian, inception_score, psnr, ssim
+from zerosmooth.video import find_videos, read_video
+
+from .detectors import Detector
+from .tables import MEASURES, jackknife, mean_and_error, show, table
+
+
+def compare(a: str, b: str, detectors: Mapping[str, Detector]) -> str:
+    """A table of measures of videos b against videos a. a, b: folders of videos, or patterns.
+
+    Videos pair in the order of their names. b may have n frames for one of a, or n - 1 between two of a, as
+    interpolators make them: frame n*i of b is compared with frame i of a. ValueError if they do not pair.
+    """
+    first, second = _videos(a), _videos(b)
+    if len(first) != len(second):
+        raise ValueError(f"{a} has {len(first)} videos and {b} {len(second)}; they are compared in pairs")
+    values: dict[str, list[float]] = {"PSNR": [], "SSIM": [], "blend": []}
+    features: dict[str, list[Tensor]] = {}
+    for one, other in tqdm(list(zip(first, second)), unit="pair", leave=False):
+        x, y = (torch.from_numpy(read_video(path)) for path in (one, other))
+        n = _scale(one, other, x, y)
+        values["PSNR"].append(psnr(y[::n], x))
+        values["SSIM"].append(ssim(y[::n], x))
+        if n > 1:
+            values["blend"].append(blend_psnr(y, n))
+        for name, detector in detectors.items():
+            features.setdefault(f"{name} A", []).append(detector(x))
+            features.setdefault(f"{name} B", []).append(detector(y))
+    rows = [[m, show(mean_and_error(v), MEASURES[m][0]), MEASURES[m][1]] for m, v in values.items() if v]
+    if "FVD" in detectors:
+        mean, covariance = gaussian(torch.stack(features["FVD A"]))
+        distance = jackknife(torch.stack(features["FVD B"]), lambda f: frechet_distance(*gaussian(f), mean, covariance))
+        rows.append(["FVD", show(distance, 2), f"of B from A; {detectors['FVD'].protocol}"])
+    for side in "AB" if "IS" in detectors else "":
+        score = jackknife(torch.stack(features[f"IS {side}"]), inception_score)
+        rows.append([f"IS of {side}", show(score, 2), detectors["IS"].protocol])
+    return f"{len(first)} pairs, the first {first[0].name} and {second[0].name}\n\n" + table(
+        ["measure", "mean ± standard error", "what it is"], rows
+    )
+
+
+def _videos(where: str) -> list[Path]:
+    if Path(where).is_dir():
+        return find_videos(Path(where))
+    found = sorted(Path(path) for path in glob.glob(where))
+    if not found:
+        raise ValueError(f"there is no video at {where}")
+    return found
+
+
+def _scale(one: Path, other: Path, x: Tensor, y: Tensor) -> int:
+    """n, such that every n-th frame of y stands for one of x."""
+    if x.shape[1:] != y.shape[1:]:
+        sizes = " and ".join(f"{v.shape[2]}x{v.shape[1]}" for v in (x, y))
+        raise ValueError(f"{one} and {other} have frames of {sizes}; bring them to one size first")
+    n = -(-len(y) // len(x))
+    if len(y[::n]) != len(x):
+        raise ValueError(f"{other} has {len(y)} frames, which is no multiple of the {len(x)} of {one}")
+    return n

@@ -1,0 +1,100 @@
+"""Pictures of an evaluation: videos of all rows side by side, and what strength does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file
+
+from zerosmooth.video import INK, PAPER, busiest_line, line_over_time
+
+from .jobs import TRUTH, Plan
+from .rows import cascade_of
+from .tables import Results
+
+SHOWN = 10  # consecutive frames of the last stage
+
+
+def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -> list[Path]:
+    """A picture for each subject whose frames were kept, and curves if there are rows of several strengths and
+    matplotlib. shares: t/T of each step. Returns their paths."""
+    subjects: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for row, records in results.rows.items():
+        for record in records.values():
+            if record["frames"]:
+                stages = load_file(record["frames"])
+                subjects[record["subject"]][row] = stages[str(len(stages) - 1)].numpy()
+    paths = []
+    for i, (subject, rows) in enumerate(subjects.items()):
+        paths.append(folder / f"side-by-side-{i}.png")
+        iio.imwrite(paths[-1], side_by_side(subject, rows))
+    weights = {r: [cascade_of(r, plan.base).weight(s) for s in shares] for r in results.rows if r != TRUTH}
+    weights = {row: w for row, w in weights.items() if any(w)}
+    if len(set(map(tuple, weights.values()))) > 1:
+        try:
+            import matplotlib
+        except ImportError:
+            print("curves.png needs matplotlib: pip install '.[evaluation]'")
+        else:
+            matplotlib.use("agg")
+            paths.append(folder / "curves.png")
+            curves(paths[-1], weights, results)
+    return paths
+
+
+def side_by_side(subject: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """h w 3. rows: uint8 f h w 3 by name. Each row: consecutive frames from the middle, and one line of pixels, the
+    same in all rows, over the whole video."""
+    first = next(iter(rows.values()))
+    size, pad, label = 96, 4, 22
+    height, width = (round(size * side / max(first.shape[1:3])) for side in first.shape[1:3])
+    shown = min(SHOWN, len(first))
+    start = (len(first) - shown) // 2
+    axis, line = busiest_line(first)
+    over_time = 3 * width
+    total = (pad + shown * (width + pad) + over_time + pad, label + len(rows) * (label + height + pad))
+    canvas = Image.new("RGB", total, PAPER)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    where = "a column" if axis == 2 else "a row"
+    draw.text(
+        (pad, 3), f"{subject}: frames {start} to {start + shown - 1} of {len(first)}; {where} over time", INK, font
+    )
+    for i, (row, frames) in enumerate(rows.items()):
+        y = label + i * (label + height + pad)
+        draw.text((pad, y + 3), row, INK, font)
+        for j in range(shown):
+            frame = Image.fromarray(frames[start + j]).resize((width, height), Image.Resampling.LANCZOS)
+            canvas.paste(frame, (pad + j * (width + pad), y + label))
+        image = Image.fromarray(line_over_time(frames, axis, line))
+        canvas.paste(
+            image.resize((over_time, height), Image.Resampling.NEAREST), (total[0] - over_time - pad, y + label)
+        )
+    return np.asarray(canvas)
+
+
+def curves(path: Path, weights: Mapping[str, Sequence[float]], results: Results) -> None:
+    """Strength over the steps, a line a row, and beside it what each row measured in the last stage."""
+    from matplotlib import pyplot
+
+    last = results.stages - 1
+    panels = [m for m in ("PSNR", "redrawn", "area") if all(results.value(row, last, m) for row in weights)]
+    figure, grid = pyplot.subplots(
+        1, 1 + len(panels), figsize=(4 * (1 + len(panels)), 3.4), layout="constrained", squeeze=False
+    )
+    schedule, *others = grid.flat
+    for row, w in weights.items():
+        schedule.plot(w, label=row)
+    schedule.set(xlabel="step", ylabel="strength $w_t$", ylim=(0, 1.05))
+    schedule.legend(fontsize="small")
+    for axis, measure in zip(others, panels):
+        means, errors = zip(*(results.value(row, last, measure) for row in weights))
+        axis.errorbar(range(len(weights)), means, errors, fmt="o", capsize=3)
+        axis.set_xticks(range(len(weights)), list(weights), rotation=30, ha="right", fontsize="small")
+        axis.set_title(f"{measure}, last stage")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

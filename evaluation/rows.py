@@ -1,0 +1,77 @@
+"""The rows of the paper's tables: what is compared, and what the paper measured."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields, replace
+
+from zerosmooth.bus import Correction
+from zerosmooth.cascade import METHODS, Cascade
+
+# each row of Table 3 adds to the one above; the last one is the method
+ABLATION = {
+    "+ spatial": Correction(temporal=False, kv_operator="S"),
+    "+ temporal": Correction(kv_operator="S"),
+    "+ A1/A2": Correction(),
+}
+TABLES = {
+    "1": ("direct", "windowed", "freenoise", "ddnm", "zerosmooth"),
+    "3": ("direct", *ABLATION, "zerosmooth"),
+}
+ROWS = tuple(dict.fromkeys([*METHODS, *ABLATION]))
+CORRECTION = [field.name for field in fields(Correction)]
+CASCADE = ["strength", "strength_schedule", "overlap", "color_correction"]
+
+# FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 and 3; "windowed" and "freenoise" are not in the paper)
+PAPER = {
+    "vc2": {
+        "direct": ((1202.3, 30.31, 10.90, 0.426), (1183.9, 21.63, 10.81, 0.409)),
+        "ddnm": ((1139.6, 40.99, 23.50, 0.841), (1100.4, 35.90, 22.21, 0.813)),
+        "+ spatial": ((1251.2, 42.40, 22.96, 0.739), (1116.8, 41.19, 22.31, 0.721)),
+        "+ temporal": ((1221.0, 43.25, 24.03, 0.826), (1156.1, 42.54, 22.63, 0.817)),
+        "+ A1/A2": ((1199.8, 43.09, 23.22, 0.768), (1108.4, 42.43, 22.14, 0.755)),
+        "zerosmooth": ((1085.8, 43.92, 24.12, 0.852), (1020.6, 43.77, 22.68, 0.837)),
+    },
+    "lavie": {
+        "direct": ((682.0, 28.11, 10.21, 0.438), (834.7, 24.23, 10.19, 0.447)),
+        "ddnm": ((729.5, 35.59, 24.39, 0.824), (721.0, 29.42, 26.47, 0.817)),
+        "zerosmooth": ((703.2, 39.23, 26.90, 0.876), (697.6, 38.67, 24.17, 0.831)),
+    },
+    "svd": {
+        "direct": ((1350.7, None, 17.33, 0.651), (1090.2, None, 15.75, 0.604)),
+        "ddnm": ((846.6, None, 29.12, 0.875), (895.2, None, 28.12, 0.864)),
+        "zerosmooth": ((779.6, None, 30.92, 0.927), (752.1, None, 30.74, 0.921)),
+    },
+}
+
+
+def cascade_of(row: str, base: Cascade) -> Cascade:
+    """A row's cascade. base: frames, scales and whatever is the same for all rows. ValueError if there is no such row.
+
+    Rows of the ablation correct with full strength at every step until strength control is added (Table 3). Behind a
+    colon stand settings of `Cascade` and `Correction` that differ: "zerosmooth:a1_probability=0.5,overlap=12".
+    """
+    name, _, changes = row.partition(":")
+    if name in ABLATION:
+        cascade = replace(base, correction=ABLATION[name], strength=1.0, strength_schedule="constant")
+    elif name in METHODS:
+        cascade = replace(base, method=name)
+    else:
+        raise ValueError(f"no row {name!r}; use {', '.join(ROWS)}")
+    for change in filter(None, changes.split(",")):
+        key, _, text = change.partition("=")
+        value = _value(text)
+        if key in CORRECTION:
+            cascade = replace(cascade, correction=replace(cascade.correction, **{key: value}))
+        elif key in CASCADE:
+            cascade = replace(cascade, **{key: value})
+        else:
+            raise ValueError(f"row {row!r} changes {key!r}; use one of {', '.join([*CORRECTION, *CASCADE])}")
+    return cascade
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
