@@ -38,7 +38,7 @@ from zerosmooth.results import device_of, dtype_of, versions, write_json, write_
 from . import detectors, figures, reference, tables
 from .compare import compare
 from .jobs import TRUTH, Job, Plan, read_records, run
-from .rows import ROWS, TABLES, cascade_of
+from .rows import ORDER, TABLES, cascade_of
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ def arguments() -> argparse.ArgumentParser:
         "--rows",
         nargs="+",
         metavar="ROW",
-        help=f"rows instead: {', '.join(ROWS)}; or with changes, 'zerosmooth:strength=1'",
+        help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'",
     )
     add(
         "--scale",
@@ -119,14 +119,13 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
     waiting = [job for job in own if not plan.finished(job)]
     if len(waiting) < len(own):
         print(f"{len(own) - len(waiting)} of {len(own)} videos are measured already")
-    shown = {job.subject: None for job in jobs}
-    kept = list(shown)[: args.show]
+    shown = list(dict.fromkeys((job.subject, job.seed) for job in jobs))[: args.show]
     if waiting:
         pipeline = load(checkpoint.path, device, dtype_of(args.dtype, device))
         with tqdm(total=len(waiting), unit="video", disable=rank > 0) as bar:
             for job in waiting:
                 bar.set_postfix_str(f"{job.row}, {job.subject[:30]}")
-                run(pipeline, plan, job, job.subject in kept and job.seed == seeds_of(args)[0], lambda done, of: None)
+                run(pipeline, plan, job, (job.subject, job.seed) in shown, lambda done, of: None)
                 bar.update()
     if args.real is not None:
         reference.measure_folder(args.real, args.outdir / "real", measured["FVD"], rank, world)

@@ -48,29 +48,26 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
 
 
 def side_by_side(subject: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """h w 3. rows: uint8 f h w 3 by name. Each row: consecutive frames from the middle, and one line of pixels, the
-    same in all rows, over the whole video."""
+    """h w 3. rows: uint8 f h w 3 by name. Each row: consecutive frames from the middle, and the line of pixels
+    that changes most over the whole video."""
     first = next(iter(rows.values()))
     size, pad, label = 96, 4, 22
     height, width = (round(size * side / max(first.shape[1:3])) for side in first.shape[1:3])
     shown = min(SHOWN, len(first))
     start = (len(first) - shown) // 2
-    axis, line = busiest_line(first)
     over_time = 3 * width
     total = (pad + shown * (width + pad) + over_time + pad, label + len(rows) * (label + height + pad))
     canvas = Image.new("RGB", total, PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
-    where = "a column" if axis == 2 else "a row"
-    draw.text(
-        (pad, 3), f"{subject}: frames {start} to {start + shown - 1} of {len(first)}; {where} over time", INK, font
-    )
+    title = f"{subject}: frames {start} to {start + shown - 1} of {len(first)}; at the right a line of pixels over time"
+    draw.text((pad, 3), title, INK, font)
     for i, (row, frames) in enumerate(rows.items()):
         y = label + i * (label + height + pad)
         draw.text((pad, y + 3), row, INK, font)
         for j in range(shown):
             frame = Image.fromarray(frames[start + j]).resize((width, height), Image.Resampling.LANCZOS)
             canvas.paste(frame, (pad + j * (width + pad), y + label))
-        image = Image.fromarray(line_over_time(frames, axis, line))
+        image = Image.fromarray(line_over_time(frames, *busiest_line(frames)))
         canvas.paste(
             image.resize((over_time, height), Image.Resampling.NEAREST), (total[0] - over_time - pad, y + label)
         )

@@ -18,7 +18,7 @@ TABLES = {
     "1": ("direct", "windowed", "freenoise", "ddnm", "zerosmooth"),
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
-ROWS = tuple(dict.fromkeys([*METHODS, *ABLATION]))
+ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth"]
 CORRECTION = [field.name for field in fields(Correction)]
 CASCADE = ["strength", "strength_schedule", "overlap", "color_correction"]
 
@@ -57,7 +57,7 @@ def cascade_of(row: str, base: Cascade) -> Cascade:
     elif name in METHODS:
         cascade = replace(base, method=name)
     else:
-        raise ValueError(f"no row {name!r}; use {', '.join(ROWS)}")
+        raise ValueError(f"no row {name!r}; use {', '.join(ORDER)}")
     for change in filter(None, changes.split(",")):
         key, _, text = change.partition("=")
         value = _value(text)

@@ -13,34 +13,39 @@ from torch import Tensor
 
 from zerosmooth.metrics import frechet_distance, gaussian, inception_score
 
-from .rows import PAPER
+from .rows import ORDER, PAPER
 
 Value = tuple[float, float]  # and its standard error
-# measure: digits to show, and what it says
-MEASURES = {
-    "FVD": (2, "Frechet distance of features from those of the reference videos; less is better"),
-    "IS": (2, "inception score; more is better"),
-    "PSNR": (2, "of the key frames against the base video, dB; more is better"),
-    "SSIM": (3, "of the key frames against the base video; more is better"),
-    "blend": (2, "PSNR of the inserted frames against a linear blend of the key frames, dB: a mere fade scores high"),
-    "redrawn": (
-        2,
-        "PSNR of the inserted frames against what they should show, drawn from the key frames, dB; more is better",
-    ),
-    "redrawn keys": (2, "the same of the key frames themselves, dB: the most that `redrawn` can reach"),
-    "jitter": (2, "second difference of the shape's path, RMS, pixels; less is better"),
-    "off path": (
-        2,
-        "distance of inserted frames' shapes from uniform motion between key frames, RMS, pixels; less is better",
-    ),
-    "area": (3, "relative difference of inserted frames' area from the key frames'; less is better"),
-    "color right": (2, "share of videos"),
-    "shape right": (2, "share of videos"),
-    "direction right": (2, "share of videos"),
-    "speed right": (2, "share of videos"),
-    "seconds": (1, "to make a video of all stages"),
+# group: measure: digits to show, and what it says
+GROUPS = {
+    "As the paper measures": {
+        "FVD": (2, "Frechet distance of features from those of the reference videos; less is better"),
+        "IS": (2, "inception score; more is better"),
+        "PSNR": (2, "of the key frames against the base video, dB; more is better"),
+        "SSIM": (3, "of the key frames against the base video; more is better"),
+    },
+    "How the inserted frames fit": {
+        "jitter": (2, "second difference of the shape's path, RMS, pixels; less is better"),
+        "off path": (
+            2,
+            "inserted frames' distance from uniform motion between key frames, RMS, pixels; less is better",
+        ),
+        "area": (3, "relative difference of inserted frames' area from the key frames'; less is better"),
+        "redrawn": (2, "PSNR of inserted frames against what they should show, drawn from the key frames, dB"),
+        "redrawn keys": (2, "the same of the key frames themselves, dB: about the most that `redrawn` can reach"),
+        "blend": (2, "PSNR of inserted frames against a linear blend of the key frames, dB: a mere fade scores high"),
+    },
+    "What the videos show": {
+        "color right": (2, "share of videos"),
+        "shape right": (2, "share of videos"),
+        "direction right": (2, "share of videos"),
+        "speed right": (2, "share of videos"),
+        "seconds": (1, "to make a video, all its stages"),
+    },
 }
-PAPER_MEASURES = ("FVD", "IS", "PSNR", "SSIM")
+MEASURES = {name: facts for group in GROUPS.values() for name, facts in group.items()}
+PAPER_MEASURES = list(GROUPS["As the paper measures"])
+PAIRED = [name for name in MEASURES if name not in ("FVD", "IS", "seconds")]
 
 
 class Results:
@@ -49,9 +54,13 @@ class Results:
     def __init__(self, records: Sequence[dict[str, Any]], references: dict[int, Tensor]) -> None:
         self.references = references
         self.rows: dict[str, dict[tuple[str, int], dict[str, Any]]] = defaultdict(dict)
-        for record in records:
+        for record in sorted(records, key=_place):
             self.rows[record["row"]][record["subject"], record["seed"]] = record
-        self.stages = max(len(record["stages"]) for record in records)
+        self.stages = len(records[0]["stages"])
+
+    def frames(self, stage: int) -> int:
+        record = next(iter(next(iter(self.rows.values())).values()))
+        return record["stages"][stage]["frames"]
 
     def value(self, row: str, stage: int, measure: str) -> Value | None:
         """Mean and standard error; None where it was not measured. Lost shapes (NaN) are left out."""
@@ -90,6 +99,13 @@ class Results:
         return jackknife(torch.stack(rows), lambda x: frechet_distance(*gaussian(x), mean, covariance))
 
 
+def _place(record: dict[str, Any]) -> tuple[int, str, str, int]:
+    """The order of records: rows as the paper has them, then others by name."""
+    name = record["row"].partition(":")[0]
+    place = ORDER.index(name) if name in ORDER else len(ORDER)
+    return place, record["row"], record["subject"], record["seed"]
+
+
 def _get(record: dict[str, Any], stage: int, measure: str) -> float | None:
     return record["seconds"] if measure == "seconds" else record["stages"][stage].get(measure)
 
@@ -117,40 +133,35 @@ def show(value: Value | None, digits: int, sign: bool = False) -> str:
 
 
 def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
-    """Tables of all rows and measures: a stage each, then the differences to the row `to`, then the paper's."""
+    """Tables of all rows: for each stage a table a group of measures, and what the rows have more than the row `to`."""
     parts = []
     for stage in range(results.stages):
-        frames = next(iter(next(iter(results.rows.values())).values()))["stages"][stage]["frames"]
-        measured = [m for m in MEASURES if any(results.value(row, stage, m) for row in results.rows)]
-        body = [
-            [f"{row} ({len(records)})", *(show(results.value(row, stage, m), MEASURES[m][0]) for m in measured)]
-            for row, records in results.rows.items()
-        ]
-        parts.append(f"### {frames} frames\n\n" + table(["row (videos)", *measured], body))
+        parts.append(f"### {results.frames(stage)} frames")
+        for title, group in GROUPS.items():
+            if not (measured := [m for m in group if any(results.value(row, stage, m) for row in results.rows)]):
+                continue
+            paper = PAPER.get(family, {}) if "PSNR" in measured and stage in (1, 2) else {}
+            head = [f"{title} (videos)", *measured, *(f"paper's {m}" for m in PAPER_MEASURES if paper)]
+            body = []
+            for row, records in results.rows.items():
+                line = [f"{row} ({len(records)})", *(show(results.value(row, stage, m), group[m][0]) for m in measured)]
+                theirs = [None] * len(PAPER_MEASURES) if row not in paper else paper[row][stage - 1]
+                body.append(line + ["-" if v is None else str(v) for v in theirs if paper])
+            parts.append(table(head, body))
+        paired = [m for m in PAIRED if any(results.difference(row, to, stage, m) for row in results.rows)]
         if stage > 0 and to in results.rows and len(results.rows) > 1:
-            paired = [m for m in measured if m not in ("FVD", "IS")]
             body = [
                 [row, *(show(results.difference(row, to, stage, m), MEASURES[m][0], sign=True) for m in paired)]
                 for row in results.rows
                 if row != to
             ]
-            parts.append(
-                f"Difference to {to}, the same subjects and seeds in pairs:\n\n" + table(["row", *paired], body)
-            )
-        if stage in (1, 2) and (paper := PAPER.get(family)):
-            body = [
-                [row, *("-" if v is None else str(v) for v in paper[row][stage - 1])]
-                for row in results.rows
-                if row in paper
-            ]
-            parts.append(
-                f"The paper's, of the real {family} at 320x512 or 576x1024, its own prompts and detectors:\n\n"
-                + table(["row", *PAPER_MEASURES], body)
-            )
-    named = [f"- `{m}`: {says}." for m, (_, says) in MEASURES.items()]
-    return (
-        "\n\n".join([*parts, "Mean ± standard error over videos (of FVD and IS: jackknife).", "\n".join(named)]) + "\n"
+            parts.append(table([f"Less {to}, in pairs", *paired], body))
+    parts.append(
+        "Mean ± standard error over videos, of FVD and IS by jackknife; differences of the same subjects and seeds. "
+        "The paper's numbers are of the real checkpoint, other prompts and other detectors: only their order compares."
     )
+    parts.append("\n".join(f"- `{m}`: {says}." for m, (_, says) in MEASURES.items()))
+    return "\n\n".join(parts) + "\n"
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

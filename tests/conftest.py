@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from zerosmooth.checkpoint import save
 from zerosmooth.config import FAMILIES, Defaults, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
@@ -99,6 +100,17 @@ def subject(pipeline: Pipeline, count: int = 1) -> dict:
 def pipeline() -> Pipeline:
     torch.manual_seed(0)
     return Pipeline(TINY_CONFIG, Networks(TINY_CONFIG))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Tiny checkpoints with random weights, by family."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for family, config in TINY_FAMILIES.items():
+        torch.manual_seed(0)
+        tensors = Networks(config).state_dict().items()
+        save(folder / f"{family}.safetensors", config, tensors, torch.float32, "a test", "0" * 64)
+    return folder
 
 
 def told(unet, b: int, fps: int = 8) -> dict:

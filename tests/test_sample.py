@@ -13,10 +13,6 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
-import torch
-
-from zerosmooth.checkpoint import save
-from zerosmooth.pipeline import Networks
 
 from .conftest import TINY_FAMILIES
 
@@ -109,17 +105,6 @@ def test_check_says_what_a_file_is(setting):
     assert done.returncode == 0, done.stderr
     for text in ("a whole vc2 checkpoint", "M parameters", "memory: weights", "TFLOP a step", "to decode"):
         assert text in done.stdout
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Tiny checkpoints with random weights, by family."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for family, config in TINY_FAMILIES.items():
-        torch.manual_seed(0)
-        tensors = Networks(config).state_dict().items()
-        save(folder / f"{family}.safetensors", config, tensors, torch.float32, "a test", "0" * 64)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,291 @@
+"""The evaluation: what it measures on videos that are known, and the command as its user runs it."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evaluation import compare, detectors, rows, tables
+from evaluation.jobs import measures
+from smallworld import classifier
+from smallworld.draw import frame_times, random_scene, render
+from zerosmooth.cascade import Cascade
+from zerosmooth.metrics import inception_score
+from zerosmooth.video import write_video
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+class StandIn(nn.Module):
+    """Takes and answers what I3D and C3D do: mean colours as features, their softmax as classes."""
+
+    def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
+        mean = x.mean(dim=[2, 3, 4]) / 255 * (2.0 if rescale and resize else 1.0)
+        return mean if return_features else mean.softmax(-1)
+
+
+class Classes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.mean(dim=[2, 3, 4]) / 16).softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("detectors")
+    paths = {"features": folder / "features.pt", "classes": folder / "classes.pt"}
+    torch.jit.script(StandIn()).save(paths["features"])
+    torch.jit.script(Classes()).save(paths["classes"])
+    return paths
+
+
+# --- rows
+
+
+def test_each_row_of_the_ablation_adds_one_part():
+    base = Cascade(8, (2, 2))
+    chain = [rows.cascade_of(row, base) for row in rows.TABLES["3"]]
+    assert [c.method for c in chain] == ["direct"] + ["zerosmooth"] * 4
+    parts = [(c.correction.spatial, c.correction.temporal, c.correction.kv_operator, c.weight(0.5)) for c in chain[1:]]
+    assert parts == [
+        (True, False, "S", 1.0),
+        (True, True, "S", 1.0),
+        (True, True, "A1/A2", 1.0),
+        (True, True, "A1/A2", 0.4),
+    ]
+    assert chain[-1] == base  # the last one is the method as it is
+
+
+def test_a_row_may_change_settings():
+    row = rows.cascade_of("zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant", Cascade(8))
+    assert (row.correction.a1_probability, row.overlap, row.strength_schedule) == (0.5, 2, "constant")
+    with pytest.raises(ValueError, match="no row 'magic'"):
+        rows.cascade_of("magic", Cascade(8))
+    with pytest.raises(ValueError, match="changes 'steps'"):
+        rows.cascade_of("zerosmooth:steps=3", Cascade(8))
+
+
+# --- measures
+
+
+@pytest.fixture(scope="module")
+def true():
+    """A scene and its true frames at 8 and at 32 frames a second."""
+    scene = random_scene(random.Random("evaluation"))
+    short, long = (render([scene], frame_times(16 * n, 8 * n)[None])[0].permute(0, 2, 3, 1) for n in (1, 4))
+    return scene, (short * 255).round().byte(), (long * 255).round().byte()
+
+
+def test_a_true_video_measures_as_well_as_can_be(true):
+    scene, short, long = true
+    got = measures(long, short, 4, scene, fps=8)
+    assert got["PSNR"] > 60 and got["SSIM"] > 0.999
+    assert got["jitter"] < 0.2 and got["off path"] < 0.2 and got["area"] < 0.02
+    assert got["redrawn"] > 30 and abs(got["redrawn"] - got["redrawn keys"]) < 1.5
+    assert all(got[f"{what} right"] == 1 for what in ("color", "shape", "direction", "speed"))
+    assert set(measures(short, short, 1, scene, 8)) == {f"{w} right" for w in ("color", "shape", "direction", "speed")}
+
+
+def test_held_and_blended_frames_lose_what_they_should(true):
+    """Holding key frames and fading between them keep key frames; what they insert is not where it should be."""
+    scene, short, long = true
+    good = measures(long, short, 4, scene, 8)
+    held = measures(short.repeat_interleave(4, 0), short, 4, scene, 8)
+    after = torch.cat([short[1:], short[-1:]]).float()
+    faded = torch.stack([torch.lerp(short.float(), after, i / 4) for i in range(4)], 1).flatten(0, 1).round().byte()
+    fade = measures(faded, short, 4, scene, 8)
+    assert held["PSNR"] == fade["PSNR"] == 100 and fade["blend"] > good["blend"] + 5
+    assert held["redrawn"] < good["redrawn"] - 3 and fade["redrawn"] < good["redrawn"] - 3
+    assert held["jitter"] > 3 * good["jitter"]
+
+
+def test_videos_without_a_scene_are_measured_against_their_key_frames_alone(true):
+    _, short, long = true
+    assert set(measures(long, short, 4, None, 8)) == {"PSNR", "SSIM", "blend"}
+
+
+# --- detectors
+
+
+def test_a_detector_is_asked_as_the_field_asks_it(stand_ins):
+    video = torch.full((20, 12, 12, 3), 51, dtype=torch.uint8)
+    video[:2] = video[18:] = 255  # outside the 16 in the middle
+    features = detectors.torchscript(stand_ins["features"], CPU, probabilities=False)
+    assert torch.allclose(features(video), torch.full((3,), 0.4))  # rescale, resize and return_features are on
+    assert "rescale=True resize=True return_features=True" in features.protocol and "16 frames" in features.protocol
+    classes = detectors.torchscript(stand_ins["classes"], CPU, probabilities=True)
+    assert torch.allclose(classes(video), torch.full((3,), 1 / 3))
+    with pytest.raises(ValueError, match="do not sum to 1"):
+        detectors.torchscript(stand_ins["features"], CPU, probabilities=True)
+
+
+def test_what_is_no_detector_is_refused(tmp_path):
+    (tmp_path / "text.pt").write_text("no TorchScript")
+    with pytest.raises(ValueError, match="no TorchScript"):
+        detectors.torchscript(tmp_path / "text.pt", CPU, False)
+    with pytest.raises(ValueError, match="does not exist"):
+        detectors.torchscript(tmp_path / "nowhere.pt", CPU, False)
+
+
+def test_our_classifier_reads_the_small_world():
+    """Nearly every word of unseen true videos; two thirds of a score of 72, which even classes would reach."""
+    network = classifier.load()
+    x, scenes, way = classifier.batch(random.Random("unseen"), torch.Generator().manual_seed(1), 64)
+    h = network.features(x)
+    for name, head in network.heads.items():
+        asked = torch.tensor([classifier.CLASSES[name].index(getattr(s, name)) for s in scenes])
+        assert (head(h).argmax(-1) == asked).float().mean() > 0.95
+    assert (network.pace(h)[:, 0] - way).abs().mean() < 0.2
+    assert 20 < inception_score(network.probabilities(h)) <= 64
+
+
+# --- tables
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    x = torch.arange(10.0)[:, None]
+    value, error = tables.jackknife(x, lambda rows: rows.mean().item())
+    assert value == 4.5 and error == pytest.approx(x.std().item() / math.sqrt(10), rel=1e-6)
+
+
+def record(row: str, subject: str, psnr: float) -> dict:
+    stages = [{"frames": 16}, {"frames": 32, "PSNR": psnr}]
+    return {"row": row, "subject": subject, "seed": 0, "seconds": 1.0, "stages": stages, "features": None}
+
+
+def test_tables_give_means_errors_and_paired_differences():
+    records = [record("zerosmooth", "a", 20.0), record("zerosmooth", "b", 24.0)]
+    records += [record("direct", "a", 15.0), record("direct", "b", 20.0), record("direct", "only here", 99.0)]
+    results = tables.Results(records, {})
+    assert results.value("zerosmooth", 1, "PSNR") == (22.0, pytest.approx(2.0))
+    assert results.difference("direct", "zerosmooth", 1, "PSNR") == (-4.5, pytest.approx(0.5))  # -5 and -4
+    assert results.value("direct", 1, "jitter") is None and list(results.rows) == ["direct", "zerosmooth"]
+    text = tables.markdown(results, "vc2")
+    assert "| zerosmooth (2) | 22.00 ± 2.00 |" in text and "| direct | -4.50 ± 0.50 |" in text
+    assert "24.12" in text and "10.9" in text  # the paper's
+
+
+# --- the command
+
+
+def evaluate(*arguments, processes: int = 1, **options) -> subprocess.Popen:
+    python = [sys.executable, "-m"]
+    if processes > 1:
+        python += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return subprocess.Popen([*python, "evaluation", *map(str, arguments)], **pipes, **options)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory, tiny, stand_ins):
+    """The UCF-101 experiment in small: prompts, seeds, three rows, real videos, two detectors."""
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "prompts.txt").write_text("# two\na cat\na dog\n")
+    noise = np.random.default_rng(0)
+    for i in range(4):
+        (folder / "real" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        write_video(
+            folder / f"real/class{i % 2}/{i}.mp4", noise.integers(256, size=(18, 64, 64, 3), dtype=np.uint8), 25
+        )
+    return [
+        *("--ckpt", tiny / "vc2.safetensors", "--prompt_file", folder / "prompts.txt", "--num_videos", "6"),
+        *("--rows", "direct", "ddnm", "zerosmooth", "zerosmooth:strength=0.4", "--steps", "2", "--scale", "2"),
+        *("--detector", stand_ins["features"], "--classifier", stand_ins["classes"], "--real", folder / "real"),
+        *("--device", "cpu", "--show", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory) -> tuple[Path, str]:
+    """One run by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, finish(evaluate(*experiment, "--outdir", folder))
+
+
+def test_it_writes_records_tables_and_pictures(whole):
+    folder, said = whole
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["rows"]) == ["direct", "ddnm", "zerosmooth", "zerosmooth:strength=0.4"]
+    assert set(results["rows"]["direct"][1]) >= {"FVD", "IS", "PSNR", "SSIM"}
+    assert "features.pt" in results["protocol"]["FVD"] and results["versions"]["torch"]
+    assert (folder / "table.md").read_text() in said + "\n" and "24.12" in said
+    assert len(list((folder / "videos").glob("*.json"))) == 48 and len(list((folder / "real").iterdir())) == 4
+    assert iio.imread(folder / "side-by-side-0.png").ndim == 3
+
+
+def test_two_processes_killed_and_resumed_give_what_one_gives(experiment, whole, tmp_path):
+    first = evaluate(*experiment, "--outdir", tmp_path, processes=2)
+    for _ in range(600):
+        if len(list(tmp_path.glob("videos/*.json"))) >= 4:
+            break
+        time.sleep(0.05)
+    first.terminate()  # torchrun ends its processes the same way
+    first.communicate()
+    done = len(list(tmp_path.glob("videos/*.json")))
+    assert 4 <= done < 48
+    assert "are measured already" in finish(evaluate(*experiment, "--outdir", tmp_path, processes=2))
+    for path in sorted((whole[0] / "videos").glob("*.json")):
+        one, two = (json.loads((folder / "videos" / path.name).read_text()) for folder in (whole[0], tmp_path))
+        assert (one["row"], one["subject"], one["seed"]) == (two["row"], two["subject"], two["seed"])
+        for x, y in zip(one["stages"], two["stages"]):
+            assert x == pytest.approx(y, abs=1e-3)
+    one, two = (json.loads((folder / "results.json").read_text())["rows"] for folder in (whole[0], tmp_path))
+    for row in one:
+        assert one[row][1]["FVD"] == pytest.approx(two[row][1]["FVD"], rel=1e-3, abs=1e-6)
+        assert one[row][1]["PSNR"] == pytest.approx(two[row][1]["PSNR"], abs=1e-3)
+
+
+def test_another_evaluation_does_not_mix_in(experiment, whole):
+    process = evaluate(*experiment, "--outdir", whole[0], "--guidance_scale", "5")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "another settings; use another --outdir" in err
+
+
+def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, tiny):
+    for extra, message in (
+        (["--rows", "magic"], "no row 'magic'"),
+        (["--rows", "freenoise", "--eta", "1"], "freenoise"),
+        (["--real", tmp_path / "nowhere"], "does not exist"),
+        (["--detector", tiny / "vc2.safetensors"], "no TorchScript file"),
+    ):
+        process = evaluate(*experiment, "--outdir", tmp_path / "out", *extra)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1 and message in err and "Traceback" not in err
+
+
+# --- two folders
+
+
+def test_folders_of_videos_are_compared(tmp_path, true, stand_ins):
+    """B as an interpolator makes it, with three frames between two of A, in folders of frames."""
+    _, short, long = true
+    for i in range(4):
+        for side, frames in (("A", short), ("B", long[:61])):
+            folder = tmp_path / side / f"video{i}"
+            folder.mkdir(parents=True)
+            for j, frame in enumerate(frames):
+                iio.imwrite(folder / f"{j:03d}.png", frame.numpy())
+    found = {"FVD": detectors.torchscript(stand_ins["features"], CPU, False)}
+    text = compare.compare(str(tmp_path / "A"), str(tmp_path / "B"), found)
+    assert "4 pairs" in text and "| PSNR |" in text and "| FVD |" in text and "| blend |" in text
+    with pytest.raises(ValueError, match="no video at"):
+        compare.compare(str(tmp_path / "*.mp4"), str(tmp_path / "B"), {})
+    for path in (tmp_path / "B/video0").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="4 videos and .* 3"):
+        compare.compare(str(tmp_path / "A"), str(tmp_path / "B"), {})
