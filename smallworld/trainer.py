@@ -40,7 +40,8 @@ class Trainer:
             self._resume()
 
     def run(self, loss_at: Callable[[int], Tensor], show: Callable[[int], None], every: int = 250) -> None:
-        """Train to the schedule's end. loss_at(step) gives the loss; show(step) writes samples, with the average."""
+        """Train to the schedule's end, saving every so many steps. loss_at(step) gives the loss; show(step) writes
+        samples, with the average, every fifth time."""
         since, losses = time.perf_counter(), []
         while self.step < self.schedule.steps:
             for group in self.optimizer.param_groups:
@@ -62,8 +63,10 @@ class Trainer:
                 self.log.append({"step": self.step, "loss": sum(losses) / len(losses), "seconds": round(self.seconds)})
                 print(f"{self.folder.name} {self.log[-1]}", flush=True)
                 losses = []
-            if self.step % every == 0 or self.step == self.schedule.steps:
+            end = self.step == self.schedule.steps
+            if self.step % every == 0 or end:
                 self.save()
+            if self.step % (5 * every) == 0 or end:
                 with self.averaged():
                     show(self.step)
 
