@@ -22,6 +22,7 @@ class Recipe:
     autoencoder_steps: int = 3000  # of 16 frames
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
+    dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
     text_steps: int = 400  # of 128 prompts
     steps: int = 16_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
@@ -43,7 +44,8 @@ RECIPES = {
             encoder=SMALL_TEXT,
             sampler=replace(SMALL_DDIM, more_steps=True),
             defaults=SMALL_DEFAULTS,
-        )
+        ),
+        dense=0.5,  # what it is told of the rate is all that tells windows of a longer video how far a shape goes
     ),
     "lavie-small": Recipe(
         ModelConfig(

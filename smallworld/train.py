@@ -172,8 +172,8 @@ def train_diffusion(
     learnt.requires_grad_(True)
 
     clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
-    every = range(len(scenes))
-    whole = [i for i in every if rates[i] == config.defaults.fps]  # clips of whole scenes
+    whole = [i for i in range(len(scenes)) if rates[i] == config.defaults.fps]
+    parts = [i for i in range(len(scenes)) if rates[i] != config.defaults.fps]
 
     def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Context, reference latents and numbers of scenes."""
@@ -196,7 +196,7 @@ def train_diffusion(
         rng = random.Random(f"step/{step}")
         frames = 1 if step < recipe.image_steps else config.unet.frames
         count = 128 // frames
-        chosen = [rng.choice(every if frames == 1 or rng.random() < 0.25 else whole) for _ in range(count)]
+        chosen = [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
         x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
         generator = torch.Generator().manual_seed(step)
@@ -257,8 +257,8 @@ def draw_clips(
 ) -> tuple[Tensor, list[Scene], list[int]]:
     """Latents of the training clips (n f c h w, float16), their scenes and their frames a second; kept in `file`.
 
-    Most clips are of the whole scene at the base rate; some show a part of it at two or four times that rate: any part,
-    or its beginning, where the first frame is given.
+    A clip is of the whole scene at the base rate, or of a part of it at two or four times that rate: any part, or its
+    beginning, where the first frame is given.
     """
     rng = random.Random("clips")
     frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
