@@ -165,7 +165,8 @@ class RelativePosition(nn.Module):
 
 
 class RotaryBias(nn.Module):
-    """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and head (LaVie).
+    """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and head (LaVie; paper
+    Eq. 21-22).
 
     The first 32 channels of a head turn, in adjacent pairs. Distances fall into 32 buckets, 16 for each direction:
     one each up to 7, then ever wider ones up to max_distance (the relative bias of T5, Raffel et al. 2020).
@@ -202,7 +203,7 @@ class RotaryBias(nn.Module):
 
 
 def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
-    """Start and end of each attention window: stride window - overlap, the last one clamped to end at f.
+    """Start and end of each attention window (Eq. 18): stride window - overlap, the last one clamped to end at f.
 
     There are ceil((f - window) / stride) + 1 of them; one, if f fits in a window.
     """

@@ -187,7 +187,7 @@ def repeated_noise(x: Tensor, frames: int, stride: int) -> Tensor:
 
 
 def nested_noise(shape: Sequence[int], frames: int, scales: Sequence[int], seed: int, step: int) -> Tensor:
-    """Standard normal noise of the last stage's frames: f c h w, shape = (c, h, w); on the CPU, float32.
+    """Standard normal noise of the last stage's frames (Eq. 23): f c h w, shape = (c, h, w); on the CPU, float32.
 
     Stage 0's frames are drawn first, then those that each further stage inserts, each from a generator keyed by seed,
     step and stage. So a seed means the same at every scale, on every device, in every batch and process.

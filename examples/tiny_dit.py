@@ -1,0 +1,200 @@
+"""A backbone that the package does not know: a diffusion transformer over pixels, made smooth by the same bus.
+
+    python examples/tiny_dit.py             # seconds: 8, 16 and 32 frames of a disc, and a picture of them
+    python examples/tiny_dit.py --train     # trains it again first: some minutes on two cores
+
+What a network of your own needs is marked (1) to (6); docs/new_backbone.md walks through it. Everything else is an
+ordinary small DiT (Peebles & Xie 2023, arXiv 2212.09748) over frames, with rectified flow (Liu et al. 2022, arXiv
+2209.03003): a video of 8 frames of 24 x 24 grey pixels, whose label says from which side a disc crosses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import imageio.v3 as iio
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, frame_positions, name_attention
+from zerosmooth.bus import Stage
+from zerosmooth.cascade import Cascade, nested_noise, sample
+from zerosmooth.models.layers import FeedForward, sinusoid
+from zerosmooth.results import write_tensors
+from zerosmooth.video import picture, write_video
+
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
+FRAMES, SIZE, PATCH, DIM, DEPTH, HEADS, LABELS = 8, 24, 4, 48, 3, 3, 4
+SIDES = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # where the disc goes: x, y
+
+
+# --- the network
+
+
+class TinyDiT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(PATCH**2, DIM)
+        self.place = nn.Parameter(0.02 * torch.randn((SIZE // PATCH) ** 2, DIM))  # of a token in its frame
+        self.time = nn.Sequential(nn.Linear(DIM, DIM), nn.SiLU(), nn.Linear(DIM, DIM))
+        self.label = nn.Embedding(LABELS, DIM)
+        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(DIM)
+        self.out = nn.Linear(DIM, PATCH**2)
+        name_attention(self)  # (2) each attention module gets its name on the bus: its path in the network
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, bus: Stage | None = None) -> Tensor:
+        """x: b f 1 h w, t: b from 0 (data) to 1 (noise), label: b. Returns the velocity noise - data, as x.
+
+        (1) The bus is an argument, and None is the plain network.
+        """
+        h = self.embed(rearrange(x, "b f 1 (h p) (w q) -> b f (h w) (p q)", p=PATCH, q=PATCH)) + self.place
+        h = h + sinusoid(self.positions(x.shape[1], bus), DIM).to(h)[:, None]
+        condition = self.time(sinusoid(1000 * t, DIM).to(h)) + self.label(label)  # b d
+        for block in self.blocks:
+            h = block(h, condition, bus)
+        v = self.out(self.norm(h))
+        return rearrange(v, "b f (h w) (p q) -> b f 1 (h p) (w q)", h=SIZE // PATCH, p=PATCH)
+
+    def positions(self, f: int, bus: Stage | None) -> Tensor:
+        """(4) Absolute positions of the frames: those of the key frames stay when there are more between them."""
+        return frame_positions(f, bus)
+
+
+class Block(nn.Module):
+    """h: b f l d. Attention within each frame, attention along the frames, feed-forward; each scaled by condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # (3) attention comes from the package, which publishes, corrects and blends; relative positions would be an
+        # argument of TemporalAttention, and attention to a prompt a CrossAttention
+        self.spatial = SpatialSelfAttention(DIM, HEADS, DIM // HEADS)
+        self.temporal = TemporalAttention(DIM, HEADS, DIM // HEADS)
+        self.ff = FeedForward(DIM)
+        self.norms = nn.ModuleList(nn.LayerNorm(DIM, elementwise_affine=False) for _ in range(3))
+        self.modulation = nn.Linear(DIM, 9 * DIM)
+
+    def forward(self, h: Tensor, condition: Tensor, bus: Stage | None) -> Tensor:
+        shifts = self.modulation(F.silu(condition))[:, None, None].chunk(9, dim=-1)
+        layers = (lambda x: self.spatial(x, bus), lambda x: self.temporal(x, bus), self.ff)
+        for i, (layer, norm) in enumerate(zip(layers, self.norms)):
+            scale, shift, gate = shifts[3 * i : 3 * i + 3]
+            h = h + gate * layer(norm(h) * (1 + scale) + shift)
+        return h
+
+
+# --- its sampler
+
+
+class Flow:
+    """(5) Euler steps along the straight paths of rectified flow, as `zerosmooth.sample` takes them."""
+
+    stochastic = False  # no step adds noise
+
+    def __init__(self, steps: int) -> None:
+        self.times = torch.linspace(1, 0, steps + 1).tolist()
+
+    def __len__(self) -> int:
+        return len(self.times) - 1
+
+    def share(self, i: int) -> float:
+        """t/T of Eq. 24: how much noise there still is."""
+        return self.times[i]
+
+    def start(self, noise: Tensor) -> Tensor:
+        return noise
+
+    def scale(self, i: int, x: Tensor) -> Tensor:
+        return x
+
+    def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
+        return x - self.times[i] * output
+
+    def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
+        return x0 + self.times[i + 1] / self.times[i] * (x - x0)
+
+
+def smooth(network: TinyDiT, cascade: Cascade, label: int, seed: int, steps: int = 20) -> list[Tensor]:
+    """Videos of one cascade: f h w, 0 to 1, of each stage."""
+    sampler = Flow(steps)
+
+    def run(step: int, stage: int, x: Tensor, bus: Stage | None) -> Tensor:
+        """(6) One step of one stage. What a stage is told (a frame rate, say) goes in here; guidance too, in one batch
+        or with `dataclasses.replace(bus, branch=1)` for its second branch."""
+        t = torch.full((len(x),), sampler.times[step])
+        return network(x, t, torch.full((len(x),), label), bus)
+
+    def noise(step: int) -> Tensor:
+        return nested_noise((1, SIZE, SIZE), cascade.frames, cascade.scales, seed, step)[None]
+
+    with torch.inference_mode():
+        return [(x[0, :, 0] + 1) / 2 for x in sample(run, sampler, cascade, noise)]
+
+
+# --- its world, and its training
+
+
+def draw(labels: Tensor, offset: Tensor, frames: int) -> Tensor:
+    """Discs that cross the frame: b f 1 h w in [-1, 1]. labels: b; offset: b 2, where their paths lie, in pixels."""
+    along = 12.0 * (torch.arange(frames) / frames - 0.5)  # the same way for any number of frames
+    center = SIZE / 2 + offset[:, None] + SIDES[labels][:, None] * along[:, None]  # b f 2
+    at = torch.arange(SIZE) + 0.5
+    dx, dy = at - center[..., 0, None], at - center[..., 1, None]
+    distance = (dx[..., None, :] ** 2 + dy[..., :, None] ** 2).sqrt()
+    return (2 * (4.5 - distance).clamp(0, 1) - 1)[:, :, None]
+
+
+def train(steps: int) -> TinyDiT:
+    torch.manual_seed(0)
+    network = TinyDiT()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        labels = torch.randint(LABELS, (24,))
+        x0 = draw(labels, 2 * torch.randn(24, 2), FRAMES)
+        noise, t = torch.randn_like(x0), torch.rand(24).sqrt()  # more of the noisy times, which decide where it goes
+        share = t.view(-1, 1, 1, 1, 1)
+        v = network((1 - share) * x0 + share * noise, t, labels)
+        loss = (v - (noise - x0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
+    return network
+
+
+def trained() -> TinyDiT:
+    network = TinyDiT()
+    network.load_state_dict({name: x.float() for name, x in load_file(WEIGHTS).items()})
+    return network.eval().requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, nargs="?", const=3000, metavar="STEPS", help="train first (default: 3000)")
+    parser.add_argument("--label", type=int, choices=range(LABELS), default=0, help="where the disc goes (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--method", default="zerosmooth", help="zerosmooth, or a baseline (default: zerosmooth)")
+    parser.add_argument("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
+    args = parser.parse_args()
+    if args.train:
+        state = train(args.train).state_dict()
+        write_tensors(WEIGHTS, {name: x.half() for name, x in state.items()})
+    videos = smooth(trained(), Cascade(FRAMES, (2, 2), method=args.method), args.label, args.seed)
+    frames = [(x.clamp(0, 1) * 255).round().byte()[..., None].expand(-1, -1, -1, 3).numpy() for x in videos]
+    rates = [8.0, 16.0, 32.0]
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    for x, rate in zip(frames, rates):
+        write_video(args.outdir / f"tiny_dit_{len(x)}f.mp4", x, rate)
+    iio.imwrite(args.outdir / "tiny_dit.png", picture(frames, rates))
+    print(f"written: {args.outdir}/tiny_dit_*.mp4 and {args.outdir}/tiny_dit.png")
+
+
+if __name__ == "__main__":
+    main()

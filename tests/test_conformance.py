@@ -1,0 +1,211 @@
+"""The conformance test passes on every family and on the example, and names what a broken network breaks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+from torch import nn
+
+import zerosmooth.bus
+from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, frame_positions
+from zerosmooth.cascade import Cascade, nested_noise
+from zerosmooth.conformance import RULES, check, report
+from zerosmooth.models.svd import SVDUNet
+from zerosmooth.operators import S
+
+from .conftest import FRAMES
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "examples"))
+import tiny_dit  # noqa: E402 - the package does not know it
+
+SHAPE = (1, tiny_dit.SIZE, tiny_dit.SIZE)
+
+
+def test_every_family_conforms(unet, ask):
+    positions = frame_positions if isinstance(unet, SVDUNet) else None
+    broken = check(unet, ask, FRAMES, (4, 4, 6), positions=positions)
+    assert not broken, report(broken)
+
+
+def dit(kind: type[tiny_dit.TinyDiT] = tiny_dit.TinyDiT, **replaced: nn.Module) -> tiny_dit.TinyDiT:
+    """The example with random weights; replaced: a class for the spatial or temporal attention of its second block."""
+    torch.manual_seed(0)
+    network = kind()
+    for part, cls in replaced.items():
+        old = getattr(network.blocks[1], part)
+        new = cls(tiny_dit.DIM, tiny_dit.HEADS, tiny_dit.DIM // tiny_dit.HEADS)
+        new.name = old.name
+        setattr(network.blocks[1], part, new)
+    return network.eval()
+
+
+def broken_rules(network: tiny_dit.TinyDiT, **more) -> set[tuple[str, str]]:
+    def run(x, bus):
+        return network(x, torch.full((len(x),), 0.7), torch.zeros(len(x), dtype=torch.long), bus)
+
+    found = check(network, run, tiny_dit.FRAMES, SHAPE, positions=network.positions, **more)
+    text = report(found)
+    assert all(b.rule in RULES and b.what in text for b in found) and text.count("BROKEN") == len(
+        {b.rule for b in found}
+    )
+    return {(b.rule, b.module) for b in found}
+
+
+def test_the_example_conforms():
+    cascade = Cascade(tiny_dit.FRAMES, (2, 2))
+    start = nested_noise(SHAPE, cascade.frames, cascade.scales, 0, -1)[None]
+    assert broken_rules(dit(), noise=lambda stage: start[:, :: 2 ** (2 - stage)]) == set()
+
+
+# --- broken copies, and what is said of them
+
+
+class Forgets(SpatialSelfAttention):
+    def forward(self, h, bus=None):
+        return super().forward(h, None)
+
+
+class AllFrames(TemporalAttention):
+    """Attends to all frames at once, as the plain network."""
+
+    def attend(self, spans, h):
+        return super().attend([(0, h.shape[1])], h)
+
+
+class RunningPosition(TemporalAttention):
+    """Tells frames apart by their place in the video, which does not restart in a window."""
+
+    def attend(self, spans, h):
+        if len(spans) > 1:
+            h = h + torch.linspace(0, 1, h.shape[1])[:, None, None]
+        return super().attend(spans, h)
+
+
+class Overwrites(TemporalAttention):
+    """Takes the corrected output whole, whatever the strength."""
+
+    def output(self, bus, attend, states, corrected):
+        return self.to_out(attend(**(corrected or states)))
+
+
+class Ignores(SpatialSelfAttention):
+    """Reads and publishes, and goes on with its own states."""
+
+    def output(self, bus, attend, states, corrected):
+        return self.to_out(attend(**states))
+
+
+class WrongAxis(TemporalAttention):
+    def forward(self, h, bus=None):
+        if bus is not None:
+            bus.exchange(self.name, "temporal", h=(h.transpose(1, 2), S(bus.n)))
+        return super().forward(h, None)
+
+
+class WrongOperator(SpatialSelfAttention):
+    def forward(self, h, bus=None):
+        q, k, v = self.to_qkv(h).chunk(3, dim=-1)
+        states = {"q": q, "k": k, "v": v}
+        exchanged = {name: (x, S(bus.n)) for name, x in states.items()} if bus is not None else None
+        corrected = None if bus is None else bus.exchange(self.name, "spatial", **exchanged)
+        return self.output(bus, self.attend, states, corrected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "part", "cls"),
+    [
+        ("hand-over", "spatial", Forgets),
+        ("windows", "temporal", AllFrames),
+        ("windows", "temporal", RunningPosition),
+        ("blend", "temporal", Overwrites),
+        ("blend", "spatial", Ignores),
+        ("axes", "temporal", WrongAxis),
+        ("operators", "spatial", WrongOperator),
+    ],
+)
+def test_a_broken_module_is_named_with_its_rule(rule, part, cls):
+    assert (rule, f"blocks.1.{part}") in (found := broken_rules(dit(**{part: cls})))
+    assert {module for _, module in found} <= {f"blocks.1.{part}", ""}  # nobody else is blamed
+
+
+class UncompressedPositions(tiny_dit.TinyDiT):
+    def positions(self, f, bus):
+        return frame_positions(f, None)
+
+
+class BusChangesStage0(tiny_dit.TinyDiT):
+    def forward(self, x, t, label, bus=None):
+        return super().forward(x, t, label, bus) * (1 if bus is None else 1.001)
+
+
+class BatchNormalised(tiny_dit.TinyDiT):
+    def forward(self, x, t, label, bus=None):
+        return super().forward(x - x.mean(0, keepdim=True), t, label, bus)
+
+
+class PadsFrames(tiny_dit.TinyDiT):
+    """Repeats the last frame until they fit."""
+
+    def forward(self, x, t, label, bus=None):
+        padded = torch.cat([x, x[:, -1:].expand(-1, -x.shape[1] % 8, -1, -1, -1)], dim=1)
+        return super().forward(padded, t, label, bus)[:, : x.shape[1]]
+
+
+class Unnamed(tiny_dit.TinyDiT):
+    def __init__(self):
+        super().__init__()
+        self.blocks[2].temporal.name = self.blocks[1].temporal.name
+
+
+@pytest.mark.parametrize(
+    ("rule", "module", "kind"),
+    [
+        ("positions", "", UncompressedPositions),
+        ("plain", "", BusChangesStage0),
+        ("batch", "", BatchNormalised),
+        ("frames", "", PadsFrames),
+        ("hand-over", "blocks.2.temporal", Unnamed),
+    ],
+)
+def test_a_broken_network_is_named_with_its_rule(rule, module, kind):
+    assert (rule, module) in broken_rules(dit(kind))
+
+
+def test_noise_that_does_not_nest_is_named():
+    own = [torch.randn(1, 8 * 2**s, *SHAPE, generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    assert broken_rules(dit(), noise=own.__getitem__) == {("noise", "")}
+
+
+def test_a_wrong_back_projection_is_named(monkeypatch):
+    monkeypatch.setattr(zerosmooth.bus, "back_project", lambda x, y, M: x + 0.5 * M.lift(y))
+    assert {rule for rule, _ in broken_rules(dit())} >= {"measures back"}
+
+
+def test_the_example_smooths_a_video(tmp_path):
+    """As its user runs it; and what it makes: the disc goes down, 8 frames a second become 32."""
+    command = [sys.executable, ROOT / "examples/tiny_dit.py", "--label", "2", "--outdir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert len(iio.imread(tmp_path / "tiny_dit_32f.mp4")) == 32 and (tmp_path / "tiny_dit.png").exists()
+
+
+def test_the_examples_disc_moves_evenly():
+    """Its way from key frame to key frame, and a quarter of it from frame to frame of the smooth video."""
+    network = tiny_dit.trained()
+    for label, (dx, dy) in enumerate(tiny_dit.SIDES.tolist()):
+        short, _, long = tiny_dit.smooth(network, Cascade(8, (2, 2)), label, seed=label)
+        for x, way in ((short, 12 / 8), (long, 12 / 32)):
+            steps = center(x).diff(dim=0) @ torch.tensor([dx, dy])
+            assert abs(steps.mean() - way) < 0.25 * way and steps.min() > -0.5 * way
+        assert (center(long)[::4] - center(short)).norm(dim=1).max() < 1  # of 24 pixels
+
+
+def center(video: torch.Tensor) -> torch.Tensor:
+    """Of what is bright, x and y in pixels: f 2. video: f h w."""
+    at = torch.arange(video.shape[-1]) + 0.5
+    weight = video.clamp(0, 1) / video.clamp(0, 1).sum((1, 2), keepdim=True)
+    return torch.stack([(weight.sum(1) * at).sum(1), (weight.sum(2) * at).sum(1)], dim=1)

@@ -1,0 +1,66 @@
+"""What the README says of the code is true of the code."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ROWS = re.findall(r"^\| ([\d, -]+) \| (.+?) \| (`.+`) \|$", README, flags=re.MULTILINE)
+
+
+def numbers(text: str) -> set[int]:
+    """Of "5, 6" or "10-14"."""
+    found = set()
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def named(source: str) -> set[int]:
+    """The equations that a piece of code names: "Eq. 9", "(Eq. 5, 6)", "(11-14)"."""
+    after = re.findall(r"Eq\. (\d[\d, -]*)", source) + re.findall(r"\((\d[\d, -]*)\)", source)
+    return set().union(*map(numbers, after)) if after else set()
+
+
+def find(place: str) -> object:
+    """`cascade.Cascade.weight` in the package."""
+    module, *path = place.split(".")
+    found = importlib.import_module(f"zerosmooth.{module}")
+    for name in path:
+        found = getattr(found, name)
+    return found
+
+
+def test_the_table_has_all_equations_of_the_method():
+    assert set().union(*(numbers(equations) for equations, *_ in ROWS)) == set(range(5, 25))
+
+
+@pytest.mark.parametrize(("equations", "places"), [(equations, places) for equations, _, places in ROWS])
+def test_each_place_exists_and_names_its_equations(equations, places):
+    there = [named(_source(find(place))) for place in re.findall(r"`([\w.]+)`", places)]
+    asked = numbers(equations)
+    assert all(found & asked for found in there), "a place does not name any of its equations"
+    assert asked <= set().union(*there)
+
+
+def _source(thing: object) -> str:
+    """Its own, and of a method its class's docstring: what a reader who follows the link sees."""
+    owner = getattr(thing, "__qualname__", "").rpartition(".")[0]
+    source = inspect.getsource(thing)
+    if owner:
+        source += inspect.getdoc(getattr(inspect.getmodule(thing), owner)) or ""
+    return source
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target

@@ -1,0 +1,314 @@
+"""Does a network do what the method needs of it? For networks of your own, in seconds on a CPU, with random weights.
+
+    from zerosmooth.conformance import check, report
+    print(report(check(network, run, frames=16, shape=(4, 8, 8))))
+
+Each finding names the rule that is broken and the attention module that breaks it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention, fusion_matrix, windows
+from .bus import BusError, HiddenStateBus, Stage
+from .cascade import Cascade, by_stage, cascade_step
+from .operators import Operator, S
+
+Run = Callable[[Tensor, "Stage | None"], Tensor]
+Positions = Callable[[int, "Stage | None"], Tensor]
+
+RULES = {
+    "plain": "on the bus, stage 0 is the plain network, bitwise",
+    "hand-over": "every attention module publishes its states once a stage, and the next stage reads them once",
+    "axes": "states have their frames on axis 1",
+    "operators": "temporal states and queries are corrected with S, a module's keys and values with its own A1 or A2",
+    "measures back": "what a module publishes measures to the states it was corrected with (Eq. 6)",
+    "blend": "an output goes linearly from the plain to the corrected one with the strength (Eq. 15), and they differ",
+    "windows": "temporal attention on more frames is that of its windows, each by itself, fused (Eq. 18-22)",
+    "off": "at strength 0 the network is that without correction, bitwise, and hands nothing over",
+    "positions": "key frames keep their positions (Eq. 16-17)",
+    "noise": "key frames see the same noise in every stage (Eq. 23)",
+    "batch": "videos in a batch do not see each other",
+    "lockstep": "stages in lockstep give the same, bitwise, with fewer states waiting",
+    "freed": "nothing waits on the bus when the last stage has run",
+    "frames": "frames that are not n times the key frames are refused with a ValueError",
+}
+
+
+@dataclass(frozen=True)
+class Broken:
+    rule: str  # of RULES
+    module: str  # its path in the network; empty where no single one is to blame
+    what: str
+
+
+@torch.inference_mode()
+def check(
+    network: nn.Module,
+    run: Run,
+    frames: int,
+    shape: tuple[int, int, int],
+    scales: tuple[int, ...] = (2, 2),
+    positions: Positions | None = None,
+    noise: Callable[[int], Tensor] | None = None,
+    tolerance: float = 1e-4,
+) -> list[Broken]:
+    """What a network breaks; empty if it conforms.
+
+    network: with all its attention modules derived from `attention.Attention` and named by `name_attention`.
+    run: (x, bus) -> the network's output for noisy latents x (b f c h w), everything else it needs being fixed and the
+    same for all frames; in evaluation mode. frames: t0, that it was trained on. shape: c h w of x. positions: (f, bus)
+    -> the positions of f frames, if the network adds absolute ones. noise: stage -> its starting noise, b f c h w, if
+    it does not come from `cascade.sample`. tolerance: relative, for what is not bitwise.
+    """
+    modules = {path: module for path, module in network.named_modules() if isinstance(module, Attention)}
+    broken = [
+        Broken("hand-over", path, f"is named {m.name!r}; call name_attention")
+        for path, m in modules.items()
+        if m.name != path
+    ]
+    if broken or not modules:
+        return broken or [Broken("hand-over", "", "the network has no module derived from attention.Attention")]
+    xs = by_stage(_noise(2, frames, scales, shape), scales)
+    outputs, bus, calls, broken = _cascade(modules, run, xs, frames, scales)
+    if broken:  # the rest cannot be looked at
+        return broken
+    plain = run(xs[0], None)
+    if not torch.equal(outputs[0], plain):
+        broken.append(Broken("plain", "", f"differs by up to {_gap(outputs[0], plain):.1e}"))
+    broken += _states(modules, bus)
+    broken += _off(run, xs, frames, scales)
+    for path, call in calls.items():
+        broken += _module(path, modules[path], call, bus, tolerance)
+    if bus.held_bytes:
+        broken.append(Broken("freed", "", f"{bus.held_bytes} bytes still wait"))
+    for s, x in enumerate(xs):
+        if (gap := _gap(run(x[:1], None), run(x, None)[:1])) > tolerance:
+            broken.append(
+                Broken("batch", "", f"one of two videos of {x.shape[1]} frames differs by {gap:.1e} from it alone")
+            )
+            break
+    broken += _lockstep(run, xs, outputs, bus, frames, scales)
+    broken += _frames(run, xs, frames, scales)
+    for s, n in enumerate(scales, start=1):
+        if noise is not None and not torch.equal(noise(s)[:, ::n], noise(s - 1)):
+            broken.append(Broken("noise", "", f"of the key frames in stage {s} is not that of stage {s - 1}"))
+        if positions is not None:
+            view = HiddenStateBus(frames, scales).stage(s)
+            n = xs[s].shape[1] // frames
+            if not torch.allclose(positions(n * frames, view)[::n].float(), positions(frames, None).float(), atol=1e-4):
+                broken.append(
+                    Broken("positions", "", f"of the key frames among {n * frames} are not those among {frames}")
+                )
+    return broken
+
+
+def report(broken: Sequence[Broken]) -> str:
+    """A line a rule, or a line a finding."""
+    lines = []
+    for rule, text in RULES.items():
+        found = [b for b in broken if b.rule == rule]
+        lines.append(f"{'BROKEN' if found else 'ok    '}  {rule}: {text}")
+        lines += [f"        {b.module or 'the network'}: {b.what}" for b in found]
+    return "\n".join(lines)
+
+
+class _Spy(HiddenStateBus):
+    """A bus that remembers what is handed over."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.published: Counter[tuple[int, str]] = Counter()
+        self.taken: Counter[tuple[int, str]] = Counter()
+        self.exchanges: list[tuple[Stage, str, str, dict[str, tuple[Tensor, Operator]], dict, dict | None]] = []
+
+    def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
+        view = super().stage(index, step, strength)
+        return _SpyStage(**{name: getattr(view, name) for name in view.__dataclass_fields__})
+
+    def publish(self, stage: int, module: str, states: dict[str, Tensor], branch: int = 0) -> None:
+        self.published[stage, module] += 1
+        super().publish(stage, module, states, branch)
+
+    def take(self, stage: int, module: str, branch: int = 0) -> dict[str, Tensor]:
+        self.taken[stage, module] += 1
+        self.keys = super().take(stage, module, branch)
+        return self.keys
+
+
+class _SpyStage(Stage):
+    def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> dict[str, Tensor] | None:
+        self.bus.keys = {}
+        corrected = super().exchange(module, part, **states)
+        self.bus.exchanges.append((self, module, part, states, self.bus.keys, corrected))
+        return corrected
+
+
+Call = tuple[tuple, dict[str, Any]]  # arguments of a module
+
+
+def _cascade(
+    modules: dict[str, Attention], run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
+) -> tuple[list[Tensor], _Spy, dict[str, Call], list[Broken]]:
+    """All stages at strength 1 on a spying bus: outputs, the bus, the calls of the modules in stage 1, what broke."""
+    bus = _Spy(frames, scales)
+    calls: dict[str, Call] = {}
+    outputs = []
+    try:
+        for s, x in enumerate(xs):
+            with _watched(modules, calls if s == 1 else {}):
+                outputs.append(run(x, bus.stage(s)))
+    except BusError as error:
+        return outputs, bus, calls, _hand_over(modules, bus, len(outputs)) or [Broken("hand-over", "", str(error))]
+    except (ValueError, RuntimeError) as error:
+        wrong = _states(modules, bus)
+        return outputs, bus, calls, wrong or [Broken("frames", "", f"{xs[len(outputs)].shape[1]} frames fail: {error}")]
+    return outputs, bus, calls, _hand_over(modules, bus, len(xs) - 1)
+
+
+@contextmanager
+def _watched(modules: dict[str, Attention], calls: dict[str, Call]):
+    def remember(path: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            calls[path] = (args, kwargs)
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(remember(path), with_kwargs=True) for path, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hand_over(modules: dict[str, Attention], bus: _Spy, last: int) -> list[Broken]:
+    broken = []
+    for path in modules:
+        for s in range(last):
+            if (count := bus.published[s, path]) != 1:
+                broken.append(Broken("hand-over", path, f"published {count} times in stage {s}"))
+                break
+            if (count := bus.taken[s, path]) != 1:
+                broken.append(Broken("hand-over", path, f"was read {count} times in stage {s + 1}"))
+                break
+    return broken
+
+
+def _states(modules: dict[str, Attention], bus: _Spy) -> list[Broken]:
+    """Axes, operators and back-projection of all that was exchanged."""
+    found: dict[tuple[str, str], Broken] = {}
+    for view, path, part, states, keys, corrected in bus.exchanges:
+        frames = bus.frames
+        for n in bus.scales[: view.index]:
+            frames *= n
+        for name, (x, M) in states.items():
+            if x.ndim != 4 or x.shape[1] != frames:
+                found.setdefault(
+                    ("axes", path), Broken("axes", path, f"{name} is {tuple(x.shape)} in a stage of {frames} frames")
+                )
+                continue
+            right = view.kv_operator(path) if part == "spatial" and name in ("k", "v") else S(view.n)
+            if M != right or type(M) is not type(right):
+                found.setdefault(("operators", path), Broken("operators", path, f"{name} takes {M}, not {right}"))
+            elif corrected is not None and not torch.allclose(M.measure(corrected[name]), keys[name], atol=1e-4):
+                found.setdefault(("measures back", path), Broken("measures back", path, f"{name} does not"))
+    return list(found.values())
+
+
+def _off(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
+    """Strength 0 against the parts switched off."""
+    zero = _Spy(frames, scales)
+    without = HiddenStateBus(frames, scales, correction=replace(zero.correction, spatial=False, temporal=False))
+    for s, x in enumerate(xs):
+        try:
+            same = torch.equal(run(x, zero.stage(s, strength=0.0)), run(x, without.stage(s)))
+        except BusError as error:
+            return [Broken("off", "", f"still takes states: {error}")]
+        if not same:
+            return [Broken("off", "", f"{x.shape[1]} frames differ")]
+    return [Broken("off", path, "publishes at strength 0") for _, path in zero.published]
+
+
+def _module(path: str, module: Attention, call: Call, bus: _Spy, tolerance: float) -> list[Broken]:
+    """Blending and windows of one module, called again with the arguments that it got in stage 1."""
+    broken = []
+    keys = next(keys for view, name, *_, keys, _ in bus.exchanges if name == path and view.index == 1)
+    part = next(part for _, name, part, *_ in bus.exchanges if name == path)
+
+    def output(strength: float, overlap: int | None = None) -> Tensor:
+        own = HiddenStateBus(bus.frames, bus.scales[:1], overlap)
+        if strength:
+            own.publish(0, path, {name: y + 0.5 for name, y in keys.items()})  # other states than its own
+        return _call(module, call, own.stage(1, strength=strength))
+
+    plain, half, full = (output(w) for w in (0.0, 0.5, 1.0))
+    if _gap(full, plain) < tolerance:
+        broken.append(Broken("blend", path, "its output does not depend on the states of the stage before"))
+    elif (gap := _gap(half, (plain + full) / 2)) > tolerance:
+        broken.append(Broken("blend", path, f"at half the strength it is {gap:.1e} off the middle"))
+    if part == "temporal":
+        h = call[0][0]
+        for overlap in (0, bus.frames // 2):
+            fused = torch.zeros_like(plain)
+            spans = windows(h.shape[1], bus.frames, overlap)
+            for (start, end), share in zip(spans, fusion_matrix(spans)):
+                alone = _call(module, ((h[:, start:end], *call[0][1:]), call[1]), None)
+                fused[:, start:end] += share[:, None, None] * alone
+            if (gap := _gap(output(0.0, overlap), fused)) > tolerance:
+                broken.append(Broken("windows", path, f"windows that share {overlap} frames are {gap:.1e} off"))
+                break
+    return broken
+
+
+def _call(module: Attention, call: Call, bus: Stage | None) -> Tensor:
+    """The module with the arguments it got, but another bus."""
+    args = tuple(bus if isinstance(a, Stage) else a for a in call[0])
+    kwargs = {name: bus if isinstance(a, Stage) else a for name, a in call[1].items()}
+    return module(*args, **kwargs)
+
+
+def _lockstep(
+    run: Run, xs: Sequence[Tensor], outputs: Sequence[Tensor], bus: _Spy, frames: int, scales: tuple[int, ...]
+) -> list[Broken]:
+    together = HiddenStateBus(frames, scales, lockstep=True)
+    got = cascade_step(lambda s, x, view: run(x, view), xs, together, step=0, strength=1.0)
+    if not all(torch.equal(a, b) for a, b in zip(got, outputs)):
+        return [Broken("lockstep", "", "gives other numbers")]
+    if len(scales) and together.peak_bytes > bus.peak_bytes:
+        return [
+            Broken("lockstep", "", f"{together.peak_bytes} bytes waited, {bus.peak_bytes} one stage after the other")
+        ]
+    return []
+
+
+def _frames(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
+    if not scales:
+        return []
+    bus = HiddenStateBus(frames, scales)
+    run(xs[0], bus.stage(0))
+    try:
+        run(xs[1][:, :-1], bus.stage(1))
+    except ValueError:
+        return []
+    except (BusError, RuntimeError) as error:
+        return [Broken("frames", "", f"{xs[1].shape[1] - 1} of them raise {type(error).__name__}: {error}")]
+    return [Broken("frames", "", f"{xs[1].shape[1] - 1} of them on {frames} key frames are taken")]
+
+
+def _noise(batch: int, frames: int, scales: tuple[int, ...], shape: tuple[int, int, int]) -> Tensor:
+    total = Cascade(frames, scales).frames_of(len(scales))
+    return torch.randn(batch, total, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference over the deviation of b."""
+    return ((a - b).abs().max() / b.std().clamp(min=1e-12)).item()
