@@ -18,13 +18,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from smallworld.gate import scenes_of
@@ -77,9 +76,16 @@ def main() -> int:
     args = arguments().parse_args()
     try:
         with processes(args) as (rank, world):
-            evaluate(args, rank, world)
+            if args.compare:
+                compare_folders(args)
+            else:
+                evaluate(args, rank, world)
     except (CheckpointError, NonFiniteError, ValueError, OSError) as error:
         print(f"evaluation: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        hint = "try --offload, --sequential_guidance, --frame_chunk 4 or --lockstep"
+        print(f"evaluation: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nevaluation: stopped; the same command goes on from what is finished", file=sys.stderr)
@@ -105,45 +111,63 @@ def processes(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
         torch.distributed.destroy_process_group()
 
 
+def compare_folders(args: argparse.Namespace) -> None:
+    if args.scenes is not None:
+        raise ValueError("--compare measures videos that are there; leave --scenes out")
+    measured = measuring(args)
+    real = None
+    if "FVD" in measured:
+        if args.real is None:
+            raise ValueError("FVD compares with real videos; add --real, or leave --detector out")
+        videos = reference.RealVideos(args.real, args.outdir / "real", measured["FVD"])
+        videos.measure()
+        real = videos.features()
+    print(compare(*args.compare, measured, real))
+
+
 def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
-    device = device_of(args.device)
-    measured = measuring(args, device)
-    if args.compare:
-        print(compare(*args.compare, measured))
-        return
+    """Check everything that can be checked first, then measure what is not there yet, and report."""
     checkpoint = describe(find(args.ckpt))
+    measured = measuring(args)
     plan = plan_of(args, checkpoint, measured)
-    jobs = list(jobs_of(args, checkpoint))
+    groups = list(jobs_of(args, checkpoint))
     common = agree(args, checkpoint, plan)
-    own = jobs[rank::world]
-    waiting = [job for job in own if not plan.finished(job)]
-    if len(waiting) < len(own):
-        print(f"{len(own) - len(waiting)} of {len(own)} videos are measured already")
-    shown = list(dict.fromkeys((job.subject, job.seed) for job in jobs))[: args.show]
+    if "FVD" in measured and args.real is not None:
+        real = reference.RealVideos(args.real, args.outdir / "real", measured["FVD"])
+        real.measure(rank, world)
+    jobs = [(job, i < args.show) for i, group in enumerate(groups) for job in group if i % world == rank]
+    waiting = [(job, keep) for job, keep in jobs if not plan.finished(job, keep)]
+    if len(waiting) < len(jobs):
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} videos are measured already")
     if waiting:
-        pipeline = load(checkpoint.path, device, dtype_of(args.dtype, device))
+        pipeline = load(checkpoint.path, device_of(args.device), dtype_of(args.dtype, device_of(args.device)))
         with tqdm(total=len(waiting), unit="video", disable=rank > 0) as bar:
-            for job in waiting:
+            for job, keep in waiting:
                 bar.set_postfix_str(f"{job.row}, {job.subject[:30]}")
-                run(pipeline, plan, job, (job.subject, job.seed) in shown, lambda done, of: None)
+                run(pipeline, plan, job, keep)
                 bar.update()
-    if args.real is not None:
-        reference.measure_folder(args.real, args.outdir / "real", measured["FVD"], rank, world)
     if world > 1:
         torch.distributed.barrier()
-    if rank == 0:
-        report(args, checkpoint.config, plan, common)
+    if rank > 0:
+        return
+    references = {}
+    if args.scenes is not None:
+        references = reference.of_small_world(plan, checkpoint.config, measured["FVD"])
+    elif args.real is not None:
+        references = dict.fromkeys(range(plan.base.stages), real.features())
+    report(args, checkpoint.config, plan, common, references)
 
 
-def measuring(args: argparse.Namespace, device: torch.device) -> dict[str, detectors.Detector]:
-    """The detectors by the measure that they give."""
+def measuring(args: argparse.Namespace) -> dict[str, detectors.Detector]:
+    """The detectors by the measure that they give. ValueError if one cannot be used."""
+    device = device_of(args.device)
     found = {}
     for measure, path, classes in (("FVD", args.detector, False), ("IS", args.classifier, True)):
         if path is not None:
             found[measure] = detectors.torchscript(path, device, classes)
-        elif args.scenes:
+        elif args.scenes is not None:
             found[measure] = detectors.small_world(device, classes)
-    if args.real is not None and "FVD" not in found:
+    if args.real is not None and args.detector is None:
         raise ValueError("--real is what FVD compares with; add --detector, whose features it compares")
     return found
 
@@ -157,58 +181,58 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, measured: dict[str
         bus_device="cpu" if args.offload else None,
         lockstep=args.lockstep,
     )
-    for row in args.rows or TABLES[args.table]:
-        settings_of(args, config, cascade_of(row, base))
+    settings = settings_of(args, config, base)
+    for row in rows_of(args):
+        cascade_of(row, base).bus()
+    if args.scenes is not None:
+        own = config.defaults
+        if args.scenes < 1 or own.height != own.width:
+            raise ValueError(
+                "--scenes takes at least one, and a checkpoint of the small world, whose videos are square"
+            )
+        asked = [n for n in ("height", "width", "prompt_file", "image", "motion_bucket_id", "real") if getattr(args, n)]
+        if asked or args.num_videos != 1:
+            raise ValueError(
+                f"--scenes draws its own subjects, one video each: leave --{(asked or ['num_videos'])[0]} out"
+            )
+    if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
+        print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     running = {
         "decode_chunk_size": args.decode_chunk_size or default_chunk(config),
         "sequential_guidance": args.sequential_guidance,
         "frame_chunk": args.frame_chunk,
     }
-    settings = settings_of(args, config, base) | running
-    if args.scenes and (settings["height"], settings["width"]) != (config.defaults.height, config.defaults.width):
-        raise ValueError("--height and --width do not go with --scenes, which are drawn at the checkpoint's own size")
-    return Plan(
-        folder=args.outdir / "videos",
-        base=base,
-        settings=settings,
-        eta=partial(eta_of, args, checkpoint),
-        resize=args.resize,
-        detectors=measured,
-    )
+    return Plan(args.outdir / "videos", base, settings, running, args.resize, measured)
 
 
-def eta_of(args: argparse.Namespace, checkpoint: Checkpoint, cascade: Cascade) -> float:
-    return settings_of(args, checkpoint.config, cascade)["eta"]
+def rows_of(args: argparse.Namespace) -> list[str]:
+    return list(dict.fromkeys(args.rows or TABLES[args.table]))
 
 
-def jobs_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[Job]:
-    """All rows of a subject and seed one after the other, so that a run that is stopped early has something to show."""
-    rows = args.rows or TABLES[args.table]
-    if args.scenes:
-        if args.prompt_file or args.image or args.num_videos != 1:
-            raise ValueError("--scenes draws its own subjects, one video each: leave the other settings of them out")
+def jobs_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[list[Job]]:
+    """All rows of a subject and seed, so that a run that is stopped early has something to compare."""
+    if args.scenes is not None:
         for i, scene in enumerate(scenes_of(checkpoint.config, args.seed, args.scenes)):
-            for row in (TRUTH, *rows):
-                yield Job(row, f"{scene.prompt()}, {i}", args.seed + i, scene)
+            yield [Job(row, f"{scene.prompt()}, {i}", args.seed + i, {}, scene) for row in (*rows_of(args), TRUTH)]
         return
+    subjects = read_subjects(args, checkpoint.config)
     for seed in seeds_of(args):
-        for subject in read_subjects(args, checkpoint.config):
-            for row in rows:
-                yield Job(row, subject.name, seed, image=subject.image)
+        for subject in subjects:
+            yield [Job(row, subject.name, seed, subject.settings, image=subject.image) for row in rows_of(args)]
 
 
 def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """What all records of the folder have in common, kept there. ValueError if it holds records of something else."""
-    asked = asdict(plan.base)
     common = {
         "checkpoint": sha256(checkpoint.path),
-        "settings": {k: v for k, v in plan.settings.items() if k not in ("sequential_guidance", "frame_chunk")},
+        "settings": dict(plan.settings),
         "dtype": str(dtype_of(args.dtype, device_of(args.device))).removeprefix("torch."),
-        "cascade": {k: asked[k] for k in ("frames", "scales")},
-        "subjects": f"scenes drawn by seed {args.seed}" if args.scenes else "given",
+        "frames": [plan.base.frames_of(s) for s in range(plan.base.stages)],
+        "subjects": f"scenes drawn by seed {args.seed}" if args.scenes is not None else "given",
         "protocol": {name: detector.protocol for name, detector in plan.detectors.items()},
     }
-    common = json.loads(json.dumps(common))  # as it will be read
+    if checkpoint.config.vae.temporal:  # where chunks meet, what is decoded depends on them
+        common["decode_chunk_size"] = plan.running["decode_chunk_size"]
     args.outdir.mkdir(parents=True, exist_ok=True)
     path = args.outdir / "evaluation.json"
     if path.exists():
@@ -220,16 +244,16 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
     return common
 
 
-def report(args: argparse.Namespace, config: ModelConfig, plan: Plan, common: dict[str, Any]) -> None:
+def report(
+    args: argparse.Namespace, config: ModelConfig, plan: Plan, common: dict[str, Any], references: dict[int, Tensor]
+) -> None:
     """The table, the numbers, the pictures: of all records in the folder."""
-    references = {}
-    if args.scenes:
-        references = reference.of_small_world(plan, config, plan.detectors["FVD"])
-    elif args.real is not None:
-        references = reference.of_folder(plan, args.outdir / "real")
     results = tables.Results(read_records(plan.folder), references)
-    protocol = [f"- `{name}`: {text}." for name, text in common["protocol"].items()]
-    text = tables.markdown(results, config.family) + "\n".join(protocol)
+    lines = [f"- `{name}` by {text}." for name, text in common["protocol"].items()]
+    if references:
+        what = "true renderings, not through the autoencoder" if args.real is None else f"videos of {args.real}"
+        lines.append(f"- FVD compares with {len(references[0])} {what}.")
+    text = tables.markdown(results, config.family) + "\n".join(lines)
     write_text(args.outdir / "table.md", text + "\n")
     write_json(args.outdir / "results.json", {**common, "versions": versions(), "rows": results.as_json()})
     sampler = config.sampler.sampler(plan.settings["steps"], plan.settings["eta"])

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zerosmooth.metrics import blend_psnr, frechet_distance, gaussian, inception_score, psnr, ssim
+from zerosmooth.metrics import blend_psnr, psnr, ssim
 from zerosmooth.video import find_videos, read_video
 
 from .detectors import Detector
-from .tables import MEASURES, jackknife, mean_and_error, show, table
+from .tables import FEWEST, MEASURES, mean_and_error, show, statistic, table
 
 
-def compare(a: str, b: str, detectors: Mapping[str, Detector]) -> str:
-    """A table of measures of videos b against videos a. a, b: folders of videos, or patterns.
+def compare(a: str, b: str, detectors: Mapping[str, Detector], real: Tensor | None = None) -> str:
+    """A table of measures of videos b against videos a. a, b: folders of videos, or patterns. real: n d, features of
+    the videos that FVD compares both with.
 
     Videos pair in the order of their names. b may have n frames for one of a, or n - 1 between two of a, as
     interpolators make them: frame n*i of b is compared with frame i of a. ValueError if they do not pair.
@@ -39,13 +40,10 @@ def compare(a: str, b: str, detectors: Mapping[str, Detector]) -> str:
             features.setdefault(f"{name} A", []).append(detector(x))
             features.setdefault(f"{name} B", []).append(detector(y))
     rows = [[m, show(mean_and_error(v), MEASURES[m][0]), MEASURES[m][1]] for m, v in values.items() if v]
-    if "FVD" in detectors:
-        mean, covariance = gaussian(torch.stack(features["FVD A"]))
-        distance = jackknife(torch.stack(features["FVD B"]), lambda f: frechet_distance(*gaussian(f), mean, covariance))
-        rows.append(["FVD", show(distance, 2), f"of B from A; {detectors['FVD'].protocol}"])
-    for side in "AB" if "IS" in detectors else "":
-        score = jackknife(torch.stack(features[f"IS {side}"]), inception_score)
-        rows.append([f"IS of {side}", show(score, 2), detectors["IS"].protocol])
+    for name in detectors if len(first) >= FEWEST else ():
+        for side in "AB":
+            value = statistic(name, torch.stack(features[f"{name} {side}"]), real)
+            rows.append([f"{name} of {side}", show(value, 2), detectors[name].protocol])
     return f"{len(first)} pairs, the first {first[0].name} and {second[0].name}\n\n" + table(
         ["measure", "mean ± standard error", "what it is"], rows
     )
@@ -66,6 +64,6 @@ def _scale(one: Path, other: Path, x: Tensor, y: Tensor) -> int:
         sizes = " and ".join(f"{v.shape[2]}x{v.shape[1]}" for v in (x, y))
         raise ValueError(f"{one} and {other} have frames of {sizes}; bring them to one size first")
     n = -(-len(y) // len(x))
-    if len(y[::n]) != len(x):
-        raise ValueError(f"{other} has {len(y)} frames, which is no multiple of the {len(x)} of {one}")
+    if len(y) not in (n * len(x), n * (len(x) - 1) + 1):
+        raise ValueError(f"{other} has {len(y)} frames, not n for one of the {len(x)} of {one}, nor n - 1 between two")
     return n

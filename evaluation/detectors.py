@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from smallworld import classifier
+from zerosmooth.checkpoint import sha256
 
 CLIP = 16  # frames
 
@@ -69,7 +70,12 @@ def torchscript(path: Path, device: torch.device, probabilities: bool) -> Detect
             f"the detector {path} answers with numbers that do not sum to 1; class probabilities are needed"
         )
     how = " ".join(f"{name}=True" for name in asked) or "frames as they are"
-    return Detector(run, f"{path.name}, the middle {CLIP} frames of a video, 0 to 255, {how}", device)
+    return Detector(run, _protocol(path, f"0 to 255, {how}"), device)
+
+
+def _protocol(path: Path, how: str) -> str:
+    frames = f"one clip a video, its middle {CLIP} frames (or all of fewer) at the video's own rate"
+    return f"{path.name} (sha256 {sha256(path)[:16]}), {how}; {frames}; covariance over n - 1, no splits"
 
 
 def small_world(device: torch.device, probabilities: bool) -> Detector:
@@ -81,4 +87,4 @@ def small_world(device: torch.device, probabilities: bool) -> Detector:
         return network.probabilities(h) if probabilities else h
 
     answer = "72 classes" if probabilities else f"{classifier.FEATURES} features"
-    return Detector(run, f"smallworld/classifier.safetensors, {answer}, the middle {CLIP} frames of a video", device)
+    return Detector(run, _protocol(classifier.FILE, f"{answer}, 0 to 1"), device)

@@ -23,16 +23,16 @@ SHOWN = 10  # consecutive frames of the last stage
 def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -> list[Path]:
     """A picture for each subject whose frames were kept, and curves if there are rows of several strengths and
     matplotlib. shares: t/T of each step. Returns their paths."""
-    subjects: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    videos: dict[tuple[str, int], dict[str, np.ndarray]] = defaultdict(dict)
     for row, records in results.rows.items():
-        for record in records.values():
+        for key, record in records.items():
             if record["frames"]:
                 stages = load_file(record["frames"])
-                subjects[record["subject"]][row] = stages[str(len(stages) - 1)].numpy()
+                videos[key][row] = stages[str(len(stages) - 1)].numpy()
     paths = []
-    for i, (subject, rows) in enumerate(subjects.items()):
+    for i, ((subject, seed), rows) in enumerate(videos.items()):
         paths.append(folder / f"side-by-side-{i}.png")
-        iio.imwrite(paths[-1], side_by_side(subject, rows))
+        iio.imwrite(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
     weights = {r: [cascade_of(r, plan.base).weight(s) for s in shares] for r in results.rows if r != TRUTH}
     weights = {row: w for row, w in weights.items() if any(w)}
     if len(set(map(tuple, weights.values()))) > 1:
@@ -47,27 +47,32 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
     return paths
 
 
-def side_by_side(subject: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """h w 3. rows: uint8 f h w 3 by name. Each row: consecutive frames from the middle, and the line of pixels
-    that changes most over the whole video."""
+def side_by_side(title: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """h w 3. rows: uint8 f h w 3 by name. Each row: consecutive frames from the middle, and a line of pixels over the
+    whole video, the same line in all rows; the true rendering, which goes another way, has its own."""
     first = next(iter(rows.values()))
     size, pad, label = 96, 4, 22
     height, width = (round(size * side / max(first.shape[1:3])) for side in first.shape[1:3])
     shown = min(SHOWN, len(first))
     start = (len(first) - shown) // 2
+    line = busiest_line(first)
     over_time = 3 * width
     total = (pad + shown * (width + pad) + over_time + pad, label + len(rows) * (label + height + pad))
     canvas = Image.new("RGB", total, PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
-    title = f"{subject}: frames {start} to {start + shown - 1} of {len(first)}; at the right a line of pixels over time"
-    draw.text((pad, 3), title, INK, font)
+    draw.text(
+        (pad, 3), f"{title}: frames {start} to {start + shown - 1} of {len(first)}, then a line over time", INK, font
+    )
     for i, (row, frames) in enumerate(rows.items()):
         y = label + i * (label + height + pad)
         draw.text((pad, y + 3), row, INK, font)
         for j in range(shown):
             frame = Image.fromarray(frames[start + j]).resize((width, height), Image.Resampling.LANCZOS)
             canvas.paste(frame, (pad + j * (width + pad), y + label))
-        image = Image.fromarray(line_over_time(frames, *busiest_line(frames)))
+        axis, at = busiest_line(frames) if row == TRUTH else line
+        where = f"{'column' if axis == 2 else 'row'} {at}"
+        draw.text((total[0] - over_time - pad, y + 3), where, INK, font)
+        image = Image.fromarray(line_over_time(frames, axis, at))
         canvas.paste(
             image.resize((over_time, height), Image.Resampling.NEAREST), (total[0] - over_time - pad, y + label)
         )

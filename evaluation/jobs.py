@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from smallworld.draw import Scene
 from smallworld.gate import make, true_frames
-from smallworld.motion import redrawn_psnr, smoothness
+from smallworld.motion import jitter, redrawn_psnr, smoothness
 from smallworld.read import read
 from zerosmooth.cascade import Cascade
 from zerosmooth.images import read_image
 from zerosmooth.metrics import blend_psnr, psnr, ssim
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.results import write_json, write_tensors
+from zerosmooth.results import versions, write_json, write_tensors
 
 from .detectors import Detector
 from .rows import cascade_of
@@ -34,46 +34,67 @@ class Job:
     row: str
     subject: str  # a prompt, an image's file name, or what a scene shows
     seed: int
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what else the subject is: an image's digest
     scene: Scene | None = None
     image: Path | None = None
 
     @property
     def stem(self) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", f"{self.row} {self.subject}".lower()).strip("-")[:60]
-        digest = hashlib.sha256(f"{self.row}/{self.subject}/{self.seed}".encode()).hexdigest()[:8]
-        return f"{slug}_seed{self.seed}_{digest}"
+        everything = json.dumps([self.row, self.subject, self.seed, dict(self.identity)], sort_keys=True)
+        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
 class Plan:
     """What all jobs have in common. folder: of their files; base: the cascade but for the row; settings: of
-    `Pipeline.sample`, the same for all rows but for eta, which FreeNoise has its own of."""
+    `Pipeline.sample`; running: those that decide memory and time alone; detectors: by the measure, "FVD" or "IS"."""
 
     folder: Path
     base: Cascade
     settings: Mapping[str, Any]
-    eta: Callable[[Cascade], float]
+    running: Mapping[str, Any]
     resize: str
-    detectors: Mapping[str, Detector]  # by the measure: "FVD", "IS"
+    detectors: Mapping[str, Detector]
 
     def path(self, job: Job, suffix: str) -> Path:
         return self.folder / f"{job.stem}{suffix}"
 
-    def finished(self, job: Job) -> bool:
-        return self.path(job, ".json").exists()
+    def decided(self, row: str) -> dict[str, Any]:
+        """What a row adds to the plan, as it is kept in its records."""
+        if row == TRUTH:
+            return {}
+        cascade = cascade_of(row, self.base)
+        kept = {k: v for k, v in asdict(cascade).items() if k not in ("bus_device", "lockstep")}
+        return json.loads(json.dumps({"eta": self.eta(cascade), "cascade": kept}))
+
+    def eta(self, cascade: Cascade) -> float:
+        """The settings' own, but for FreeNoise, which is defined without fresh noise."""
+        return 0.0 if cascade.method == "freenoise" else self.settings["eta"]
+
+    def finished(self, job: Job, keep: bool) -> bool:
+        """Whether all files of a job are there. ValueError if they were made with other settings of the row."""
+        path = self.path(job, ".json")
+        if not path.exists():
+            return False
+        made = json.loads(path.read_text())["decided"]
+        if made != self.decided(job.row):
+            raise ValueError(f"{path} was made with other settings of {job.row!r}; use another --outdir")
+        wanted = [".features"] * bool(self.detectors) + [".frames"] * keep
+        return all(self.path(job, suffix).exists() for suffix in wanted)
 
 
-def run(pipeline: Pipeline, plan: Plan, job: Job, keep: bool, progress: Callable[[int, int], None]) -> None:
+def run(pipeline: Pipeline, plan: Plan, job: Job, keep: bool) -> None:
     """Sample, measure in memory, and write: frames if they are to be kept, features, and last the record."""
     cascade = plan.base if job.row == TRUTH else cascade_of(job.row, plan.base)
     began = time.perf_counter()
-    frames, peak = _frames(pipeline, plan, job, cascade, progress)
+    frames, peak = _frames(pipeline, plan, job, cascade)
     seconds = time.perf_counter() - began
     fps = plan.settings["fps"]
-    stages = [
-        {"frames": len(x), "fps": fps * cascade.rate(s), **measures(x, frames[0], cascade.rate(s), job.scene, fps)}
-        for s, x in enumerate(frames)
-    ]
+    stages = []
+    for s, x in enumerate(frames):
+        n = cascade.rate(s)
+        stages.append({"frames": len(x), "fps": fps * n, **measures(x, frames[0], n, job.scene, fps)})
     features = {
         f"{name}/{stage}": detector(x) for name, detector in plan.detectors.items() for stage, x in enumerate(frames)
     }
@@ -82,20 +103,29 @@ def run(pipeline: Pipeline, plan: Plan, job: Job, keep: bool, progress: Callable
         write_tensors(plan.path(job, ".frames"), {str(stage): x for stage, x in enumerate(frames)})
     if features:
         write_tensors(plan.path(job, ".features"), features)
-    record = {"row": job.row, "subject": job.subject, "seed": job.seed, "seconds": round(seconds, 2)}
-    write_json(plan.path(job, ".json"), record | {"bus_peak_bytes": peak, "stages": stages})
+    record = {
+        "row": job.row,
+        "subject": job.subject,
+        **job.identity,
+        "seed": job.seed,
+        "decided": plan.decided(job.row),
+        "stages": stages,
+        "seconds": round(seconds, 2),
+        "bus_peak_bytes": peak,
+        "running": {**plan.running, "device": str(pipeline.device), "offload": plan.base.bus_device is not None},
+        "versions": versions(),
+    }
+    write_json(plan.path(job, ".json"), record)
 
 
-def _frames(
-    pipeline: Pipeline, plan: Plan, job: Job, cascade: Cascade, progress: Callable[[int, int], None]
-) -> tuple[list[Tensor], int]:
+def _frames(pipeline: Pipeline, plan: Plan, job: Job, cascade: Cascade) -> tuple[list[Tensor], int]:
     """uint8 f h w 3 of every stage, and the bytes that the bus held at most."""
     if job.row == TRUTH:
         assert job.scene is not None
         fps = plan.settings["fps"]
         rates = [cascade.rate(s) for s in range(cascade.stages)]
         return [true_frames(pipeline, job.scene, cascade.frames * n, fps * n) for n in rates], 0
-    settings = {**plan.settings, "eta": plan.eta(cascade), "progress": progress}
+    settings = {**plan.settings, **plan.running, "eta": plan.eta(cascade)}
     if job.scene is not None:
         video = make(pipeline, job.scene, job.seed, cascade, **settings)
     elif job.image is not None:
@@ -110,7 +140,7 @@ def measures(frames: Tensor, base: Tensor, n: int, scene: Scene | None, fps: flo
     """A stage's measures. frames, base: uint8 f h w 3; n: frames for one of the base; fps: of the base.
 
     Against the base video, where n > 1: PSNR and SSIM of the key frames, and of the inserted ones against a blend.
-    Of a scene also what a video shows and how it moves, see `smallworld`.
+    Of a scene also what a video shows and how it moves, see `smallworld`; NaN where its shape is lost.
     """
     got: dict[str, float] = {}
     if n > 1:
@@ -121,13 +151,15 @@ def measures(frames: Tensor, base: Tensor, n: int, scene: Scene | None, fps: flo
         got["shape right"] = float(reading.shape == scene.shape)
         got["direction right"] = float(reading.goes(scene.direction, fps * n))
         got["speed right"] = float(reading.has_speed(scene.speed, fps * n))
+        got["lost"] = reading.path.isnan().any(1).float().mean().item()
+        got["jitter"] = jitter(reading, frames.shape[1])
         if n > 1:
             got |= smoothness(reading, n, frames.shape[1]) | redrawn_psnr(frames, reading, scene, n)
     return got
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of a folder, each with its features and frames where it has them, as paths."""
+    """All records of a folder, each with the paths of its features and frames, None where it has none."""
     records = []
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -34,17 +35,26 @@ def of_small_world(plan: Plan, config: ModelConfig, detector: Detector) -> dict[
     return features
 
 
-def measure_folder(real: Path, into: Path, detector: Detector, rank: int, world: int) -> None:
-    """Write the features of this process's share of a folder's videos, those that are not there yet."""
-    videos = find_videos(real)[rank::world]
-    into.mkdir(parents=True, exist_ok=True)
-    for path in tqdm(videos, desc="real videos", disable=rank > 0):
-        name = "_".join(path.relative_to(real).parts)
-        if not (into / f"{name}.features").exists():
-            write_tensors(into / f"{name}.features", {"FVD": detector(torch.from_numpy(read_video(path)))})
+class RealVideos:
+    """The features of a folder's videos, kept in `into`, a file a video. ValueError if the folder has none."""
 
+    def __init__(self, folder: Path, into: Path, detector: Detector) -> None:
+        self.folder, self.detector = folder, detector
+        self.videos = find_videos(folder)
+        which = f"{folder.resolve()}, {detector.protocol}"
+        self.into = into / hashlib.sha256(which.encode()).hexdigest()[:8]
 
-def of_folder(plan: Plan, measured: Path) -> dict[int, Tensor]:
-    """The features that `measure_folder` wrote, the same for every stage: n d."""
-    features = torch.stack([load_file(path)["FVD"] for path in sorted(measured.glob("*.features"))])
-    return {stage: features for stage in range(plan.base.stages)}
+    def measure(self, rank: int = 0, world: int = 1) -> None:
+        """Write this process's share of the features, those that are not there yet."""
+        self.into.mkdir(parents=True, exist_ok=True)
+        for path in tqdm(self.videos[rank::world], desc="real videos", disable=rank > 0):
+            if not (file := self._file(path)).exists():
+                write_tensors(file, {"FVD": self.detector(torch.from_numpy(read_video(path)))})
+
+    def features(self) -> Tensor:
+        """n d, once all are measured."""
+        return torch.stack([load_file(self._file(path))["FVD"] for path in self.videos])
+
+    def _file(self, path: Path) -> Path:
+        name = hashlib.sha256(str(path.relative_to(self.folder)).encode()).hexdigest()[:16]
+        return self.into / f"{path.stem}-{name}.features"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from zerosmooth.bus import Correction
 from zerosmooth.cascade import METHODS, Cascade
@@ -19,8 +19,6 @@ TABLES = {
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
 ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth"]
-CORRECTION = [field.name for field in fields(Correction)]
-CASCADE = ["strength", "strength_schedule", "overlap", "color_correction"]
 
 # FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 and 3; "windowed" and "freenoise" are not in the paper)
 PAPER = {
@@ -60,18 +58,45 @@ def cascade_of(row: str, base: Cascade) -> Cascade:
         raise ValueError(f"no row {name!r}; use {', '.join(ORDER)}")
     for change in filter(None, changes.split(",")):
         key, _, text = change.partition("=")
-        value = _value(text)
-        if key in CORRECTION:
+        if key not in CHANGES:
+            raise ValueError(f"row {row!r} changes {key!r}; use one of {', '.join(CHANGES)}")
+        if cascade.method != "zerosmooth" and not (key == "overlap" and cascade.method != "direct"):
+            raise ValueError(f"row {row!r}: {key} does nothing to {cascade.method}")
+        value = CHANGES[key](key, text)
+        if hasattr(cascade.correction, key):
             cascade = replace(cascade, correction=replace(cascade.correction, **{key: value}))
-        elif key in CASCADE:
-            cascade = replace(cascade, **{key: value})
         else:
-            raise ValueError(f"row {row!r} changes {key!r}; use one of {', '.join([*CORRECTION, *CASCADE])}")
+            cascade = replace(cascade, **{key: value})
     return cascade
 
 
-def _value(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def _number(kind: type) -> Callable[[str, str], object]:
+    def read(key: str, text: str) -> object:
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise ValueError(f"{key}={text}: {kind.__name__} is needed") from error
+
+    return read
+
+
+def _switch(key: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{key}={text}: true or false is needed")
+    return text == "true"
+
+
+def _word(key: str, text: str) -> str:
+    return text  # Cascade and Correction refuse what they do not know
+
+
+CHANGES: dict[str, Callable[[str, str], object]] = {
+    "spatial": _switch,
+    "temporal": _switch,
+    "kv_operator": _word,
+    "a1_probability": _number(float),
+    "strength": _number(float),
+    "strength_schedule": _word,
+    "overlap": _number(int),
+    "color_correction": _switch,
+}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from zerosmooth.metrics import frechet_distance, gaussian, inception_score
 
 from .rows import ORDER, PAPER
 
-Value = tuple[float, float]  # and its standard error
+Key = tuple[str, int]  # subject and seed
+Value = tuple[float, float | None]  # and its standard error
+FEWEST = 4  # videos that FVD and IS are computed of
+STATISTICS = ("FVD", "IS")  # of many videos together
 # group: measure: digits to show, and what it says
 GROUPS = {
     "As the paper measures": {
@@ -25,11 +28,12 @@ GROUPS = {
         "SSIM": (3, "of the key frames against the base video; more is better"),
     },
     "How the inserted frames fit": {
-        "jitter": (2, "second difference of the shape's path, RMS, pixels; less is better"),
+        "jitter": (2, "second difference of the shape's path over all frames, RMS, pixels; less is better"),
         "off path": (
             2,
             "inserted frames' distance from uniform motion between key frames, RMS, pixels; less is better",
         ),
+        "color": (1, "distance of inserted frames' colour from the key frames', of 255; less is better"),
         "area": (3, "relative difference of inserted frames' area from the key frames'; less is better"),
         "redrawn": (2, "PSNR of inserted frames against what they should show, drawn from the key frames, dB"),
         "redrawn keys": (2, "the same of the key frames themselves, dB: about the most that `redrawn` can reach"),
@@ -40,63 +44,84 @@ GROUPS = {
         "shape right": (2, "share of videos"),
         "direction right": (2, "share of videos"),
         "speed right": (2, "share of videos"),
+        "lost": (2, "share of frames in which no shape is seen; less is better"),
         "seconds": (1, "to make a video, all its stages"),
     },
 }
 MEASURES = {name: facts for group in GROUPS.values() for name, facts in group.items()}
 PAPER_MEASURES = list(GROUPS["As the paper measures"])
-PAIRED = [name for name in MEASURES if name not in ("FVD", "IS", "seconds")]
+PAIRED = [name for name in MEASURES if name != "seconds"]
 
 
 class Results:
-    """Records by row, and their measures by stage. references: of each stage, features n d of reference videos."""
+    """Records by row, and what they measure by stage.
+
+    references: of each stage, features n d of reference videos. FVD and IS depend on how many videos there are, so
+    all rows are taken over the same subjects and seeds, those that every row has.
+    """
 
     def __init__(self, records: Sequence[dict[str, Any]], references: dict[int, Tensor]) -> None:
         self.references = references
-        self.rows: dict[str, dict[tuple[str, int], dict[str, Any]]] = defaultdict(dict)
+        self.rows: dict[str, dict[Key, dict[str, Any]]] = {}
         for record in sorted(records, key=_place):
-            self.rows[record["row"]][record["subject"], record["seed"]] = record
+            self.rows.setdefault(record["row"], {})[record["subject"], record["seed"]] = record
         self.stages = len(records[0]["stages"])
+        self.shared = sorted(set.intersection(*(set(of_row) for of_row in self.rows.values())))
+        self.features = {
+            row: [load_file(of_row[key]["features"]) for key in self.shared if of_row[key]["features"]]
+            for row, of_row in self.rows.items()
+        }
 
     def frames(self, stage: int) -> int:
         record = next(iter(next(iter(self.rows.values())).values()))
         return record["stages"][stage]["frames"]
 
+    @cache
     def value(self, row: str, stage: int, measure: str) -> Value | None:
-        """Mean and standard error; None where it was not measured. Lost shapes (NaN) are left out."""
-        records = list(self.rows[row].values())
-        if measure in ("FVD", "IS"):
-            return self._of_features(records, stage, measure)
-        values = [_get(record, stage, measure) for record in records]
-        return mean_and_error([v for v in values if v is not None and not math.isnan(v)])
+        """Mean and standard error; None where it was not measured. Videos whose shape is lost (NaN) are left out."""
+        if measure in STATISTICS:
+            rows = self._features(row, stage, measure)
+            return None if rows is None else statistic(measure, rows, self.references.get(stage))
+        return mean_and_error([_get(record, stage, measure) for record in self.rows[row].values()])
 
+    @cache
     def difference(self, row: str, to: str, stage: int, measure: str) -> Value | None:
-        """Mean and standard error of what `row` has more than `to`, over the subjects and seeds that both have."""
-        shared = self.rows[row].keys() & self.rows[to].keys()
-        pairs = [
-            (_get(self.rows[row][k], stage, measure), _get(self.rows[to][k], stage, measure)) for k in sorted(shared)
-        ]
-        return mean_and_error([a - b for a, b in pairs if a is not None and b is not None and not math.isnan(a - b)])
+        """What `row` has more than `to`, over the subjects and seeds that both have."""
+        if measure in STATISTICS:
+            rows, others = self._features(row, stage, measure), self._features(to, stage, measure)
+            if rows is None or others is None:
+                return None
+            return statistic(measure, rows, self.references.get(stage), less=others)
+        mine, other = self.rows[row], self.rows[to]
+        return mean_and_error(
+            [_get(mine[k], stage, measure) - _get(other[k], stage, measure) for k in mine if k in other]
+        )
 
-    def as_json(self) -> dict[str, list[dict[str, Value]]]:
-        """Every mean and standard error: by row, then a dictionary a stage."""
+    def as_json(self, to: str = "zerosmooth") -> dict[str, dict[str, Any]]:
+        """By row: how many videos, and for each stage every mean and standard error, and those of the difference."""
         return {
-            row: [
-                {m: value for m in MEASURES if (value := self.value(row, stage, m)) is not None}
-                for stage in range(self.stages)
-            ]
-            for row in self.rows
+            row: {
+                "videos": len(of_row),
+                "stages": [
+                    {
+                        "frames": self.frames(s),
+                        "values": {m: v for m in MEASURES if (v := self.value(row, s, m))},
+                        f"less {to}": {
+                            m: v for m in MEASURES if to in self.rows and (v := self.difference(row, to, s, m))
+                        },
+                    }
+                    for s in range(self.stages)
+                ],
+            }
+            for row, of_row in self.rows.items()
         }
 
-    def _of_features(self, records: Sequence[dict[str, Any]], stage: int, measure: str) -> Value | None:
-        files = [load_file(record["features"]) for record in records if record["features"]]
-        rows = [file[f"{measure}/{stage}"] for file in files if f"{measure}/{stage}" in file]
-        if len(rows) < 4 or (measure == "FVD" and stage not in self.references):
+    def _features(self, row: str, stage: int, measure: str) -> Tensor | None:
+        """n d, of the shared subjects and seeds; None if there are too few, or nothing to compare them with."""
+        rows = [file[name] for file in self.features[row] if (name := f"{measure}/{stage}") in file]
+        if len(rows) < FEWEST or len(rows) < len(self.shared) or (measure == "FVD" and stage not in self.references):
             return None
-        if measure == "IS":
-            return jackknife(torch.stack(rows), inception_score)
-        mean, covariance = gaussian(self.references[stage])
-        return jackknife(torch.stack(rows), lambda x: frechet_distance(*gaussian(x), mean, covariance))
+        return torch.stack(rows)
 
 
 def _place(record: dict[str, Any]) -> tuple[int, str, str, int]:
@@ -106,30 +131,46 @@ def _place(record: dict[str, Any]) -> tuple[int, str, str, int]:
     return place, record["row"], record["subject"], record["seed"]
 
 
-def _get(record: dict[str, Any], stage: int, measure: str) -> float | None:
-    return record["seconds"] if measure == "seconds" else record["stages"][stage].get(measure)
+def _get(record: dict[str, Any], stage: int, measure: str) -> float:
+    """NaN where it was not measured."""
+    return record["seconds"] if measure == "seconds" else record["stages"][stage].get(measure, math.nan)
 
 
 def mean_and_error(values: Sequence[float]) -> Value | None:
-    if not values:
+    """Of what is a number; the error is None for a single one."""
+    x = torch.tensor([v for v in values if math.isfinite(v)], dtype=torch.float64)
+    if not len(x):
         return None
-    x = torch.tensor(values, dtype=torch.float64)
-    return x.mean().item(), (x.std() / len(x) ** 0.5).item() if len(x) > 1 else math.nan
+    return x.mean().item(), (x.std() / len(x) ** 0.5).item() if len(x) > 1 else None
 
 
-def jackknife(rows: Tensor, statistic: Callable[[Tensor], float], folds: int = 10) -> Value:
-    """A statistic of all rows, and its standard error by leaving out one of `folds` parts at a time."""
+def statistic(measure: str, rows: Tensor, reference: Tensor | None, less: Tensor | None = None) -> Value:
+    """FVD or IS of features or classes (n d), or how much more it is than of those in `less`, pair by pair."""
+
+    def one(x: Tensor) -> float:
+        if measure == "IS":
+            return inception_score(x)
+        assert reference is not None
+        return frechet_distance(*gaussian(x), *gaussian(reference))
+
+    if less is None:
+        return jackknife(rows, one)
+    return jackknife(torch.stack([rows, less], dim=1), lambda x: one(x[:, 0]) - one(x[:, 1]))
+
+
+def jackknife(rows: Tensor, of: Callable[[Tensor], float], folds: int = 10) -> tuple[float, float]:
+    """Something of all rows, and its standard error by leaving out one of `folds` parts at a time."""
     folds = min(folds, len(rows))
     part = torch.arange(len(rows)) % folds
-    left_out = torch.tensor([statistic(rows[part != i]) for i in range(folds)], dtype=torch.float64)
+    left_out = torch.tensor([of(rows[part != i]) for i in range(folds)], dtype=torch.float64)
     spread = (left_out - left_out.mean()).square().sum() * (folds - 1) / folds
-    return statistic(rows), spread.sqrt().item()
+    return of(rows), spread.sqrt().item()
 
 
 def show(value: Value | None, digits: int, sign: bool = False) -> str:
-    if value is None or math.isnan(value[0]):
+    if value is None:
         return "-"
-    return f"{value[0]:{'+' if sign else ''}.{digits}f} ± {value[1]:.{digits}f}"
+    return f"{value[0]:{'+' if sign else ''}.{digits}f}" + ("" if value[1] is None else f" ± {value[1]:.{digits}f}")
 
 
 def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
@@ -141,24 +182,26 @@ def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
             if not (measured := [m for m in group if any(results.value(row, stage, m) for row in results.rows)]):
                 continue
             paper = PAPER.get(family, {}) if "PSNR" in measured and stage in (1, 2) else {}
-            head = [f"{title} (videos)", *measured, *(f"paper's {m}" for m in PAPER_MEASURES if paper)]
+            head = [title, "videos", *measured, *(f"paper's {m}" for m in PAPER_MEASURES if paper)]
             body = []
-            for row, records in results.rows.items():
-                line = [f"{row} ({len(records)})", *(show(results.value(row, stage, m), group[m][0]) for m in measured)]
+            for row, of_row in results.rows.items():
+                line = [row, str(len(of_row)), *(show(results.value(row, stage, m), group[m][0]) for m in measured)]
                 theirs = [None] * len(PAPER_MEASURES) if row not in paper else paper[row][stage - 1]
                 body.append(line + ["-" if v is None else str(v) for v in theirs if paper])
             parts.append(table(head, body))
-        paired = [m for m in PAIRED if any(results.difference(row, to, stage, m) for row in results.rows)]
-        if stage > 0 and to in results.rows and len(results.rows) > 1:
+        others = [row for row in results.rows if row != to]
+        if stage > 0 and to in results.rows and others:
+            paired = [m for m in PAIRED if any(results.difference(row, to, stage, m) for row in others)]
             body = [
                 [row, *(show(results.difference(row, to, stage, m), MEASURES[m][0], sign=True) for m in paired)]
-                for row in results.rows
-                if row != to
+                for row in others
             ]
-            parts.append(table([f"Less {to}, in pairs", *paired], body))
+            parts.append(table([f"Row minus {to}, pair by pair", *paired], body))
     parts.append(
-        "Mean ± standard error over videos, of FVD and IS by jackknife; differences of the same subjects and seeds. "
-        "The paper's numbers are of the real checkpoint, other prompts and other detectors: only their order compares."
+        f"Mean ± standard error over videos. FVD and IS are of the {len(results.shared)} subjects and seeds that all "
+        "rows have, their errors by jackknife: few videos raise FVD, as a perfect row shows too. Videos whose shape is "
+        "lost in a frame have no motion. FreeNoise, without fresh noise in any stage, has its own base videos. The "
+        "paper's numbers are of the real checkpoint, other prompts and detectors: only their order compares."
     )
     parts.append("\n".join(f"- `{m}`: {says}." for m, (_, says) in MEASURES.items()))
     return "\n\n".join(parts) + "\n"

@@ -24,7 +24,7 @@ import zerosmooth
 from zerosmooth.cascade import METHODS, Cascade
 from zerosmooth.config import ModelConfig
 from zerosmooth.metrics import psnr
-from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth.pipeline import Pipeline, Video, default_chunk
 
 from .draw import MOTION, Scene, first_frame, frame_times, random_scene, render
 from .read import Reading, read
@@ -63,10 +63,11 @@ def measures(readings: Sequence[Reading], scenes: Sequence[Scene], fps: float) -
 
 
 def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float) -> Tensor:
-    """The scene itself, encoded and decoded: uint8 f h w 3."""
+    """The scene itself, encoded and decoded as a video of the checkpoint is: uint8 f h w 3."""
     video = render([scene], frame_times(frames, fps)[None], pipeline.config.defaults.height)[0]
-    latents = pipeline.networks.vae.encode((video * 2 - 1).to(pipeline.device, pipeline.dtype))
-    return pipeline.decode(latents)
+    vae = pipeline.networks.vae
+    latents = vae.encode((video * 2 - 1).to(pipeline.device, vae.dtype))
+    return pipeline.decode(latents, default_chunk(pipeline.config))
 
 
 def key_frame_psnr(

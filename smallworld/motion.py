@@ -6,6 +6,8 @@ frames themselves show what was asked (the gate does), and anything that is not 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,28 +17,46 @@ from .draw import Scene, coverage, tail_color, tails
 from .read import Reading
 
 
-def smoothness(reading: Reading, n: int, size: int) -> dict[str, float]:
-    """Measures of a video of n frames for one key frame; NaN where the shape is lost in a frame.
+def jitter(reading: Reading, size: int) -> float:
+    """Root mean square of the path's second difference; NaN where the shape is lost in a frame."""
+    path = reading.path * size
+    return (path[2:] - 2 * path[1:-1] + path[:-2]).square().sum(1).mean().sqrt().item()
 
-    jitter: root mean square of the path's second difference. off path: of the inserted frames' distance from uniform
-    motion between the key frames around them. area: mean relative difference of the inserted frames' area from that
-    of the key frames around them.
+
+def smoothness(reading: Reading, n: int, size: int) -> dict[str, float]:
+    """Measures of the inserted frames of a video of n frames for one key frame; NaN where the shape is lost in a frame.
+
+    off path: root mean square of their distance from uniform motion between the key frames around them. area: mean
+    relative difference of their area from what lies between those of the key frames. color: mean distance of their
+    colour, of 255, likewise.
     """
-    path, area = reading.path * size, reading.area
-    keys = len(path) // n
-    inside = (keys - 1) * n + 1  # frames behind the last key frame have only one neighbour
-    share = (torch.arange(inside) % n / n)[:, None]
-    left = (torch.arange(inside) // n).clamp(max=keys - 2) if keys > 1 else torch.zeros(inside, dtype=torch.long)
-    right = (left + 1).clamp(max=keys - 1)
-    inserted = share[:, 0] > 0
-    uniform = torch.lerp(path[::n][left], path[::n][right], share)
-    expected = torch.lerp(area[::n][left], area[::n][right], share[:, 0])
-    second = path[2:] - 2 * path[1:-1] + path[:-2]
+    between = Between(len(reading.path), n)
+    inserted = between.share > 0
+    path, area, rgb = (x[: len(inserted)] for x in (reading.path * size, reading.area, reading.rgb * 255))
+    lost = math.nan if reading.path.isnan().any() else 0.0
     return {
-        "jitter": second.square().sum(1).mean().sqrt().item(),
-        "off path": (path[:inside] - uniform).square().sum(1)[inserted].mean().sqrt().item(),
-        "area": (area[:inside] / expected - 1).abs()[inserted].mean().item(),
+        "off path": (path - between(reading.path * size)).square().sum(1)[inserted].mean().sqrt().item() + lost,
+        "area": (area / between(reading.area) - 1).abs()[inserted].mean().item() + lost,
+        "color": (rgb - between(reading.rgb * 255)).norm(dim=1)[inserted].mean().item() + lost,
     }
+
+
+class Between:
+    """What lies linearly between the key frames of a video: of each frame up to the last key frame.
+
+    frames: of the whole video, n for one key frame. share: f, of the way from one key frame to the next.
+    """
+
+    def __init__(self, frames: int, n: int) -> None:
+        keys = -(-frames // n)
+        frame = torch.arange((keys - 1) * n + 1)
+        self.n, self.left, self.share = n, frame // n, frame % n / n
+        self.right = (self.left + 1).clamp(max=keys - 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: f ..., something of each frame, of which the key frames' counts."""
+        keys = x[:: self.n]
+        return torch.lerp(keys[self.left], keys[self.right], self.share.view(-1, *[1] * (x.ndim - 1)))
 
 
 def redrawn_psnr(frames: Tensor, reading: Reading, scene: Scene, n: int) -> dict[str, float]:
@@ -49,25 +69,17 @@ def redrawn_psnr(frames: Tensor, reading: Reading, scene: Scene, n: int) -> dict
     """
     if reading.shape is None or reading.path[::n].isnan().any():
         return {"redrawn": float("nan"), "redrawn keys": float("nan")}
-    size, inside = frames.shape[1], (len(frames[::n]) - 1) * n + 1
-    left = torch.arange(inside) // n
-    right = (left + 1).clamp(max=len(frames[::n]) - 1)
-    share = (torch.arange(inside) % n / n)[:, None]
-
-    def between(keys: Tensor) -> Tensor:
-        return torch.lerp(keys[left].flatten(1), keys[right].flatten(1), share).unflatten(1, keys.shape[1:])
-
-    pixels = frames[::n].float() / 255
-    path, radius = between(reading.path[::n]), between((reading.area[::n] / torch.pi).sqrt()[:, None])[:, 0]
-    image = between(pixels.median(2, keepdim=True).values).expand(-1, -1, size, -1)  # ground: a grey a row
+    size, between = frames.shape[1], Between(len(frames), n)
+    path, radius = between(reading.path), between((reading.area / torch.pi).sqrt())
+    ground = (frames.float() / 255).median(2, keepdim=True).values  # a grey a row
+    image = between(ground).expand(-1, -1, size, -1)
     if scene.tail:
         behind = tails([scene], path[None], size)[0, ..., None]
         image = torch.lerp(image, torch.full_like(image, tail_color(scene)), behind)
-    cover = coverage([reading.shape] * inside, path[:, None], radius, size)[:, 0, ..., None]
-    image = torch.lerp(image, reading.rgb.expand_as(image), cover)
-    image = (image * 255).round().byte()
-    inserted = torch.arange(inside) % n > 0
+    cover = coverage([reading.shape] * len(path), path[:, None], radius, size)[:, 0, ..., None]
+    image = torch.lerp(image, between(reading.rgb)[:, None, None].expand_as(image), cover)
+    image, frames, inserted = (image * 255).round().byte(), frames[: len(image)], between.share > 0
     return {
-        "redrawn": psnr(frames[:inside][inserted], image[inserted]),
-        "redrawn keys": psnr(frames[:inside][~inserted], image[~inserted]),
+        "redrawn": psnr(frames[inserted], image[inserted]),
+        "redrawn keys": psnr(frames[~inserted], image[~inserted]),
     }

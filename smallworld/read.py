@@ -21,8 +21,8 @@ CHROMA = 0.3  # largest less smallest channel from which a pixel is the shape's;
 @dataclass(frozen=True)
 class Reading:
     """color, shape: None where nothing coloured is seen. path: f 2, centre of the shape in sides, NaN where unseen.
-    area: f, share of the frame. likeness: overlap over union with the best shape's outline, mean over frames. rgb: 3,
-    mean of the shape's pixels."""
+    area: f, share of the frame. likeness: overlap over union with the best shape's outline, mean over frames. rgb: f 3,
+    mean of the shape's pixels in each frame, 0 to 1, NaN where unseen."""
 
     color: str | None
     shape: str | None
@@ -66,9 +66,8 @@ def read(frames: Tensor) -> Reading:
     mask = chroma > CHROMA  # f h w
     seen = mask.float().mean((1, 2)) > 0.005
     if not seen.any():
-        return Reading(
-            None, None, torch.full((len(x), 2), math.nan), torch.zeros(len(x)), 0.0, torch.full((3,), math.nan)
-        )
+        unseen = torch.full((len(x), 3), math.nan)
+        return Reading(None, None, unseen[:, :2], torch.zeros(len(x)), 0.0, unseen)
     grid = (torch.arange(size) + 0.5) / size
     core = mask & (chroma > 0.8 * chroma.amax((1, 2), keepdim=True))  # without edges, where colours mix with the ground
     near = F.max_pool2d(mask.float()[:, None], 3, stride=1, padding=1)[:, 0]
@@ -78,7 +77,9 @@ def read(frames: Tensor) -> Reading:
     path = torch.stack([(weight.sum(1) * grid).sum(1), (weight.sum(2) * grid).sum(1)], dim=1)
     path[~seen] = math.nan
 
-    mean = x[core & seen[:, None, None]].mean(0)
+    inner = (core & seen[:, None, None]).float()[..., None]
+    rgb = (x * inner).sum((1, 2)) / inner.sum((1, 2))  # 0 / 0 where unseen
+    mean = (x * inner).sum((0, 1, 2)) / inner.sum()
     color = min(COLORS, key=lambda name: (torch.tensor(COLORS[name]) - mean).norm().item())
 
     radius = (area[seen] / math.pi).sqrt()
@@ -88,4 +89,4 @@ def read(frames: Tensor) -> Reading:
         overlap = (outline & mask[seen]).sum((1, 2)) / (outline | mask[seen]).sum((1, 2))
         likeness[shape] = overlap.mean().item()
     best = max(likeness, key=likeness.__getitem__)
-    return Reading(color, best, path, area, likeness[best], mean)
+    return Reading(color, best, path, area, likeness[best], rgb)

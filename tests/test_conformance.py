@@ -194,14 +194,15 @@ def test_the_example_smooths_a_video(tmp_path):
 
 
 def test_the_examples_disc_moves_evenly():
-    """Its way from key frame to key frame, and a quarter of it from frame to frame of the smooth video."""
+    """The same way in 8 and in 32 frames, evenly to within a pixel and a half, and key frames stay where they were."""
     network = tiny_dit.trained()
     for label, (dx, dy) in enumerate(tiny_dit.SIDES.tolist()):
         short, _, long = tiny_dit.smooth(network, Cascade(8, (2, 2)), label, seed=label)
-        for x, way in ((short, 12 / 8), (long, 12 / 32)):
-            steps = center(x).diff(dim=0) @ torch.tensor([dx, dy])
-            assert abs(steps.mean() - way) < 0.25 * way and steps.min() > -0.5 * way
-        assert (center(long)[::4] - center(short)).norm(dim=1).max() < 1  # of 24 pixels
+        for x in (short, long):
+            path = center(x) @ torch.tensor([dx, dy])
+            even = 12 * torch.arange(len(x)) / len(x)  # pixels, as it was trained
+            assert (path - path.mean() - even + even.mean()).square().mean().sqrt() < 1.5
+        assert (center(long)[::4] - center(short)).norm(dim=1).max() < 2  # of 24 pixels
 
 
 def center(video: torch.Tensor) -> torch.Tensor:

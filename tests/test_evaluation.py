@@ -20,6 +20,7 @@ from smallworld import classifier
 from smallworld.draw import frame_times, random_scene, render
 from zerosmooth.cascade import Cascade
 from zerosmooth.metrics import inception_score
+from zerosmooth.results import write_tensors
 from zerosmooth.video import write_video
 
 ROOT = Path(__file__).parent.parent
@@ -66,12 +67,29 @@ def test_each_row_of_the_ablation_adds_one_part():
 
 
 def test_a_row_may_change_settings():
-    row = rows.cascade_of("zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant", Cascade(8))
+    row = rows.cascade_of(
+        "zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant,spatial=false", Cascade(8)
+    )
     assert (row.correction.a1_probability, row.overlap, row.strength_schedule) == (0.5, 2, "constant")
-    with pytest.raises(ValueError, match="no row 'magic'"):
-        rows.cascade_of("magic", Cascade(8))
-    with pytest.raises(ValueError, match="changes 'steps'"):
-        rows.cascade_of("zerosmooth:steps=3", Cascade(8))
+    assert not row.correction.spatial and row.correction.temporal
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("magic", "no row 'magic'"),
+        ("zerosmooth:steps=3", "changes 'steps'"),
+        ("zerosmooth:spatial=no", "true or false is needed"),
+        ("zerosmooth:strength=high", "float is needed"),
+        ("zerosmooth:overlap=2.5", "int is needed"),
+        ("zerosmooth:strength=2", "not in"),
+        ("zerosmooth:kv_operator=A3", "A1/A2"),
+        ("direct:strength=1", "does nothing to direct"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(row, message):
+    with pytest.raises(ValueError, match=message):
+        rows.cascade_of(row, Cascade(8))
 
 
 # --- measures
@@ -89,10 +107,11 @@ def test_a_true_video_measures_as_well_as_can_be(true):
     scene, short, long = true
     got = measures(long, short, 4, scene, fps=8)
     assert got["PSNR"] > 60 and got["SSIM"] > 0.999
-    assert got["jitter"] < 0.2 and got["off path"] < 0.2 and got["area"] < 0.02
+    assert got["jitter"] < 0.2 and got["off path"] < 0.2 and got["area"] < 0.02 and got["lost"] == 0
     assert got["redrawn"] > 30 and abs(got["redrawn"] - got["redrawn keys"]) < 1.5
     assert all(got[f"{what} right"] == 1 for what in ("color", "shape", "direction", "speed"))
-    assert set(measures(short, short, 1, scene, 8)) == {f"{w} right" for w in ("color", "shape", "direction", "speed")}
+    right = {f"{what} right" for what in ("color", "shape", "direction", "speed")}
+    assert set(measures(short, short, 1, scene, 8)) == right | {"lost", "jitter"}
 
 
 def test_held_and_blended_frames_lose_what_they_should(true):
@@ -153,13 +172,13 @@ def test_our_classifier_reads_the_small_world():
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     x = torch.arange(10.0)[:, None]
-    value, error = tables.jackknife(x, lambda rows: rows.mean().item())
+    value, error = tables.jackknife(x, lambda part: part.mean().item())
     assert value == 4.5 and error == pytest.approx(x.std().item() / math.sqrt(10), rel=1e-6)
 
 
-def record(row: str, subject: str, psnr: float) -> dict:
+def record(row: str, subject: str, psnr: float, features: Path | None = None) -> dict:
     stages = [{"frames": 16}, {"frames": 32, "PSNR": psnr}]
-    return {"row": row, "subject": subject, "seed": 0, "seconds": 1.0, "stages": stages, "features": None}
+    return {"row": row, "subject": subject, "seed": 0, "seconds": 1.0, "stages": stages, "features": features}
 
 
 def test_tables_give_means_errors_and_paired_differences():
@@ -170,8 +189,37 @@ def test_tables_give_means_errors_and_paired_differences():
     assert results.difference("direct", "zerosmooth", 1, "PSNR") == (-4.5, pytest.approx(0.5))  # -5 and -4
     assert results.value("direct", 1, "jitter") is None and list(results.rows) == ["direct", "zerosmooth"]
     text = tables.markdown(results, "vc2")
-    assert "| zerosmooth (2) | 22.00 ± 2.00 |" in text and "| direct | -4.50 ± 0.50 |" in text
+    assert "| zerosmooth | 2 | 22.00 ± 2.00 |" in text and "| direct | -4.50 ± 0.50 |" in text
     assert "24.12" in text and "10.9" in text  # the paper's
+
+
+def test_a_table_without_the_method_and_with_lost_shapes():
+    results = tables.Results([record("direct", "a", 15.0), record("ddnm", "a", math.nan)], {})
+    assert "| direct | 1 | 15.00 |" in tables.markdown(results, "svd") and results.value("ddnm", 1, "PSNR") is None
+    json.loads(json.dumps(results.as_json(), allow_nan=False))
+
+
+def test_fvd_and_is_are_those_of_the_same_videos(tmp_path):
+    """Features whose Gaussians are known: FVD is the squared distance of the means. One row has a video more."""
+    square = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]).repeat(3, 1)
+
+    def records(row: str, x: Tensor, p: Tensor) -> list[dict]:
+        found = []
+        for i in range(len(x)):
+            write_tensors(path := tmp_path / f"{row}{i}.features", {"FVD/0": x[i], "FVD/1": x[i] + 9, "IS/1": p[i]})
+            found.append(record(row, str(i), 20.0, path))
+        return found
+
+    classes = torch.eye(4).repeat(3, 1)  # sure, and even over four: a score of 4
+    extra = torch.cat([square + torch.tensor([3.0, 0]), torch.tensor([[100.0, 100.0]])])
+    of_direct = records("direct", extra, torch.cat([classes, classes[:1]]))
+    results = tables.Results([*of_direct, *records("zerosmooth", square, classes)], {0: square, 1: square + 9})
+    assert len(results.shared) == 12
+    for stage in (0, 1):
+        assert results.value("direct", stage, "FVD") == (pytest.approx(9, abs=1e-5), pytest.approx(1.4, abs=1.4))
+        assert results.value("zerosmooth", stage, "FVD")[0] == pytest.approx(0, abs=1e-5)
+        assert results.difference("direct", "zerosmooth", stage, "FVD")[0] == pytest.approx(9, abs=1e-5)
+    assert results.value("direct", 1, "IS")[0] == pytest.approx(4) and results.value("direct", 0, "IS") is None
 
 
 # --- the command
@@ -221,10 +269,13 @@ def test_it_writes_records_tables_and_pictures(whole):
     folder, said = whole
     results = json.loads((folder / "results.json").read_text())
     assert list(results["rows"]) == ["direct", "ddnm", "zerosmooth", "zerosmooth:strength=0.4"]
-    assert set(results["rows"]["direct"][1]) >= {"FVD", "IS", "PSNR", "SSIM"}
+    second = results["rows"]["direct"]["stages"][1]
+    assert set(second["values"]) == {"FVD", "IS", "PSNR", "SSIM", "blend", "seconds"}
+    assert set(second["less zerosmooth"]) == set(second["values"])
+    assert results["rows"]["direct"]["videos"] == 12
     assert "features.pt" in results["protocol"]["FVD"] and results["versions"]["torch"]
     assert (folder / "table.md").read_text() in said + "\n" and "24.12" in said
-    assert len(list((folder / "videos").glob("*.json"))) == 48 and len(list((folder / "real").iterdir())) == 4
+    assert len(list((folder / "videos").glob("*.json"))) == 48 and len(list((folder / "real").rglob("*.features"))) == 4
     assert iio.imread(folder / "side-by-side-0.png").ndim == 3
 
 
@@ -246,8 +297,9 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(experiment, whole,
             assert x == pytest.approx(y, abs=1e-3)
     one, two = (json.loads((folder / "results.json").read_text())["rows"] for folder in (whole[0], tmp_path))
     for row in one:
-        assert one[row][1]["FVD"] == pytest.approx(two[row][1]["FVD"], rel=1e-3, abs=1e-6)
-        assert one[row][1]["PSNR"] == pytest.approx(two[row][1]["PSNR"], abs=1e-3)
+        for x, y in zip(one[row]["stages"], two[row]["stages"]):
+            for measure in set(x["values"]) - {"seconds"}:
+                assert x["values"][measure] == pytest.approx(y["values"][measure], rel=1e-3, abs=1e-4)
 
 
 def test_another_evaluation_does_not_mix_in(experiment, whole):
@@ -259,13 +311,15 @@ def test_another_evaluation_does_not_mix_in(experiment, whole):
 def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, tiny):
     for extra, message in (
         (["--rows", "magic"], "no row 'magic'"),
-        (["--rows", "freenoise", "--eta", "1"], "freenoise"),
+        (["--guidance_scale", "nan"], "is no number"),
         (["--real", tmp_path / "nowhere"], "does not exist"),
         (["--detector", tiny / "vc2.safetensors"], "no TorchScript file"),
+        (["--rows", "zerosmooth", "--scenes", "2"], "whose videos are square"),
     ):
         process = evaluate(*experiment, "--outdir", tmp_path / "out", *extra)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 1 and message in err and "Traceback" not in err
+        assert not (tmp_path / "out/videos").exists()
 
 
 # --- two folders
@@ -281,8 +335,10 @@ def test_folders_of_videos_are_compared(tmp_path, true, stand_ins):
             for j, frame in enumerate(frames):
                 iio.imwrite(folder / f"{j:03d}.png", frame.numpy())
     found = {"FVD": detectors.torchscript(stand_ins["features"], CPU, False)}
-    text = compare.compare(str(tmp_path / "A"), str(tmp_path / "B"), found)
-    assert "4 pairs" in text and "| PSNR |" in text and "| FVD |" in text and "| blend |" in text
+    real = torch.stack([found["FVD"](short) for _ in range(4)])
+    text = compare.compare(str(tmp_path / "A"), str(tmp_path / "B"), found, real)
+    assert "4 pairs" in text and "| PSNR | 100.00 ± 0.00 |" in text and "| SSIM | 1.000 ± 0.000 |" in text
+    assert "| FVD of A | 0.00 ± 0.00 |" in text and "| FVD of B |" in text and "| blend |" in text
     with pytest.raises(ValueError, match="no video at"):
         compare.compare(str(tmp_path / "*.mp4"), str(tmp_path / "B"), {})
     for path in (tmp_path / "B/video0").iterdir():

@@ -1,5 +1,6 @@
 """The small world is read back as it was drawn."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
 from smallworld.gate import LIMITS, measures
-from smallworld.motion import smoothness
+from smallworld.motion import jitter, smoothness
 from smallworld.read import read
 
 SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
@@ -97,27 +98,35 @@ def dense():
 
 
 def test_true_motion_is_smooth(dense):
-    got = smoothness(read(dense[0]), 4, size=64)
-    assert got["jitter"] < 0.1 and got["off path"] < 0.1 and got["area"] < 0.02  # of a pixel: how well it is read
+    reading = read(dense[0])
+    got = smoothness(reading, 4, size=64)
+    assert jitter(reading, 64) < 0.1  # of a pixel: how well it is read
+    assert got["off path"] < 0.1 and got["area"] < 0.02 and got["color"] < 2
 
 
-def test_stutter_jitter_and_swelling_are_seen(dense):
+def test_stutter_jitter_swelling_and_fading_are_seen(dense):
     video, scene = dense
-    good = smoothness(read(video), 4, 64)
-    stutter = smoothness(read(video[::4].repeat_interleave(4, 0)), 4, 64)  # every key frame held
+    still = video[::4].repeat_interleave(4, 0)  # every key frame held
     step = SPEEDS[scene.speed] * 64 / 8  # pixels from key frame to key frame
     mean = step * (sum((i / 4) ** 2 for i in (1, 2, 3)) / 3) ** 0.5
-    assert abs(stutter["off path"] - mean) < 0.3 and stutter["jitter"] > 3 * good["jitter"]
+    assert abs(smoothness(read(still), 4, 64)["off path"] - mean) < 0.3
+    assert jitter(read(still), 64) > 3 * jitter(read(video), 64)
     shaken = video.clone()
     shaken[1::2] = shaken[1::2].roll(2, dims=1)  # every other frame two pixels down
-    assert smoothness(read(shaken), 4, 64)["jitter"] == pytest.approx(4, abs=0.5)  # 2 - 2 * 0 + 2
+    assert jitter(read(shaken), 64) == pytest.approx(4, abs=0.5)  # 2 - 2 * 0 + 2
     times, larger = frame_times(64, 32), replace(scene, radius=scene.radius * 1.2)
     swollen = render([larger], times[None])[0].permute(0, 2, 3, 1)
     swollen[::4] = video[::4]
     assert smoothness(read(swollen), 4, 64)["area"] == pytest.approx(0.44, abs=0.06)  # 1.2 squared, less one
+    pale = video * 0.8
+    pale[::4] = video[::4]
+    expected = 0.2 * 255 * torch.tensor(COLORS[scene.color]).norm().item()
+    assert smoothness(read(pale), 4, 64)["color"] == pytest.approx(expected, rel=0.1)
 
 
 def test_a_lost_shape_is_no_number(dense):
-    video = dense[0].clone()
-    video[5] = 0.5
-    assert all(value != value for name, value in smoothness(read(video), 4, 64).items() if name != "area")
+    for lost in (4, 5):  # a key frame, an inserted one
+        video = dense[0].clone()
+        video[lost] = 0.5
+        reading = read(video)
+        assert all(math.isnan(value) for value in [jitter(reading, 64), *smoothness(reading, 4, 64).values()])

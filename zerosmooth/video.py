@@ -59,7 +59,8 @@ def find_videos(folder: Path) -> list[Path]:
         raise ValueError(f"the folder of videos {folder} does not exist")
     files = [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".")]
     frames = {p.parent for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")}
-    if not (found := sorted([*files, *(f for f in frames if f != folder)])):
+    frames -= {folder, *(p.parent for p in files)}  # pictures beside videos are no video
+    if not (found := sorted([*files, *frames])):
         raise ValueError(f"the folder {folder} has no videos ({', '.join(VIDEO_SUFFIXES)}, or folders of frames)")
     return found
 
