@@ -122,7 +122,8 @@ def compare_folders(args: argparse.Namespace) -> None:
         videos = reference.RealVideos(args.real, args.outdir / "real", measured["FVD"])
         videos.measure()
         real = videos.features()
-    print(compare(*args.compare, measured, real))
+    a, b = args.compare
+    print(compare(a, b, measured, real))
 
 
 def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:

@@ -39,7 +39,7 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
         try:
             import matplotlib
         except ImportError:
-            print("curves.png needs matplotlib: pip install '.[evaluation]'")
+            print("curves.png needs matplotlib: pip install '.[plots]'")
         else:
             matplotlib.use("agg")
             paths.append(folder / "curves.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from zerosmooth.bus import Correction
 from zerosmooth.cascade import METHODS, Cascade
@@ -21,7 +22,7 @@ TABLES = {
 ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth"]
 
 # FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 and 3; "windowed" and "freenoise" are not in the paper)
-PAPER = {
+PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
     "vc2": {
         "direct": ((1202.3, 30.31, 10.90, 0.426), (1183.9, 21.63, 10.81, 0.409)),
         "ddnm": ((1139.6, 40.99, 23.50, 0.841), (1100.4, 35.90, 22.21, 0.813)),
@@ -90,7 +91,7 @@ def _word(key: str, text: str) -> str:
     return text  # Cascade and Correction refuse what they do not know
 
 
-CHANGES: dict[str, Callable[[str, str], object]] = {
+CHANGES: dict[str, Callable[[str, str], Any]] = {
     "spatial": _switch,
     "temporal": _switch,
     "kv_operator": _word,

@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, condition: Tensor, bus: Stage | None) -> Tensor:
         shifts = self.modulation(F.silu(condition))[:, None, None].chunk(9, dim=-1)
-        layers = (lambda x: self.spatial(x, bus), lambda x: self.temporal(x, bus), self.ff)
+        layers = (lambda x: self.spatial(x, bus), lambda x: self.temporal(x, bus), lambda x: self.ff(x))
         for i, (layer, norm) in enumerate(zip(layers, self.norms)):
             scale, shift, gate = shifts[3 * i : 3 * i + 3]
             h = h + gate * layer(norm(h) * (1 + scale) + shift)

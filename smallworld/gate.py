@@ -74,7 +74,7 @@ def key_frame_psnr(
     pipeline: Pipeline, scenes: Sequence[Scene], seed: int, method: str, scales: tuple[int, ...]
 ) -> list[Tensor]:
     """For each further stage, the PSNR of its key frames against the base video, one value a scene."""
-    values = [[] for _ in scales]
+    values: list[list[float]] = [[] for _ in scales]
     for i, scene in enumerate(tqdm(scenes, desc=method, leave=False)):
         cascade = Cascade(pipeline.config.unet.frames, scales, method=method)
         video = make(pipeline, scene, seed + i, cascade)

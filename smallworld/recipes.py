@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from zerosmooth.config import FAMILIES, Defaults, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
@@ -34,7 +35,9 @@ SMALL_TEXT = TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, h
 # v and betas that leave no signal at the last timestep: flat bright backgrounds need both
 SMALL_DDIM = DDIMConfig(beta_end=0.03, prediction="v")
 SMALL_DEFAULTS = Defaults(height=64, width=64, steps=25, guidance_scale=2.0, prompt="a red circle moving left quickly")
-SIZE = dict(channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8)
+SIZE: dict[str, Any] = dict(
+    channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8
+)
 RECIPES = {
     "vc2-small": Recipe(
         ModelConfig(

@@ -31,7 +31,7 @@ from zerosmooth import checkpoint
 from zerosmooth.attention import TemporalAttention
 from zerosmooth.cascade import Cascade
 from zerosmooth.models.autoencoder import Autoencoder
-from zerosmooth.models.clip import TextTower
+from zerosmooth.models.clip import TextConfig, TextTower
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Networks, Pipeline
@@ -52,6 +52,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
     """
     torch.manual_seed(0)
     vae = Autoencoder(recipe.config.vae)
+    assert vae.quant_conv.bias is not None
     nn.init.constant_(vae.quant_conv.bias[recipe.config.vae.latent_channels :], -6.0)
     vae.to(device)
     if recipe.autoencoder_from is not None:
@@ -125,6 +126,7 @@ def train_text(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower:
     """A text tower whose last tokens tell what the prompt asks for: a linear layer reads each word's kind off them."""
     torch.manual_seed(2)
     text = recipe.config.encoder
+    assert isinstance(text, TextConfig)
     tower = TextTower(text).to(device)
     tokenizer = Tokenizer(text.merges, text.context_length, text.pad_token)
     answers = {kind: {word: i for i, word in enumerate(["", *words])} for kind, words in WORDS.items()}
@@ -179,7 +181,7 @@ def train_diffusion(
         """Context, reference latents and numbers of scenes."""
         left_out = torch.tensor([rng.random() < 0.1 for _ in chosen], device=device)
         fps = torch.tensor([float(rates[i]) for i in chosen], device=device)
-        if not config.takes_images:
+        if isinstance(networks.encoder, TextTower):
             prompts = ["" if out else prompt_of(scenes[i], rng) for i, out in zip(chosen, left_out.tolist())]
             return networks.encoder(pipeline.tokenizer(prompts).to(device)), None, fps
         first = render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
@@ -295,8 +297,8 @@ def start_as_identity(unet: nn.Module) -> None:
 @contextmanager
 def single_frames(unet: nn.Module) -> Iterator[None]:
     """Within, the temporal layers of a network hand on what they get: they have not been trained yet."""
-    layers = [m for m in unet.modules() if isinstance(m, (TemporalConv, TemporalTransformer))]
-    branches = [m for m in unet.modules() if isinstance(m, TemporalAttention)]
+    layers: list[nn.Module] = [m for m in unet.modules() if isinstance(m, (TemporalConv, TemporalTransformer))]
+    branches: list[nn.Module] = [m for m in unet.modules() if isinstance(m, TemporalAttention)]
     for module in layers:
         module.forward = lambda x, *rest: x
     for module in branches:

@@ -35,7 +35,8 @@ class Trainer:
         self.module, self.schedule, self.folder = module, schedule, folder
         self.optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
         self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self.step, self.seconds, self.log = 0, 0.0, []
+        self.step, self.seconds = 0, 0.0
+        self.log: list[dict[str, float]] = []
         if (folder / "state.json").exists():
             self._resume()
 
@@ -75,7 +76,7 @@ class Trainer:
         return _Swapped(self.module, self.average)
 
     def save(self) -> None:
-        named = dict(self.module.named_parameters())
+        named: dict[str, Tensor] = dict(self.module.named_parameters())
         moments = {  # zeros for what has not been trained yet
             key: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in named.items()}
             for key in ("exp_avg", "exp_avg_sq")

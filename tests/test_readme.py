@@ -2,7 +2,10 @@
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,23 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not target.startswith("http"):
             assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_walks_pictures_can_be_made_again(tmp_path, tiny):
+    """All that docs/method.md shows, by its script, from a tiny checkpoint with few steps."""
+    command = [
+        sys.executable,
+        "docs/figures.py",
+        "--ckpt",
+        tiny / "vc2.safetensors",
+        "--steps",
+        "2",
+        "--outdir",
+        tmp_path,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shown = set(re.findall(r"!\[.*\]\((.+)\.png\)", (ROOT / "docs/method.md").read_text()))
+    assert shown == {path.stem for path in tmp_path.glob("*.png")}

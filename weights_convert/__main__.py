@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from zerosmooth.checkpoint import looks_like, save, tensor_shapes
 from zerosmooth.config import FAMILIES, ModelConfig
+from zerosmooth.samplers import DDIMConfig
 
 from . import lavie, svd, videocrafter
 from .engine import ConversionError, convert
@@ -100,6 +101,7 @@ def check_rotary(source: Source) -> None:
 
 def check_schedule(source: Source, config: ModelConfig) -> None:
     """The schedule's buffers are dropped; but if they are there, they must be the family's."""
+    assert isinstance(config.sampler, DDIMConfig)
     ours = {"alphas_cumprod": config.sampler.alphas_cumprod()}
     if config.sampler.data_scale != 1:
         ours["scale_arr"] = config.sampler.data_scales()

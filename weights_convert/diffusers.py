@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from zerosmooth.models.autoencoder import AutoencoderConfig
-from zerosmooth.models.lavie import LaVieConfig
-from zerosmooth.models.svd import SVDConfig
+from zerosmooth.models.unet import SkeletonConfig
 
 from .engine import Table
 
@@ -55,7 +54,7 @@ def mlp(source: str, target: str) -> list[tuple[str, str]]:
     return [(f"{source}.linear_1.*", f"{target}.0.*"), (f"{source}.linear_2.*", f"{target}.2.*")]
 
 
-def unet(c: LaVieConfig | SVDConfig, res: Table, transformer: Table) -> Table:
+def unet(c: SkeletonConfig, res: Table, transformer: Table) -> Table:
     """A UNet's skeleton. Its levels hold lists of blocks; ours are one list down and one up."""
     levels, each = len(c.channel_mult), c.res_blocks + 1  # blocks of a level, and what leads to the next one
     rows = [("conv_in.*", "conv_in.*"), *mlp("time_embedding", "time_embedding")]

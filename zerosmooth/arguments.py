@@ -94,7 +94,7 @@ def settings_of(args: argparse.Namespace, config: ModelConfig, cascade: Cascade)
         if getattr(args, name, None) is not None:
             source = "images" if config.takes_images else "prompts"
             raise ValueError(f"--{name} does not fit {args.ckpt}, which makes videos from {source}")
-    names = ("height", "width", "steps", "eta", "guidance_scale", "fps")
+    names: tuple[str, ...] = ("height", "width", "steps", "eta", "guidance_scale", "fps")
     names += ONLY_IMAGES if config.takes_images else ("negative_prompt",)
     settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
     settings["eta"] = default_eta(config, cascade) if args.eta is None else args.eta

@@ -138,7 +138,7 @@ class TemporalAttention(Attention):
             o = windowed(attention, q, k, v, spans)
         else:
             parts = zip(*(x.split(BATCH_LIMIT) for x in (q, k, v)))
-            o = torch.cat([windowed(attention, *part, spans) for part in parts])
+            o = torch.cat([windowed(attention, q, k, v, spans) for q, k, v in parts])
         return rearrange(o, "(b l) h f d -> b f l (h d)", b=b)
 
 

@@ -145,6 +145,8 @@ class _Spy(HiddenStateBus):
 
 
 class _SpyStage(Stage):
+    bus: _Spy
+
     def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> dict[str, Tensor] | None:
         self.bus.keys = {}
         corrected = super().exchange(module, part, **states)

@@ -129,6 +129,7 @@ def needs(
         if cascade.lockstep and bus is not None:
             activations = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
             together = replace(cascade, bus_device=None).bus()
+            assert together is not None
             cascade_step(run, xs, together, 0, weight)
             held = together.peak_bytes
         decoding = peak(lambda: networks.vae.decode_raw(z))

@@ -36,7 +36,7 @@ def read_image(path: Path) -> Tensor:
         with iio.imopen(path, "r", plugin="pillow") as file:
             mode = file.metadata(index=0, exclude_applied=False)["mode"]
             deep = mode.startswith("I")  # grey, more than 8 bits a pixel
-            image = np.asarray(file.read(index=0, mode=None if deep else "RGBA", rotate=True))
+            image = np.asarray(file.read(index=0, mode=None if deep else "RGBA", rotate=True))  # type: ignore[call-arg]
     except Exception as error:  # whatever the decoder of some format raises
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the image {path} cannot be read, or is damaged ({first})") from error

@@ -15,11 +15,12 @@ from .cascade import Cascade, nested_noise
 from .config import ModelConfig
 from .images import fit
 from .models.autoencoder import Autoencoder
-from .models.clip import ImageTower, TextConfig, TextTower
+from .models.clip import ImageConfig, ImageTower, TextConfig, TextTower
 from .models.lavie import LaVieUNet
 from .models.layers import set_frame_chunk
 from .models.svd import SVDUNet
 from .models.tokenizer import Tokenizer
+from .models.unet import Skeleton
 from .models.videocrafter import UNet
 
 UNETS = {"vc2": UNet, "vc1": UNet, "lavie": LaVieUNet, "svd": SVDUNet}
@@ -33,11 +34,14 @@ class NonFiniteError(ArithmeticError):
 class Networks(nn.Module):
     """The networks of a checkpoint; their parameters carry the names they have in its file."""
 
+    encoder: TextTower | ImageTower
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.unet = UNETS[config.family](config.unet)
         self.vae = Autoencoder(config.vae)
-        self.encoder = ImageTower(config.encoder) if config.takes_images else TextTower(config.encoder)
+        c = config.encoder
+        self.encoder = ImageTower(c) if isinstance(c, ImageConfig) else TextTower(c)
 
         self.float32_vae = config.vae.float32
 
@@ -95,8 +99,9 @@ class Pipeline:
         """The network's context of images, and their latents: n 1 c and n c h w, the latter not scaled.
 
         images: n 3 h w in [-1, 1], float32; noise: as images, added to what becomes latents."""
-        images = images.to(self.device)
-        context = self.networks.encoder(self.networks.encoder.prepare(images).to(self.dtype))
+        images, encoder = images.to(self.device), self.networks.encoder
+        assert isinstance(encoder, ImageTower)
+        context = encoder(encoder.prepare(images).to(self.dtype))
         noisy = (images + noise.to(self.device)).to(self.networks.vae.dtype)
         return context, self.networks.vae.moments(noisy)[0].to(self.dtype)
 
@@ -318,7 +323,7 @@ class Guidance:
 
     def __init__(
         self,
-        unet: nn.Module,
+        unet: Skeleton,
         branches: Sequence[Branch],
         scale: float,
         first_scale: float | None = None,

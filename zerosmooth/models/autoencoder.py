@@ -103,6 +103,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.levels:
+            assert isinstance(level, Level)
             h = level.res(h)
             if level.resample is not None:
                 h = level.resample(F.pad(h, (0, 1, 0, 1)))  # padded at the right and the bottom only
@@ -129,6 +130,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))
         for level in reversed(self.levels):
+            assert isinstance(level, Level)
             h = level.res(h)
             if level.resample is not None:
                 h = level.resample(h)

@@ -31,6 +31,8 @@ class SVDConfig(SkeletonConfig):
 class SVDUNet(Skeleton):
     """Predicts v of noisy latents."""
 
+    config: SVDConfig
+
     def __init__(self, config: SVDConfig) -> None:
         c = config
         super().__init__(c, partial(SVDBlock, c))

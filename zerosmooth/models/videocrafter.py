@@ -36,6 +36,8 @@ VC1 = replace(VC2, temporal_conv=False, relative_position=True, fps_condition=Fa
 class UNet(Skeleton):
     """Predicts the noise (or v, as the checkpoint was trained) of noisy latents."""
 
+    config: UNetConfig
+
     def __init__(self, config: UNetConfig) -> None:
         c = config
         super().__init__(c, partial(VideoCrafterBlock, c))
@@ -89,7 +91,8 @@ class VideoCrafterResBlock(ResBlock):
         super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        assert emb is not None  # a UNet gives one to every block
         h = super().forward(x, emb)
         return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0])
 

@@ -1,0 +1,293 @@
+"""Makes the pictures of docs/method.md again, from a checkpoint that ships with the code.
+
+pip install ".[plots]" && python docs/figures.py        # some minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor, nn
+
+import zerosmooth
+from zerosmooth.attention import Attention, fusion_matrix, windows
+from zerosmooth.bus import Correction, HiddenStateBus, Stage
+from zerosmooth.cascade import METHODS, Cascade, by_stage, nested_noise
+from zerosmooth.models.layers import ResBlock
+from zerosmooth.operators import A1, A2, S, back_project
+from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth.video import busiest_line, line_over_time
+
+matplotlib.use("agg")
+from matplotlib import pyplot  # noqa: E402 - the backend comes first
+
+PROMPT, SEED = "a red circle moving right quickly", 3
+
+
+class Recorder(HiddenStateBus):
+    """A bus that lets a function see what each module exchanged and how far correction moved its output."""
+
+    def __init__(self, see: Callable[..., None], *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.see = see
+
+    def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
+        view = super().stage(index, step, strength)
+        return RecordingStage(**{field.name: getattr(view, field.name) for field in fields(view)})
+
+
+class RecordingStage(Stage):
+    module = ""
+
+    def exchange(self, module: str, part: str, **states: Any) -> dict[str, Tensor] | None:
+        corrected = super().exchange(module, part, **states)
+        object.__setattr__(self, "module", module)
+        self.bus.see("states", self, module, part, {name: x for name, (x, _) in states.items()}, corrected)
+        return corrected
+
+    def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
+        self.bus.see("output", self, self.module, "", o, o_hat)
+        return super().blend(o, o_hat)
+
+
+def make(pipeline: Pipeline, cascade: Cascade, steps: int, see: Callable[..., None] | None = None) -> Video:
+    """The page's video by one cascade; see: called with everything that goes over its bus."""
+    if see is not None:
+        bus = Recorder(see, cascade.frames, cascade.scales, cascade.overlap, cascade.correction)
+        object.__setattr__(cascade, "bus", lambda: bus)
+    return pipeline.sample(PROMPT, seeds=SEED, cascade=cascade, steps=steps)[0]
+
+
+def operators() -> pyplot.Figure:
+    """S, A1 and A2 for 8 frames and 4 key frames, their inverses, and what they see."""
+    figure, axes = pyplot.subplots(3, 3, figsize=(9, 8), layout="constrained", width_ratios=(8, 4, 8))
+    for row, M in zip(axes, (S(2), A1(2), A2(2))):
+        matrix = M.matrix(8)
+        inverse = M.lift(torch.eye(4)[None])[0]
+        name = type(M).__name__
+        for axis, x, title in zip(row, (matrix, inverse, inverse @ matrix), (name, f"{name}†", f"{name}†{name}: seen")):
+            axis.imshow(x, cmap="Blues", vmin=0, vmax=1)
+            for (i, j), v in torch_items(x):
+                axis.text(j, i, f"{v:g}", ha="center", va="center", color="white" if v > 0.6 else "black", fontsize=8)
+            axis.set(title=title, xlabel="frame" if x.shape[1] == 8 else "key frame", xticks=range(x.shape[1]))
+            axis.set(ylabel="frame" if x.shape[0] == 8 else "key frame", yticks=range(x.shape[0]))
+    return figure
+
+
+def torch_items(x: Tensor) -> list[tuple[tuple[int, int], float]]:
+    return [((i, j), v) for i, line in enumerate(x.tolist()) for j, v in enumerate(line) if v]
+
+
+def back_projection(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+    """One channel of one token over the frames of a video: its own state, the key frames', and both together."""
+    kept: dict[tuple[int, str], Tensor] = {}
+
+    def see(kind: str, view: Stage, module: str, part: str, states: Any, corrected: Any) -> None:
+        if kind == "states" and part == "temporal" and view.step == steps // 2:
+            kept.setdefault((view.index, module), states["h"])
+
+    make(pipeline, Cascade(pipeline.config.unet.frames, (2,)), steps, see)
+    module = [name for index, name in kept if index == 1][-1]
+    key, own = kept[0, module][0], kept[1, module][0]  # f l d
+    spread = own.std(0)
+    token, channel = divmod(spread.argmax().item(), own.shape[2])
+    y, x = key[:, token, channel], own[:, token, channel]
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), layout="constrained", sharey=True)
+    for axis, M in zip(axes, (S(2), A1(2), A2(2))):
+        corrected = back_project(x[None], y[None], M)[0]
+        axis.plot(x, "o-", color="silver", label="h, the long video's")
+        axis.plot(torch.arange(len(y)) * 2, y, "D", color="tab:blue", label="$h_{key}$, the short video's")
+        axis.plot(corrected, ".-", color="tab:red", label="$\\hat h$, back-projected")
+        axis.set(title=f"with {type(M).__name__}", xlabel="frame")
+    axes[0].set_ylabel("one channel of one token")
+    axes[0].legend(fontsize="small")
+    figure.suptitle(f"{module}, step {steps // 2} of {steps}", fontsize="medium")
+    return figure
+
+
+def attention_windows(frames: int) -> pyplot.Figure:
+    """The windows of twice the frames, and their shares in each frame."""
+    total = 2 * frames
+    spans = windows(total, frames, frames // 2)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3), layout="constrained")
+    for i, ((start, end), share) in enumerate(zip(spans, fusion_matrix(spans))):
+        axes[0].barh(i, end - start, left=start - 0.5, height=0.6, color=f"C{i}")
+        axes[0].text(
+            (start + end - 1) / 2, i, f"window {i}: distances 0 to {frames - 1}", ha="center", va="center", fontsize=8
+        )
+        axes[1].plot(range(start, end), share, "o-", markersize=3, label=f"window {i}")
+    axes[0].set(title=f"windows of {frames} in {total} frames", xlabel="frame", yticks=[], xlim=(-1, total))
+    axes[0].invert_yaxis()
+    axes[1].set(title="share of each window's output in a frame", xlabel="frame", ylim=(0, 1.05))
+    return figure
+
+
+def positions(frames: int) -> pyplot.Figure:
+    """Interpolated absolute positions, and relative ones that restart in each window."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    for stage in range(3):
+        f = frames * 2**stage
+        axes[0].plot(
+            torch.arange(f) / f * 2, torch.arange(f) * frames / f, "o", markersize=7 - 2 * stage, label=f"{f} frames"
+        )
+    axes[0].set(title="absolute: pos * t0 / t", xlabel="seconds", ylabel="position that the network is told")
+    axes[0].legend()
+    total = 2 * frames
+    seen = torch.full((total, total), float("nan"))
+    for start, end in windows(total, frames, frames // 2):
+        at = torch.arange(frames)
+        seen[start:end, start:end] = (at[None] - at[:, None]).float()
+    image = axes[1].imshow(seen, cmap="coolwarm")
+    axes[1].set(title="relative: distances that attention ever sees", xlabel="key's frame", ylabel="query's frame")
+    figure.colorbar(image, ax=axes[1])
+    return figure
+
+
+def noise(frames: int) -> pyplot.Figure:
+    """One pixel of the noise of three stages: key frames have the same."""
+    x = nested_noise((1, 1, 1), frames, (2, 2), SEED, -1)[None, :, 0, 0, 0]
+    figure, axis = pyplot.subplots(figsize=(11, 2.8), layout="constrained")
+    for stage, values in reversed(list(enumerate(by_stage(x, (2, 2))))):
+        at = torch.arange(values.shape[1]) * 4 / 2**stage
+        axis.plot(at, values[0], "o", markersize=11 - 3 * stage, alpha=0.7, label=f"stage {stage}: {len(at)} frames")
+    axis.set(xlabel="frame of the last stage", ylabel="noise of one pixel")
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def strength(pipeline: Pipeline) -> pyplot.Figure:
+    """w_t over the steps, of DDIM and of Euler."""
+    figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    for name, family, steps in (("DDIM, 50 steps", "vc2", 50), ("Euler, 25 steps", "svd", 25)):
+        sampler = zerosmooth.FAMILIES[family].sampler.sampler(steps, 0.0)
+        w = [Cascade().weight(sampler.share(i)) for i in range(len(sampler))]
+        axis.plot([i / len(w) for i in range(len(w))], w, ".-", label=name)
+    axis.set(xlabel="share of the steps done", ylabel="$w_t$", ylim=(0, 1))
+    axis.legend()
+    return figure
+
+
+def modules(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+    """How far correction moves each module's output, before strength: |o^ - o| / |o|, by step."""
+    moved: dict[str, list[float]] = defaultdict(list)
+
+    def see(kind: str, view: Stage, module: str, part: str, o: Any, o_hat: Any) -> None:
+        if kind == "output":
+            moved[module].append(((o_hat - o).norm() / o.norm()).item())
+
+    make(pipeline, Cascade(pipeline.config.unet.frames, (2,), strength_schedule="constant"), steps, see)
+    names = [name for name, _ in pipeline.networks.unet.named_modules() if name in moved]
+    figure, axis = pyplot.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
+    image = axis.imshow(torch.tensor([moved[name] for name in names]), aspect="auto", cmap="viridis", vmin=0)
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="step")
+    figure.colorbar(image, label="$|\\hat o - o| \\; / \\; |o|$")
+    return figure
+
+
+def slices(videos: dict[str, Tensor]) -> pyplot.Figure:
+    """x-t slices of videos, the same line of pixels in all. videos: uint8 f h w 3 by name."""
+    axis, line = busiest_line(next(iter(videos.values())).numpy())
+    figure, axes = pyplot.subplots(1, len(videos), figsize=(15, 3.2), layout="constrained")
+    for plot, (name, frames) in zip(axes, videos.items()):
+        plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
+        plot.set(title=f"{name}\n{len(frames)} frames", xlabel="time", xticks=[], yticks=[])
+    axes[0].set_ylabel(f"the pixels of {'column' if axis == 2 else 'row'} {line}")
+    return figure
+
+
+def methods(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+    """The key frames, and each method's longest video."""
+    made = {name: make(pipeline, Cascade(pipeline.config.unet.frames, method=name), steps).frames for name in METHODS}
+    return slices({"key frames": made["direct"][0]} | {name: frames[-1] for name, frames in made.items()})
+
+
+def parts(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+    """Back-projection of the predicted latents (DDNM) against back-projection of hidden states, part by part."""
+    base = Cascade(pipeline.config.unet.frames, (2,))
+    cascades = {
+        "windows alone": replace(base, method="windowed"),
+        "on latents (DDNM)": replace(base, method="ddnm"),
+        "on spatial states": replace(base, correction=Correction(temporal=False)),
+        "on temporal states": replace(base, correction=Correction(spatial=False)),
+        "on both": base,
+    }
+    made = {name: make(pipeline, cascade, steps).frames for name, cascade in cascades.items()}
+    return slices({"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()})
+
+
+def correlation(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+    """How alike neighbouring frames are in what the network sees and makes, by step, in stage 0."""
+    frames = pipeline.config.unet.frames
+    found: dict[str, list[list[float]]] = defaultdict(list)
+
+    def alike(x: Tensor) -> float:
+        """x: f n; the mean correlation of each frame's numbers with the next one's."""
+        x = x.flatten(1) - x.flatten(1).mean(1, keepdim=True)
+        x = x / x.norm(dim=1, keepdim=True)
+        return (x[1:] * x[:-1]).sum(1).mean().item()
+
+    def latents(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found["latents"].append([alike(args[0][0])])
+        for kind in ("ResNet blocks", "spatial attention", "temporal attention"):
+            found[kind].append([])
+
+    def res(module: nn.Module, args: tuple, output: Tensor) -> None:
+        found["ResNet blocks"][-1].append(alike(output[:frames]))
+
+    def attention(module: nn.Module, args: tuple) -> None:
+        kind = "temporal attention" if hasattr(module, "position") else "spatial attention"
+        found[kind][-1].append(alike(args[0][0]))
+
+    unet = pipeline.networks.unet
+    handles = [unet.register_forward_pre_hook(latents, with_kwargs=True)]
+    handles += [m.register_forward_hook(res) for m in unet.modules() if isinstance(m, ResBlock)]
+    handles += [m.register_forward_pre_hook(attention) for m in unet.modules() if isinstance(m, Attention)]
+    make(pipeline, Cascade(frames, ()), steps)
+    for handle in handles:
+        handle.remove()
+    figure, axis = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    for kind, by_step in found.items():
+        axis.plot([sum(values) / len(values) for values in by_step], ".-", label=kind)
+    axis.set(xlabel="step", ylabel="correlation of neighbouring frames", ylim=(None, 1.02))
+    axis.legend()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", default="vc2-small", help="a text checkpoint, by name or file (default: vc2-small)")
+    parser.add_argument("--steps", type=int, help="of sampling (default: the checkpoint's own)")
+    parser.add_argument(
+        "--outdir", type=Path, default=Path(__file__).parent, help="folder of the pictures (default: here)"
+    )
+    args = parser.parse_args()
+    pipeline = zerosmooth.load(args.ckpt)
+    steps, frames = args.steps or pipeline.config.defaults.steps, pipeline.config.unet.frames
+    figures: dict[str, Callable[[], pyplot.Figure]] = {
+        "operators": operators,
+        "back-projection": lambda: back_projection(pipeline, steps),
+        "windows": lambda: attention_windows(frames),
+        "positions": lambda: positions(frames),
+        "noise": lambda: noise(frames),
+        "strength": lambda: strength(pipeline),
+        "modules": lambda: modules(pipeline, steps),
+        "correlation": lambda: correlation(pipeline, steps),
+        "parts": lambda: parts(pipeline, steps),
+        "methods": lambda: methods(pipeline, steps),
+    }
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    for name, draw in figures.items():
+        draw().savefig(args.outdir / f"{name}.png", dpi=90)
+        pyplot.close("all")
+        print(args.outdir / f"{name}.png", flush=True)
+
+
+if __name__ == "__main__":
+    main()
