@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/method.md again, from a checkpoint that ships with the code.
+"""Makes the pictures of docs/method.md again, from the small checkpoint and the example that ship with the code.
 
 pip install ".[plots]" && python docs/figures.py        # some minutes on two cores
 """
@@ -6,6 +6,7 @@ pip install ".[plots]" && python docs/figures.py        # some minutes on two co
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -28,7 +29,10 @@ from zerosmooth.video import busiest_line, line_over_time
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402 - the backend comes first
 
-PROMPT, SEED = "a red circle moving right quickly", 3
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+import tiny_dit  # noqa: E402 - no package, but a file beside this folder
+
+PROMPT, SEED = "a red circle moving right quickly on a gray background", 3
 
 
 class Recorder(HiddenStateBus):
@@ -202,15 +206,21 @@ def slices(videos: dict[str, Tensor]) -> pyplot.Figure:
     return figure
 
 
-def methods(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+def smooth(cascade: Cascade) -> list[Tensor]:
+    """The example's disc that goes right, by one cascade: uint8 f h w 3 of each stage."""
+    videos = tiny_dit.smooth(tiny_dit.trained(), cascade, label=0, seed=SEED)
+    return [(x.clamp(0, 1) * 255).round().byte()[..., None].expand(-1, -1, -1, 3) for x in videos]
+
+
+def methods() -> pyplot.Figure:
     """The key frames, and each method's longest video."""
-    made = {name: make(pipeline, Cascade(pipeline.config.unet.frames, method=name), steps).frames for name in METHODS}
+    made = {name: smooth(Cascade(tiny_dit.FRAMES, method=name)) for name in METHODS}
     return slices({"key frames": made["direct"][0]} | {name: frames[-1] for name, frames in made.items()})
 
 
-def parts(pipeline: Pipeline, steps: int) -> pyplot.Figure:
+def parts() -> pyplot.Figure:
     """Back-projection of the predicted latents (DDNM) against back-projection of hidden states, part by part."""
-    base = Cascade(pipeline.config.unet.frames, (2,))
+    base = Cascade(tiny_dit.FRAMES)
     cascades = {
         "windows alone": replace(base, method="windowed"),
         "on latents (DDNM)": replace(base, method="ddnm"),
@@ -218,7 +228,7 @@ def parts(pipeline: Pipeline, steps: int) -> pyplot.Figure:
         "on temporal states": replace(base, correction=Correction(spatial=False)),
         "on both": base,
     }
-    made = {name: make(pipeline, cascade, steps).frames for name, cascade in cascades.items()}
+    made = {name: smooth(cascade) for name, cascade in cascades.items()}
     return slices({"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()})
 
 
@@ -279,8 +289,8 @@ def main() -> None:
         "strength": lambda: strength(pipeline),
         "modules": lambda: modules(pipeline, steps),
         "correlation": lambda: correlation(pipeline, steps),
-        "parts": lambda: parts(pipeline, steps),
-        "methods": lambda: methods(pipeline, steps),
+        "parts": parts,
+        "methods": methods,
     }
     args.outdir.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
