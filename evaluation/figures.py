@@ -15,7 +15,7 @@ from zerosmooth.video import INK, PAPER, busiest_line, line_over_time
 
 from .jobs import TRUTH, Plan
 from .rows import cascade_of
-from .tables import Results
+from .tables import Key, Results
 
 SHOWN = 10  # consecutive frames of the last stage
 
@@ -23,14 +23,14 @@ SHOWN = 10  # consecutive frames of the last stage
 def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -> list[Path]:
     """A picture for each subject whose frames were kept, and curves if there are rows of several strengths and
     matplotlib. shares: t/T of each step. Returns their paths."""
-    videos: dict[tuple[str, int], dict[str, np.ndarray]] = defaultdict(dict)
+    videos: dict[Key, dict[str, np.ndarray]] = defaultdict(dict)
     for row, records in results.rows.items():
         for key, record in records.items():
             if record["frames"]:
                 stages = load_file(record["frames"])
                 videos[key][row] = stages[str(len(stages) - 1)].numpy()
     paths = []
-    for i, ((subject, seed), rows) in enumerate(videos.items()):
+    for i, ((subject, seed, _), rows) in enumerate(videos.items()):
         paths.append(folder / f"side-by-side-{i}.png")
         iio.imwrite(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
     weights = {r: [cascade_of(r, plan.base).weight(s) for s in shares] for r in results.rows if r != TRUTH}

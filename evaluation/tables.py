@@ -15,7 +15,7 @@ from zerosmooth.metrics import frechet_distance, gaussian, inception_score
 
 from .rows import ORDER, PAPER
 
-Key = tuple[str, int]  # subject and seed
+Key = tuple[str, int, str]  # subject, seed, and an image's digest
 Value = tuple[float, float | None]  # and its standard error
 FEWEST = 4  # videos that FVD and IS are computed of
 STATISTICS = ("FVD", "IS")  # of many videos together
@@ -64,7 +64,8 @@ class Results:
         self.references = references
         self.rows: dict[str, dict[Key, dict[str, Any]]] = {}
         for record in sorted(records, key=_place):
-            self.rows.setdefault(record["row"], {})[record["subject"], record["seed"]] = record
+            key = record["subject"], record["seed"], record.get("image_sha256", "")
+            self.rows.setdefault(record["row"], {})[key] = record
         self.stages = len(records[0]["stages"])
         self.shared = sorted(set.intersection(*(set(of_row) for of_row in self.rows.values())))
         self.features = {

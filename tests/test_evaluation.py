@@ -302,6 +302,27 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(experiment, whole,
                 assert x["values"][measure] == pytest.approx(y["values"][measure], rel=1e-3, abs=1e-4)
 
 
+def test_image_to_video_from_a_folder_of_first_frames(experiment, tmp_path, tiny):
+    """Another image of the same name is another subject."""
+    for i, folder in enumerate(("first", "other")):
+        (tmp_path / folder).mkdir()
+        for j in range(2):
+            iio.imwrite(tmp_path / folder / f"{j}.png", np.full((30, 50, 3), 60 + 100 * i + 20 * j, np.uint8))
+    real, detector = (experiment[experiment.index(flag) + 1] for flag in ("--real", "--detector"))
+    for count, folder in ((4, "first"), (8, "other")):
+        finish(
+            evaluate(
+                *("--ckpt", tiny / "svd.safetensors", "--image", tmp_path / folder, "--rows", "ddnm", "zerosmooth"),
+                *("--steps", "2", "--scale", "2", "--device", "cpu", "--num_videos", "1"),
+                *("--real", real, "--detector", detector, "--outdir", tmp_path / "out"),
+            )
+        )
+        records = [json.loads(path.read_text()) for path in (tmp_path / "out/videos").glob("*.json")]
+        assert len(records) == count and all("PSNR" in r["stages"][1] and r["image_sha256"] for r in records)
+        results = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+        assert results["ddnm"]["videos"] == results["zerosmooth"]["videos"] == count / 2
+
+
 def test_another_evaluation_does_not_mix_in(experiment, whole):
     process = evaluate(*experiment, "--outdir", whole[0], "--guidance_scale", "5")
     _, err = process.communicate(timeout=120)
