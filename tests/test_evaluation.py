@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -230,6 +231,7 @@ def evaluate(*arguments, processes: int = 1, **options) -> subprocess.Popen:
     if processes > 1:
         python += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    pipes["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}  # other numbers of threads round otherwise
     return subprocess.Popen([*python, "evaluation", *map(str, arguments)], **pipes, **options)
 
 
@@ -293,13 +295,11 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(experiment, whole,
     for path in sorted((whole[0] / "videos").glob("*.json")):
         one, two = (json.loads((folder / "videos" / path.name).read_text()) for folder in (whole[0], tmp_path))
         assert (one["row"], one["subject"], one["seed"]) == (two["row"], two["subject"], two["seed"])
-        for x, y in zip(one["stages"], two["stages"]):
-            assert x == pytest.approx(y, abs=1e-3)
+        assert one["stages"] == two["stages"]
     one, two = (json.loads((folder / "results.json").read_text())["rows"] for folder in (whole[0], tmp_path))
     for row in one:
         for x, y in zip(one[row]["stages"], two[row]["stages"]):
-            for measure in set(x["values"]) - {"seconds"}:
-                assert x["values"][measure] == pytest.approx(y["values"][measure], rel=1e-3, abs=1e-4)
+            assert {**x["values"], "seconds": 0} == {**y["values"], "seconds": 0}
 
 
 def test_image_to_video_from_a_folder_of_first_frames(experiment, tmp_path, tiny):
