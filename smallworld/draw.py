@@ -1,5 +1,7 @@
 """Scenes, their prompts and their frames.
 
+    python -m smallworld.draw --n 4 --outdir examples/first_frames   # first frames for image to video
+
 A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS. The prompt nearly
 fixes the path: a shape that moves left starts near the right edge, however fast it is. Where a picture must tell the
 path, the shape has a tail, a grey line behind it; how fast it goes is then told by a number. Lengths are fractions of
@@ -8,11 +10,14 @@ the frame's side.
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import imageio.v3 as iio
 import torch
 from torch import Tensor
 
@@ -29,7 +34,8 @@ COLORS = {  # RGB, 0 to 1
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y down
 SPEEDS = {"slowly": 0.11, "quickly": 0.26}  # sides a second
-MOTION = {"slowly": 60, "quickly": 180}  # motion buckets of image to video
+MOTION = {"slowly": 76, "quickly": 180}  # motion buckets of image to video: how far a shape goes from frame to frame,
+# so a clip of half the way in as many frames has half the bucket, whatever its frames a second
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
 WORDS = {  # of a prompt, by kind
     "color": COLORS,
@@ -165,3 +171,23 @@ def tail_color(scene: Scene) -> float:
 def frame_times(frames: int, fps: float, start: float = 0.0) -> Tensor:
     """Seconds at which a clip's frames are taken: f."""
     return start + torch.arange(frames) / fps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=4, help="scenes (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    parser.add_argument("--size", type=int, default=64, help="pixels, both sides (default: 64)")
+    parser.add_argument("--outdir", type=Path, default=Path("first_frames"), help="folder (default: first_frames)")
+    args = parser.parse_args()
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"draw/{args.seed}")
+    for _ in range(args.n):
+        scene = random_scene(rng, tail=True)
+        path = args.outdir / (scene.prompt(speed=False).replace(" ", "-") + ".png")
+        iio.imwrite(path, first_frame(scene, args.size).numpy())
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

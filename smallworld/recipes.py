@@ -19,13 +19,13 @@ class Recipe:
     config: ModelConfig
     size: int = 64  # pixels, both sides
     tail: bool = False  # the shapes have tails that tell where they go
-    autoencoder_from: str | None = None  # whose autoencoder is taken; one with a temporal decoder learns on
+    autoencoder_from: str | None = None  # checkpoint whose autoencoder is taken; a temporal decoder learns on
     autoencoder_steps: int = 3000  # of 16 frames
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
     text_steps: int = 400  # of 128 prompts
-    steps: int = 16_000  # of 128 frames
+    steps: int = 13_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
     rate: float = 1e-3
 
@@ -57,9 +57,12 @@ RECIPES = {
             vae=SMALL_VAE,
             encoder=replace(SMALL_TEXT, pad_token=SMALL_TEXT.vocab_size - 1, activation="quick_gelu"),
             sampler=SMALL_DDIM,
-            defaults=SMALL_DEFAULTS,
+            defaults=replace(SMALL_DEFAULTS, prompt="a red circle moving left"),
         ),
         autoencoder_from="vc2-small",
+        dense=0.25,
+        steps=7000,
+        image_steps=2000,
     ),
     "svd-small": Recipe(
         ModelConfig(
@@ -75,6 +78,7 @@ RECIPES = {
         tail=True,
         autoencoder_from="vc2-small",
         autoencoder_steps=1000,
+        dense=0.3,
         image_steps=0,
         steps=6000,
     ),

@@ -4,7 +4,8 @@
     python -m smallworld.train svd-small --device cuda   # minutes
 
 Everything is drawn as it is needed, from generators keyed by the step, so a resumed run sees what an unbroken one
-would have. State lives in runs/NAME as safetensors (weights, their running average, and Adam's two moments).
+would have. State lives in runs/NAME as safetensors (weights, their running average, and Adam's two moments). Where only
+an exported checkpoint is left, --start goes on from that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -34,13 +36,13 @@ from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.clip import TextConfig, TextTower
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
-from zerosmooth.pipeline import Networks, Pipeline
+from zerosmooth.pipeline import Networks, Pipeline, told_fps
 from zerosmooth.results import write_tensors
 from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
 
 from . import recipes
 from .draw import MOTION, SECONDS, WORDS, Scene, first_frame, frame_times, parse, random_scene, render
-from .trainer import Schedule, Trainer
+from .trainer import Schedule, Trainer, lay_out
 
 
 def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
@@ -56,7 +58,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
     nn.init.constant_(vae.quant_conv.bias[recipe.config.vae.latent_channels :], -6.0)
     vae.to(device)
     if recipe.autoencoder_from is not None:
-        start_from(vae, load_file(folder.parent.parent / recipe.autoencoder_from / "autoencoder/average.safetensors"))
+        start_from(vae, checkpoint.load(recipe.autoencoder_from).networks.vae.state_dict())
         if not recipe.config.vae.temporal:
             return vae.eval().requires_grad_(False)
     rate = 5e-4 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
@@ -174,15 +176,19 @@ def train_diffusion(
     learnt.requires_grad_(True)
 
     clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
-    whole = [i for i in range(len(scenes)) if rates[i] == config.defaults.fps]
-    parts = [i for i in range(len(scenes)) if rates[i] != config.defaults.fps]
+    base, told = config.defaults.fps, told_fps(config)
+    whole = [i for i in range(len(scenes)) if rates[i] == base]
+    parts = [i for i in range(len(scenes)) if rates[i] != base]
 
     def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Context, reference latents and numbers of scenes."""
         left_out = torch.tensor([rng.random() < 0.1 for _ in chosen], device=device)
         fps = torch.tensor([float(rates[i]) for i in chosen], device=device)
         if isinstance(networks.encoder, TextTower):
-            prompts = ["" if out else prompt_of(scenes[i], rng) for i, out in zip(chosen, left_out.tolist())]
+            prompts = [
+                "" if out else prompt_of(scenes[i], rng, told or rates[i] == base)
+                for i, out in zip(chosen, left_out.tolist())
+            ]
             return networks.encoder(pipeline.tokenizer(prompts).to(device)), None, fps
         first = render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
         augmentation = config.defaults.noise_aug_strength
@@ -191,7 +197,7 @@ def train_diffusion(
         context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
         with torch.no_grad():
             latents = vae.moments(noisy.to(device))[0] * keep[:, None, None, None]
-        motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
+        motion = torch.tensor([MOTION[scenes[i].speed] * base / rates[i] for i in chosen], device=device)
         return context, latents[:, None], torch.stack([fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
 
     def loss_at(step: int) -> Tensor:
@@ -280,9 +286,10 @@ def draw_clips(
     return load_file(file)["clips"], scenes, rates
 
 
-def prompt_of(scene: Scene, rng: random.Random) -> str:
-    """The scene's prompt, sometimes without its speed or its background."""
-    return scene.prompt(speed=rng.random() < 0.85, background=rng.random() < 0.7)
+def prompt_of(scene: Scene, rng: random.Random, paced: bool = True) -> str:
+    """The scene's prompt, sometimes without its background or its speed: always without that, if not `paced`, which
+    is a clip at another rate that the network is not told."""
+    return scene.prompt(speed=rng.random() < 0.75 and paced, background=rng.random() < 0.7)
 
 
 def start_as_identity(unet: nn.Module) -> None:
@@ -333,18 +340,39 @@ def with_scale(recipe: recipes.Recipe, vae: Autoencoder, device: str) -> recipes
     return replace(recipe, config=replace(recipe.config, vae=vae_config))
 
 
+def go_on_from(name: str, recipe: recipes.Recipe, folder: Path) -> None:
+    """Lay out in `folder` the state of the run that exported a checkpoint. ValueError if it is of another recipe."""
+    found = checkpoint.describe(checkpoint.find(name))
+    step = re.search(r"step (\d+)", found.source)
+    if found.config.unet != recipe.config.unet or step is None:
+        raise ValueError(f"{name} ({found.source or 'of unknown source'}) was not exported by a run of this recipe")
+    state = {k: v.clone() for k, v in checkpoint.load(name).networks.state_dict().items()}
+    parts = {"autoencoder": {"vae.": ""}, "diffusion": {"unet.": "unet.", "encoder.": "text."}}
+    steps = {"autoencoder": recipe.autoencoder_steps, "diffusion": int(step[1])}
+    for part, renames in parts.items():
+        weights = {
+            new + k.removeprefix(old): v for old, new in renames.items() for k, v in state.items() if k.startswith(old)
+        }
+        lay_out(folder / part, weights, steps[part])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=recipes.RECIPES, help="which small checkpoint")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
+    parser.add_argument("--start", metavar="CKPT", help="go on from an exported checkpoint, where no state is left")
     args = parser.parse_args()
     folder = args.runs / args.name
     if args.export:
         export(args.name, folder, args.device, args.export)
         return
     recipe = recipes.RECIPES[args.name]
+    if args.start:
+        if (folder / "diffusion").exists():
+            parser.error(f"{folder} holds a run already; leave --start out to go on with it")
+        go_on_from(args.start, recipe, folder)
     vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
     text = None if recipe.config.takes_images else train_text(recipe, folder / "text", args.device)
     train_diffusion(with_scale(recipe, vae, args.device), vae, text, folder / "diffusion", args.device)

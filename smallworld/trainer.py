@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,11 @@ class Schedule:
     warmup: int = 100
     average: float = 0.999  # of the weights, a step
 
-    def rate_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * progress))
+    def rate_at(self, step: int, start: int = 0) -> float:
+        """start: the step at which Adam began."""
+        progress = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        warm = min(1.0, (step - start + 1) / self.warmup)
+        return self.rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Trainer:
@@ -35,7 +38,7 @@ class Trainer:
         self.module, self.schedule, self.folder = module, schedule, folder
         self.optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
         self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self.step, self.seconds = 0, 0.0
+        self.step, self.start, self.seconds = 0, 0, 0.0
         self.log: list[dict[str, float]] = []
         if (folder / "state.json").exists():
             self._resume()
@@ -46,13 +49,14 @@ class Trainer:
         since, losses = time.perf_counter(), []
         while self.step < self.schedule.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule.rate_at(self.step)
+                group["lr"] = self.schedule.rate_at(self.step, self.start)
             loss = loss_at(self.step)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
             self.optimizer.step()
-            decay = min(self.schedule.average, (1 + self.step) / (10 + self.step))
+            seen = self.step - self.start
+            decay = min(self.schedule.average, (1 + seen) / (10 + seen))
             with torch.no_grad():
                 for name, p in self.module.named_parameters():
                     self.average[name].lerp_(p, 1 - decay)
@@ -78,34 +82,43 @@ class Trainer:
     def save(self) -> None:
         named: dict[str, Tensor] = dict(self.module.named_parameters())
         moments = {  # zeros for what has not been trained yet
-            key: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in named.items()}
-            for key in ("exp_avg", "exp_avg_sq")
+            key: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in named.items()} for key in MOMENTS
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.step, "seconds": self.seconds, "log": self.log}
-        parts = {self.folder / "state.json": self.folder / "state.json.part"}
-        for name, tensors in {"weights": named, "average": self.average, **moments}.items():
-            path = self.folder / f"{name}.safetensors"
-            parts[path] = path.with_suffix(".part")
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, parts[path])
-        parts[self.folder / "state.json"].write_text(json.dumps(state))
-        for path, part in parts.items():  # all are written before any is replaced
-            part.replace(path)
+        state = {"step": self.step, "start": self.start, "seconds": self.seconds, "log": self.log}
+        write_state(self.folder, state, {"weights": named, "average": self.average, **moments})
 
     def _resume(self) -> None:
         state = json.loads((self.folder / "state.json").read_text())
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        saved = {
-            name: load_file(self.folder / f"{name}.safetensors")
-            for name in ("weights", "average", "exp_avg", "exp_avg_sq")
-        }
+        self.step, self.start = state["step"], state["start"]
+        self.seconds, self.log = state["seconds"], state["log"]
+        saved = {name: load_file(self.folder / f"{name}.safetensors") for name in ("weights", "average", *MOMENTS)}
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 p.copy_(saved["weights"][name])
                 self.average[name].copy_(saved["average"][name])
-                moments = {k: saved[k][name].to(p.device) for k in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.step)), **moments}
+                moments = {k: saved[k][name].to(p.device) for k in MOMENTS}
+                self.optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
         print(f"{self.folder.name} goes on from step {self.step}", flush=True)
+
+
+def write_state(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    """What `Trainer` resumes from. tensors: "weights", "average" and MOMENTS, each by parameter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {folder / "state.json": folder / "state.json.part"}
+    for name, named in tensors.items():
+        path = folder / f"{name}.safetensors"
+        parts[path] = path.with_suffix(".part")
+        save_file({k: v.detach().contiguous() for k, v in named.items()}, parts[path])
+    parts[folder / "state.json"].write_text(json.dumps(state))
+    for path, part in parts.items():  # all are written before any is replaced
+        part.replace(path)
+
+
+def lay_out(folder: Path, weights: dict[str, Tensor], step: int) -> None:
+    """The state of a run of which only its weights at `step` are left: Adam begins anew."""
+    zeros = {name: torch.zeros_like(x) for name, x in weights.items()}
+    state = {"step": step, "start": step, "seconds": 0.0, "log": []}
+    write_state(folder, state, {"weights": weights, "average": weights, **dict.fromkeys(MOMENTS, zeros)})
 
 
 class _Swapped:

@@ -11,6 +11,7 @@ from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, rand
 from smallworld.gate import LIMITS, measures
 from smallworld.motion import jitter, smoothness
 from smallworld.read import read
+from smallworld.trainer import Schedule, Trainer, lay_out
 
 SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
 
@@ -130,3 +131,20 @@ def test_a_lost_shape_is_no_number(dense):
         video[lost] = 0.5
         reading = read(video)
         assert all(math.isnan(value) for value in [jitter(reading, 64), *smoothness(reading, 4, 64).values()])
+
+
+@torch.inference_mode(False)
+def test_a_run_goes_on_from_its_weights_alone_and_then_from_its_state(tmp_path):
+    kept = torch.nn.Linear(3, 2)
+    lay_out(tmp_path, dict(kept.named_parameters()), step=7)
+    module = torch.nn.Linear(3, 2)
+    trainer = Trainer(module, Schedule(steps=10, rate=0.1, warmup=2), tmp_path)
+    assert trainer.step == 7 and torch.equal(module.weight, kept.weight)
+    assert trainer.schedule.rate_at(7, start=7) < trainer.schedule.rate_at(7)  # Adam warms up again
+    trainer.run(lambda step: module(torch.ones(1, 3)).square().sum(), lambda step: None, every=1)
+    again = torch.nn.Linear(3, 2)
+    resumed = Trainer(again, trainer.schedule, tmp_path)
+    assert (
+        resumed.step == 10 and torch.equal(again.weight, module.weight) and not torch.equal(again.weight, kept.weight)
+    )
+    assert resumed.optimizer.state[again.weight]["step"] == 3

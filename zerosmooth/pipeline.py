@@ -295,11 +295,16 @@ def check_settings(
     cascade.bus()
 
 
+def told_fps(config: ModelConfig) -> bool:
+    """Whether the network of a checkpoint that takes prompts is told the frames a second too."""
+    return getattr(config.unet, "fps_condition", False)
+
+
 def condition(config: ModelConfig, fps: float, motion: float, augmentation: float) -> Tensor | None:
     """The numbers that a family's network is told of a video of `fps` frames a second; None if it takes none."""
     if config.takes_images:
         return torch.tensor([fps - 1, motion, augmentation])
-    return torch.tensor(fps) if getattr(config.unet, "fps_condition", False) else None
+    return torch.tensor(fps) if told_fps(config) else None
 
 
 @dataclass(frozen=True)
