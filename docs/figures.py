@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/method.md again, from the small checkpoint and the example that ship with the code.
+"""Makes the pictures of docs/method.md again, from the small checkpoints and the example that ship with the code.
 
 pip install ".[plots]" && python docs/figures.py        # some minutes on two cores
 """
@@ -6,6 +6,7 @@ pip install ".[plots]" && python docs/figures.py        # some minutes on two co
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -29,8 +30,13 @@ from zerosmooth.video import busiest_line, line_over_time
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402 - the backend comes first
 
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "examples")]
 import tiny_dit  # noqa: E402 - no package, but a file beside this folder
+
+from smallworld import gate  # noqa: E402
+from smallworld.draw import random_scene  # noqa: E402
+from smallworld.motion import smoothness  # noqa: E402
+from smallworld.read import read  # noqa: E402
 
 PROMPT, SEED = "a red circle moving right quickly on a gray background", 3
 
@@ -66,7 +72,10 @@ def make(pipeline: Pipeline, cascade: Cascade, steps: int, see: Callable[..., No
     if see is not None:
         bus = Recorder(see, cascade.frames, cascade.scales, cascade.overlap, cascade.correction)
         object.__setattr__(cascade, "bus", lambda: bus)
-    return pipeline.sample(PROMPT, seeds=SEED, cascade=cascade, steps=steps)[0]
+    rng = random.Random(SEED)
+    drawn = (random_scene(rng, tail=pipeline.config.takes_images) for _ in iter(int, 1))
+    scene = next(scene for scene in drawn if scene.prompt() == PROMPT)
+    return gate.make(pipeline, scene, SEED, cascade, steps=steps)
 
 
 def operators() -> pyplot.Figure:
@@ -195,14 +204,17 @@ def modules(pipeline: Pipeline, steps: int) -> pyplot.Figure:
     return figure
 
 
-def slices(videos: dict[str, Tensor]) -> pyplot.Figure:
-    """x-t slices of videos, the same line of pixels in all. videos: uint8 f h w 3 by name."""
-    axis, line = busiest_line(next(iter(videos.values())).numpy())
-    figure, axes = pyplot.subplots(1, len(videos), figsize=(15, 3.2), layout="constrained")
-    for plot, (name, frames) in zip(axes, videos.items()):
-        plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
-        plot.set(title=f"{name}\n{len(frames)} frames", xlabel="time", xticks=[], yticks=[])
-    axes[0].set_ylabel(f"the pixels of {'column' if axis == 2 else 'row'} {line}")
+def slices(rows: dict[str, dict[str, Tensor]]) -> pyplot.Figure:
+    """x-t slices of videos, the same line of pixels in all of a row. rows: by model, uint8 f h w 3 by name."""
+    columns = max(map(len, rows.values()))
+    size = (2.5 * columns, 3 * len(rows))
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
+    for line_of_axes, (model, videos) in zip(axes, rows.items()):
+        axis, line = busiest_line(next(iter(videos.values())).numpy())
+        for plot, (name, frames) in zip(line_of_axes, videos.items()):
+            plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
+            plot.set(title=f"{name}\n{len(frames)} frames", xlabel="time", xticks=[], yticks=[])
+        line_of_axes[0].set_ylabel(f"{model}\n{'column' if axis == 2 else 'row'} {line} of the frames")
     return figure
 
 
@@ -215,26 +227,52 @@ def smooth(cascade: Cascade) -> list[Tensor]:
 def methods() -> pyplot.Figure:
     """The key frames, and each method's longest video."""
     made = {name: smooth(Cascade(tiny_dit.FRAMES, method=name)) for name in METHODS}
-    return slices({"key frames": made["direct"][0]} | {name: frames[-1] for name, frames in made.items()})
+    videos = {"key frames": made["direct"][0]} | {name: frames[-1] for name, frames in made.items()}
+    return slices({"the example backbone": videos})
 
 
-def parts() -> pyplot.Figure:
-    """Back-projection of the predicted latents (DDNM) against back-projection of hidden states, part by part."""
-    base = Cascade(tiny_dit.FRAMES)
-    cascades = {
-        "windows alone": replace(base, method="windowed"),
-        "on latents (DDNM)": replace(base, method="ddnm"),
-        "on spatial states": replace(base, correction=Correction(temporal=False)),
-        "on temporal states": replace(base, correction=Correction(spatial=False)),
-        "on both": base,
+def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
+    """Back-projection of the predicted latents (DDNM) against back-projection of hidden states, part by part.
+
+    Of drawn scenes, with the inserted frames' distance from uniform motion between the key frames around them."""
+    changes: dict[str, dict[str, Any]] = {
+        "windows alone": {"method": "windowed"},
+        "on latents (DDNM)": {"method": "ddnm"},
+        "on spatial states": {"correction": Correction(temporal=False)},
+        "on temporal states": {"correction": Correction(spatial=False)},
+        "on both": {},
     }
-    made = {name: smooth(cascade) for name, cascade in cascades.items()}
-    return slices({"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()})
+    base = Cascade(tiny_dit.FRAMES)
+    made = {name: smooth(replace(base, **change)) for name, change in changes.items()}
+    rows = {"the example": {"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()}}
+    for model, pipeline in pipelines.items():
+        base = Cascade(pipeline.config.unet.frames)
+        row = {}
+        for name, change in changes.items():
+            frames = make(pipeline, replace(base, **change), steps or pipeline.config.defaults.steps).frames
+            row["key frames"] = frames[0]
+            off = smoothness(read(frames[-1]), base.rate(2), frames[-1].shape[1])["off path"]
+            row[f"{name}: {off:.1f} px off"] = frames[-1]
+        rows[model] = row
+    return slices(rows)
 
 
-def correlation(pipeline: Pipeline, steps: int) -> pyplot.Figure:
-    """How alike neighbouring frames are in what the network sees and makes, by step, in stage 0."""
-    frames = pipeline.config.unet.frames
+def correlation(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
+    """How alike neighbouring frames are in what the networks see and make, by step, in stage 0."""
+    size = (4.2 * len(pipelines), 3.6)
+    figure, axes = pyplot.subplots(1, len(pipelines), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis, (model, pipeline) in zip(axes[0], pipelines.items()):
+        for kind, by_step in alike_by_step(pipeline, steps or pipeline.config.defaults.steps).items():
+            axis.plot(by_step, ".-", label=kind)
+        axis.set(title=model, xlabel="step", ylim=(None, 1.02))
+    axes[0, 0].set_ylabel("correlation of neighbouring frames")
+    axes[0, 0].legend()
+    return figure
+
+
+def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[float]]:
+    """Mean correlation of neighbouring frames, by kind of what is looked at."""
+    frames, latent = pipeline.config.unet.frames, pipeline.config.unet.out_channels
     found: dict[str, list[list[float]]] = defaultdict(list)
 
     def alike(x: Tensor) -> float:
@@ -244,7 +282,7 @@ def correlation(pipeline: Pipeline, steps: int) -> pyplot.Figure:
         return (x[1:] * x[:-1]).sum(1).mean().item()
 
     def latents(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found["latents"].append([alike(args[0][0])])
+        found["latents"].append([alike(args[0][0, :, :latent])])  # without the reference image's
         for kind in ("ResNet blocks", "spatial attention", "temporal attention"):
             found[kind].append([])
 
@@ -262,23 +300,25 @@ def correlation(pipeline: Pipeline, steps: int) -> pyplot.Figure:
     make(pipeline, Cascade(frames, ()), steps)
     for handle in handles:
         handle.remove()
-    figure, axis = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    for kind, by_step in found.items():
-        axis.plot([sum(values) / len(values) for values in by_step], ".-", label=kind)
-    axis.set(xlabel="step", ylabel="correlation of neighbouring frames", ylim=(None, 1.02))
-    axis.legend()
-    return figure
+    return {kind: [sum(values) / len(values) for values in by_step] for kind, by_step in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", default="vc2-small", help="a text checkpoint, by name or file (default: vc2-small)")
+    parser.add_argument(
+        "--ckpt",
+        nargs="+",
+        default=["vc2-small", "lavie-small", "svd-small"],
+        help="small checkpoints, by name or file; most pictures are of the first (default: all that ship)",
+    )
     parser.add_argument("--steps", type=int, help="of sampling (default: the checkpoint's own)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these pictures alone")
     parser.add_argument(
         "--outdir", type=Path, default=Path(__file__).parent, help="folder of the pictures (default: here)"
     )
     args = parser.parse_args()
-    pipeline = zerosmooth.load(args.ckpt)
+    pipelines = {Path(name).stem: zerosmooth.load(name) for name in args.ckpt}
+    pipeline = next(iter(pipelines.values()))
     steps, frames = args.steps or pipeline.config.defaults.steps, pipeline.config.unet.frames
     figures: dict[str, Callable[[], pyplot.Figure]] = {
         "operators": operators,
@@ -288,12 +328,16 @@ def main() -> None:
         "noise": lambda: noise(frames),
         "strength": lambda: strength(pipeline),
         "modules": lambda: modules(pipeline, steps),
-        "correlation": lambda: correlation(pipeline, steps),
-        "parts": parts,
+        "correlation": lambda: correlation(pipelines, args.steps),
+        "parts": lambda: parts(pipelines, args.steps),
         "methods": methods,
     }
     args.outdir.mkdir(parents=True, exist_ok=True)
+    if unknown := set(args.only or ()) - figures.keys():
+        parser.error(f"no picture {', '.join(sorted(unknown))}; there are {', '.join(figures)}")
     for name, draw in figures.items():
+        if args.only and name not in args.only:
+            continue
         draw().savefig(args.outdir / f"{name}.png", dpi=90)
         pyplot.close("all")
         print(args.outdir / f"{name}.png", flush=True)

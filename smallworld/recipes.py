@@ -77,7 +77,7 @@ RECIPES = {
         ),
         tail=True,
         autoencoder_from="vc2-small",
-        autoencoder_steps=1000,
+        autoencoder_steps=2500,
         dense=0.3,
         image_steps=0,
         steps=6000,

@@ -61,7 +61,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         start_from(vae, checkpoint.load(recipe.autoencoder_from).networks.vae.state_dict())
         if not recipe.config.vae.temporal:
             return vae.eval().requires_grad_(False)
-    rate = 5e-4 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
+    rate = 1e-3 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
     trainer = Trainer(vae, Schedule(recipe.autoencoder_steps, rate, average=0.99), folder)
     frames = 4 if recipe.config.vae.temporal else 1
 

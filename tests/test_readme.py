@@ -1,14 +1,21 @@
 """What the README says of the code is true of the code."""
 
 import importlib
+import importlib.metadata
 import inspect
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.conftest import TINY_FAMILIES
+from zerosmooth.checkpoint import save
+from zerosmooth.pipeline import Networks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -69,13 +76,19 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_walks_pictures_can_be_made_again(tmp_path, tiny):
-    """All that docs/method.md shows, by its script, from a tiny checkpoint with few steps."""
+def test_the_walks_pictures_can_be_made_again(tmp_path):
+    """All that docs/method.md shows, by its script, from tiny checkpoints of square videos with few steps."""
+    files = []
+    for family in ("vc2", "svd"):
+        config = TINY_FAMILIES[family]
+        config = replace(config, defaults=replace(config.defaults, width=config.defaults.height))
+        files.append(tmp_path / f"{family}.safetensors")
+        save(files[-1], config, Networks(config).state_dict().items(), torch.float32, "a test", "")
     command = [
         sys.executable,
         "docs/figures.py",
         "--ckpt",
-        tiny / "vc2.safetensors",
+        *files,
         "--steps",
         "2",
         "--outdir",
@@ -87,3 +100,21 @@ def test_the_walks_pictures_can_be_made_again(tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     shown = set(re.findall(r"!\[.*\]\((.+)\.png\)", (ROOT / "docs/method.md").read_text()))
     assert shown == {path.stem for path in tmp_path.glob("*.png")}
+
+
+def test_an_installation_finds_the_files_of_a_clone():
+    """What `pip install .` copied is what lies here. Skipped where this clone itself is what is installed."""
+    try:
+        installed = importlib.metadata.distribution("zerosmooth")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("not installed")
+    if any(path.name.startswith("__editable__") for path in installed.files or ()):
+        pytest.skip("installed as this clone")
+    copied = {str(path) for path in installed.files or ()}
+    here = {
+        str(path.relative_to(ROOT))
+        for package in ("zerosmooth", "weights_convert")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert here <= copied
