@@ -24,7 +24,7 @@ class Recipe:
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
-    text_steps: int = 400  # of 128 prompts
+    encoder_steps: int = 400  # of 128 prompts or first frames
     steps: int = 13_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
     rate: float = 1e-3
@@ -79,6 +79,7 @@ RECIPES = {
         autoencoder_from="vc2-small",
         autoencoder_steps=2500,
         dense=0.3,
+        encoder_steps=800,
         image_steps=0,
         steps=6000,
     ),

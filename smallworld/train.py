@@ -1,4 +1,4 @@
-"""Trains a small checkpoint from scratch: its autoencoder, its text tower, then all the rest on frames and clips.
+"""Trains a small checkpoint from scratch: its autoencoder, its encoder, then all the rest on frames and clips.
 
     python -m smallworld.train vc2-small                 # some hours on two cores; resumes where it was stopped
     python -m smallworld.train svd-small --device cuda   # minutes
@@ -33,7 +33,7 @@ from zerosmooth import checkpoint
 from zerosmooth.attention import TemporalAttention
 from zerosmooth.cascade import Cascade
 from zerosmooth.models.autoencoder import Autoencoder
-from zerosmooth.models.clip import TextConfig, TextTower
+from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Networks, Pipeline, told_fps
@@ -124,34 +124,46 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
     return round(1 / mean.std().item(), 5)
 
 
-def train_text(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower:
-    """A text tower whose last tokens tell what the prompt asks for: a linear layer reads each word's kind off them."""
+def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower | ImageTower:
+    """An encoder whose tokens tell what it was shown: a linear layer reads each kind of word off them.
+
+    Of a prompt, whatever it names, off the tokens behind its end; of a first frame, all but the speed.
+    """
     torch.manual_seed(2)
-    text = recipe.config.encoder
-    assert isinstance(text, TextConfig)
-    tower = TextTower(text).to(device)
-    tokenizer = Tokenizer(text.merges, text.context_length, text.pad_token)
-    answers = {kind: {word: i for i, word in enumerate(["", *words])} for kind, words in WORDS.items()}
-    heads = nn.ModuleDict({kind: nn.Linear(text.width, len(words)) for kind, words in answers.items()})
-    learnt = nn.ModuleDict({"tower": tower, "heads": heads.to(device)})
-    trainer = Trainer(learnt, Schedule(recipe.text_steps, rate=2e-3, average=0.98), folder)
+    config = recipe.config.encoder
+    tower = ImageTower(config) if isinstance(config, ImageConfig) else TextTower(config)
+    words = {kind: ["", *values] for kind, values in WORDS.items() if not recipe.config.takes_images or kind != "speed"}
+    width = config.out if isinstance(config, ImageConfig) else config.width
+    heads = nn.ModuleDict({kind: nn.Linear(width, len(values)) for kind, values in words.items()})
+    learnt = nn.ModuleDict({"tower": tower, "heads": heads}).to(device)
+    trainer = Trainer(learnt, Schedule(recipe.encoder_steps, rate=2e-3, average=0.98), folder)
     right = []
 
-    def loss_at(step: int) -> Tensor:
+    def show_some(step: int) -> tuple[Tensor, list[dict[str, str]]]:
+        """Tokens, and what they should tell."""
         rng = random.Random(f"prompts/{step}")
-        prompts = [prompt_of(random_scene(rng), rng) for _ in range(128)]
-        h = tower(tokenizer(prompts).to(device))[:, -8:]  # behind the end of any prompt
+        scenes = [random_scene(rng, recipe.tail) for _ in range(128)]
+        if isinstance(tower, ImageTower):
+            first = render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:, 0] * 2 - 1
+            return tower(tower.prepare(first.to(device))), [{kind: getattr(s, kind) for kind in words} for s in scenes]
+        assert isinstance(config, TextConfig)
+        prompts = [prompt_of(scene, rng) for scene in scenes]
+        ids = Tokenizer(config.merges, config.context_length, config.pad_token)(prompts)
+        return tower(ids.to(device))[:, -8:], [parse(prompt) for prompt in prompts]
+
+    def loss_at(step: int) -> Tensor:
+        h, told = show_some(step)
         loss = torch.zeros((), device=device)
         for kind, head in heads.items():
             logits = head(h).flatten(0, 1)
-            asked = torch.tensor([answers[kind][parse(p).get(kind, "")] for p in prompts], device=device)
+            asked = torch.tensor([words[kind].index(t.get(kind, "")) for t in told], device=device)
             asked = asked.repeat_interleave(h.shape[1])
             right.append((logits.argmax(-1) == asked).float().mean().item())
             loss = loss + F.cross_entropy(logits, asked)
         return loss
 
     def show(step: int) -> None:
-        print(f"text tower reads {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
+        print(f"encoder tells {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
 
     trainer.run(loss_at, show)
     learnt.load_state_dict(trainer.average)
@@ -159,15 +171,13 @@ def train_text(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower:
 
 
 def train_diffusion(
-    recipe: recipes.Recipe, vae: Autoencoder, text: TextTower | None, folder: Path, device: str
+    recipe: recipes.Recipe, vae: Autoencoder, encoder: TextTower | ImageTower, folder: Path, device: str
 ) -> Networks:
     """Encoder and network, on v-prediction at random noise levels; one condition in ten is left out for guidance."""
     torch.manual_seed(1)
     config = recipe.config
     networks = Networks(config)
-    networks.vae = vae
-    if text is not None:
-        networks.encoder = text
+    networks.vae, networks.encoder = vae, encoder
     networks.to(device)
     start_as_identity(networks.unet)
     learnt = nn.ModuleDict({"unet": networks.unet, "text": networks.encoder})
@@ -374,8 +384,8 @@ def main() -> None:
             parser.error(f"{folder} holds a run already; leave --start out to go on with it")
         go_on_from(args.start, recipe, folder)
     vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
-    text = None if recipe.config.takes_images else train_text(recipe, folder / "text", args.device)
-    train_diffusion(with_scale(recipe, vae, args.device), vae, text, folder / "diffusion", args.device)
+    encoder = train_encoder(recipe, folder / "encoder", args.device)
+    train_diffusion(with_scale(recipe, vae, args.device), vae, encoder, folder / "diffusion", args.device)
     export(args.name, folder, args.device, folder / f"{args.name}.safetensors")
 
 

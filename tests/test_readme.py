@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,12 +105,10 @@ def test_the_walks_pictures_can_be_made_again(tmp_path):
 
 def test_an_installation_finds_the_files_of_a_clone():
     """What `pip install .` copied is what lies here. Skipped where this clone itself is what is installed."""
-    try:
-        installed = importlib.metadata.distribution("zerosmooth")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("not installed")
-    if any(path.name.startswith("__editable__") for path in installed.files or ()):
-        pytest.skip("installed as this clone")
+    site = sysconfig.get_path("purelib")  # not this folder, where building leaves a description too
+    installed = next(iter(importlib.metadata.distributions(name="zerosmooth", path=[site])), None)
+    if installed is None or any(path.name.startswith("__editable__") for path in installed.files or ()):
+        pytest.skip("not installed, or as this clone")
     copied = {str(path) for path in installed.files or ()}
     here = {
         str(path.relative_to(ROOT))

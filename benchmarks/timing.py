@@ -1,0 +1,57 @@
+"""Timing by turns: what is compared runs one after the other, again and again, so that noise is noise to all."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from statistics import median
+from typing import Any
+
+import torch
+
+Work = Callable[[], object]
+
+
+def by_turns(work: Mapping[str, tuple[Work, Work]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each piece of work, `repeats` of each in turns, after one of each that does not count.
+
+    work: name -> (what prepares it and is not timed, the work itself)."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, (prepare, run) in work.items():
+            prepare()
+            began = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(ours: list[float], *theirs: list[float]) -> float:
+    """Median of ours over the smallest median of theirs."""
+    return median(ours) / min(median(t) for t in theirs)
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of this machine on large square matrices, the best of five."""
+    a = torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args) in a process of its own, which starts and ends with clean memory. function: at a module's top."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
