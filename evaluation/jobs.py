@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from smallworld.draw import Scene
-from smallworld.gate import make, true_frames
+from smallworld.gate import make, paced, true_frames
 from smallworld.motion import jitter, redrawn_psnr, smoothness
 from smallworld.read import read
 from zerosmooth.cascade import Cascade
@@ -95,6 +95,8 @@ def run(pipeline: Pipeline, plan: Plan, job: Job, keep: bool) -> None:
     for s, x in enumerate(frames):
         n = cascade.rate(s)
         stages.append({"frames": len(x), "fps": fps * n, **measures(x, frames[0], n, job.scene, fps)})
+        if job.row != TRUTH and not paced(pipeline.config, cascade):
+            stages[-1].pop("speed right", None)  # it was not asked for
     features = {
         f"{name}/{stage}": detector(x) for name, detector in plan.detectors.items() for stage, x in enumerate(frames)
     }

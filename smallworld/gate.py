@@ -1,7 +1,7 @@
 """Measures small checkpoints on prompts or pictures of their world that nobody looked at, by rules on pixels.
 
     python -m smallworld.gate                               # all that ship: some minutes each on two cores
-    python -m smallworld.gate --ckpt svd-small --n 16 --seed 7
+    python -m smallworld.gate --ckpt vc2-small --n 16 --fps 32       # does it obey its frame rate?
 
 One line a measure: checkpoint, measure, value, limit; beside it the value of the true rendering sent through the same
 autoencoder, which is what a perfect model would reach. Exit status 1 if a limit is missed. The world has 576 prompts,
@@ -39,13 +39,18 @@ def scenes_of(config: ModelConfig, seed: int, n: int) -> list[Scene]:
     return [random_scene(rng, tail=config.takes_images) for _ in range(n)]
 
 
-def make(pipeline: Pipeline, scene: Scene, seed: int, cascade: Cascade, **settings: Any) -> Video:
-    """The scene's video, from its prompt, or from its first frame and its speed. settings: of `Pipeline.sample`.
+def paced(config: ModelConfig, cascade: Cascade) -> bool:
+    """Whether a scene is asked for with its speed.
 
     A network that is not told the frame rate knows a speed by how far a shape goes from frame to frame, which is less
     where frames are denser: of a longer video it is not asked for one."""
+    return config.takes_images or told_fps(config) or not cascade.scales
+
+
+def make(pipeline: Pipeline, scene: Scene, seed: int, cascade: Cascade, **settings: Any) -> Video:
+    """The scene's video, from its prompt, or from its first frame and its speed. settings: of `Pipeline.sample`."""
     if not pipeline.config.takes_images:
-        prompt = scene.prompt(speed=not cascade.scales or told_fps(pipeline.config))
+        prompt = scene.prompt(speed=paced(pipeline.config, cascade))
         return pipeline.sample(prompt, seeds=seed, cascade=cascade, **settings)[0]
     image = first_frame(scene, pipeline.config.defaults.height)
     settings |= {"motion_bucket_id": MOTION[scene.speed]}
@@ -80,20 +85,21 @@ def main() -> int:
     parser.add_argument("--ckpt", nargs="+", default=shipped(), help="by name or file (default: all that ship)")
     parser.add_argument("--n", type=int, default=100, help="scenes (default: 100)")
     parser.add_argument("--seed", type=int, default=1000, help="of the scenes and the noise (default: 1000)")
+    parser.add_argument("--fps", type=int, help="frames a second, as told and as measured (default: its own)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     args = parser.parse_args()
-    passed = [gate(name, args.seed, args.n, args.device) for name in args.ckpt]
+    passed = [gate(name, args.seed, args.n, args.device, args.fps) for name in args.ckpt]
     return int(not all(passed))
 
 
-def gate(name: str, seed: int, n: int, device: str) -> bool:
+def gate(name: str, seed: int, n: int, device: str, fps: int | None = None) -> bool:
     """Print a checkpoint's lines. Returns whether it passes."""
     pipeline = zerosmooth.load(name, device)
     scenes = scenes_of(pipeline.config, seed, n)
-    frames, fps = pipeline.config.unet.frames, pipeline.config.defaults.fps
+    frames, fps = pipeline.config.unet.frames, fps or pipeline.config.defaults.fps
     ours, truth = [], []
     for i, scene in enumerate(tqdm(scenes, desc=str(name), leave=False)):
-        video = make(pipeline, scene, seed + i, Cascade(frames, ()))
+        video = make(pipeline, scene, seed + i, Cascade(frames, ()), fps=fps)
         ours.append(read(video.frames[0]))
         truth.append(read(true_frames(pipeline, scene, frames, fps)))
     got, best = measures(ours, scenes, fps), measures(truth, scenes, fps)

@@ -48,7 +48,7 @@ RECIPES = {
             sampler=replace(SMALL_DDIM, more_steps=True),
             defaults=SMALL_DEFAULTS,
         ),
-        dense=0.5,  # what it is told of the rate is all that tells windows of a longer video how far a shape goes
+        dense=0.7,  # what it is told of the rate is all that tells windows of a longer video how far a shape goes
     ),
     "lavie-small": Recipe(
         ModelConfig(

@@ -126,12 +126,17 @@ class TemporalAttention(Attention):
 
     def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
         corrected = None if bus is None else bus.exchange(self.name, "temporal", h=(h, S(bus.n)))
+        qkv, again = self.project(h), None
+        if bus is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
+            again = {"qkv": qkv.clone()}
+            again["qkv"][:, :: bus.n] = self.project(corrected["h"][:, :: bus.n])
         spans = [(0, h.shape[1])] if bus is None else windows(h.shape[1], bus.window, bus.overlap)
-        return self.output(bus, partial(self.attend, spans), {"h": h}, corrected)
+        return self.output(bus, partial(self.attend, h.shape[0], spans), {"qkv": qkv}, again)
 
-    def attend(self, spans: list[tuple[int, int]], h: Tensor) -> Tensor:
-        b = h.shape[0]
-        qkv = self.to_qkv(rearrange(h, "b f l d -> (b l) f d"))
+    def project(self, h: Tensor) -> Tensor:
+        return self.to_qkv(rearrange(h, "b f l d -> (b l) f d"))
+
+    def attend(self, b: int, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
         q, k, v = rearrange(qkv, "n f (three h d) -> three n h f d", three=3, h=self.heads)
         attention = self.position or F.scaled_dot_product_attention
         if len(q) <= BATCH_LIMIT:
