@@ -1,0 +1,54 @@
+"""The benchmarks compare what they say, and skip what they cannot."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.timing import by_turns, ratio
+from benchmarks.unets import filled
+from zerosmooth.models.videocrafter import UNet
+
+from .conftest import TINY
+
+
+def test_work_runs_by_turns_and_the_first_turn_does_not_count():
+    order = []
+    work = {
+        name: (lambda name=name: order.append(f"prepare {name}"), lambda name=name: order.append(name)) for name in "ab"
+    }
+    seconds = by_turns(work, repeats=2)
+    assert order == ["prepare a", "a", "prepare b", "b"] * 3
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_of_medians_and_of_the_peers_better_setting():
+    assert ratio([1.0, 9.0, 2.0], [8.0, 8.0, 8.0], [4.0, 4.0, 99.0]) == 0.5
+
+
+def test_networks_are_filled_whole():
+    network = filled(UNet, TINY)
+    assert all(p.device.type == "cpu" and p.abs().sum() > 0 and torch.isfinite(p).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "status"),
+    [
+        (["benchmarks.unets", "--rows", "vc2", "lavie"], "skipped: give --videocrafter PATH", 0),
+        (["benchmarks.unets", "--help"], "--repeats", 0),
+        (["benchmarks.scale", "--help"], "grow with frames", 0),
+        pytest.param(
+            ["benchmarks.gpu"],
+            "no CUDA device",
+            1,
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_the_scripts_say_what_they_need(arguments, said, status):
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=root, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout
