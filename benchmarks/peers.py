@@ -70,7 +70,11 @@ def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair
 
 def ours_with(family: str, theirs: nn.Module) -> Skeleton:
     """Our network with the weights of a peer, through the converter's tables; most of them are not copied."""
-    source = {PREFIX[family] + name: p.detach() for name, p in theirs.named_parameters()}
+    source = {
+        PREFIX[family] + name: p.detach()
+        for name, p in theirs.named_parameters()
+        if not name.startswith("time_rel_pos_bias")  # at LaVie's top level: neither used nor in the published file
+    }
     with torch.device("meta"):
         ours = UNETS[family](FAMILIES[family].unet)
     expected = {f"unet.{name}": tuple(p.shape) for name, p in ours.state_dict().items()}

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import zerosmooth
-from zerosmooth.attention import Attention, fusion_matrix, windows
+from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, fusion_matrix, windows
 from zerosmooth.bus import Correction, HiddenStateBus, Stage
 from zerosmooth.cascade import METHODS, Cascade, by_stage, nested_noise
+from zerosmooth.checkpoint import shipped
 from zerosmooth.models.layers import ResBlock
 from zerosmooth.operators import A1, A2, S, back_project
 from zerosmooth.pipeline import Pipeline, Video
@@ -34,7 +36,7 @@ sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent
 import tiny_dit  # noqa: E402 - no package, but a file beside this folder
 
 from smallworld import gate  # noqa: E402
-from smallworld.draw import random_scene  # noqa: E402
+from smallworld.draw import Scene, first_frame, random_scene  # noqa: E402
 from smallworld.motion import smoothness  # noqa: E402
 from smallworld.read import read  # noqa: E402
 
@@ -72,10 +74,14 @@ def make(pipeline: Pipeline, cascade: Cascade, steps: int, see: Callable[..., No
     if see is not None:
         bus = Recorder(see, cascade.frames, cascade.scales, cascade.overlap, cascade.correction)
         object.__setattr__(cascade, "bus", lambda: bus)
+    return gate.make(pipeline, scene(pipeline), SEED, cascade, steps=steps)
+
+
+def scene(pipeline: Pipeline) -> Scene:
+    """One of PROMPT, as a checkpoint can be asked for it."""
     rng = random.Random(SEED)
     drawn = (random_scene(rng, tail=pipeline.config.takes_images) for _ in iter(int, 1))
-    scene = next(scene for scene in drawn if scene.prompt() == PROMPT)
-    return gate.make(pipeline, scene, SEED, cascade, steps=steps)
+    return next(scene for scene in drawn if scene.prompt() == PROMPT)
 
 
 def operators() -> pyplot.Figure:
@@ -99,27 +105,32 @@ def torch_items(x: Tensor) -> list[tuple[tuple[int, int], float]]:
 
 
 def back_projection(pipeline: Pipeline, steps: int) -> pyplot.Figure:
-    """One channel of one token over the frames of a video: its own state, the key frames', and both together."""
+    """One channel of one token of a spatial key over the frames: before correction, the key frames', and corrected.
+
+    It is the number that varies most over time. Bars: means of the frames that a row of the operator averages."""
     kept: dict[tuple[int, str], Tensor] = {}
 
     def see(kind: str, view: Stage, module: str, part: str, states: Any, corrected: Any) -> None:
-        if kind == "states" and part == "temporal" and view.step == steps // 2:
-            kept.setdefault((view.index, module), states["h"])
+        if kind == "states" and "k" in states and view.step == steps // 2:
+            kept.setdefault((view.index, module), states["k"])
 
     make(pipeline, Cascade(pipeline.config.unet.frames, (2,)), steps, see)
     module = [name for index, name in kept if index == 1][-1]
     key, own = kept[0, module][0], kept[1, module][0]  # f l d
-    spread = own.std(0)
-    token, channel = divmod(spread.argmax().item(), own.shape[2])
+    token, channel = divmod(own.std(0).argmax().item(), own.shape[2])
     y, x = key[:, token, channel], own[:, token, channel]
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained", sharey=True)
     for axis, M in zip(axes, (S(2), A1(2), A2(2))):
         corrected = back_project(x[None], y[None], M)[0]
-        axis.plot(x, "o-", color="silver", label="h, the long video's")
-        axis.plot(torch.arange(len(y)) * 2, y, "D", color="tab:blue", label="$h_{key}$, the short video's")
-        axis.plot(corrected, ".-", color="tab:red", label="$\\hat h$, back-projected")
+        axis.plot(x, "o-", color="silver", label="before this correction")
+        axis.plot(torch.arange(len(y)) * 2, y, "D", color="tab:blue", label="the short video's key frames")
+        axis.plot(corrected, ".-", color="tab:red", label="back-projected")
+        if not isinstance(M, S):
+            for row, seen in zip(M.matrix(len(x)), M.measure(corrected[None])[0]):
+                group = row.nonzero().flatten()
+                axis.hlines(seen, group[0] - 0.3, group[-1] + 0.3, color="tab:blue", linewidth=2)
         axis.set(title=f"with {type(M).__name__}", xlabel="frame")
-    axes[0].set_ylabel("one channel of one token")
+    axes[0].set_ylabel("one number of a key")
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{module}, step {steps // 2} of {steps}", fontsize="medium")
     return figure
@@ -133,12 +144,17 @@ def attention_windows(frames: int) -> pyplot.Figure:
     for i, ((start, end), share) in enumerate(zip(spans, fusion_matrix(spans))):
         axes[0].barh(i, end - start, left=start - 0.5, height=0.6, color=f"C{i}")
         axes[0].text(
-            (start + end - 1) / 2, i, f"window {i}: distances 0 to {frames - 1}", ha="center", va="center", fontsize=8
+            (start + end - 1) / 2,
+            i,
+            f"window {i}: frames 0 to {frames - 1} of it",
+            ha="center",
+            va="center",
+            fontsize=8,
         )
         axes[1].plot(range(start, end), share, "o-", markersize=3, label=f"window {i}")
     axes[0].set(title=f"windows of {frames} in {total} frames", xlabel="frame", yticks=[], xlim=(-1, total))
     axes[0].invert_yaxis()
-    axes[1].set(title="share of each window's output in a frame", xlabel="frame", ylim=(0, 1.05))
+    axes[1].set(title="share of each window's output in a frame", xlabel="frame", ylabel="share", ylim=(0, 1.05))
     return figure
 
 
@@ -150,7 +166,9 @@ def positions(frames: int) -> pyplot.Figure:
         axes[0].plot(
             torch.arange(f) / f * 2, torch.arange(f) * frames / f, "o", markersize=7 - 2 * stage, label=f"{f} frames"
         )
-    axes[0].set(title="absolute: pos * t0 / t", xlabel="seconds", ylabel="position that the network is told")
+    axes[0].set(
+        title=f"absolute: frame * {frames} / frames", xlabel="seconds", ylabel="position that the network is told"
+    )
     axes[0].legend()
     total = 2 * frames
     seen = torch.full((total, total), float("nan"))
@@ -159,7 +177,7 @@ def positions(frames: int) -> pyplot.Figure:
         seen[start:end, start:end] = (at[None] - at[:, None]).float()
     image = axes[1].imshow(seen, cmap="coolwarm")
     axes[1].set(title="relative: distances that attention ever sees", xlabel="key's frame", ylabel="query's frame")
-    figure.colorbar(image, ax=axes[1])
+    figure.colorbar(image, ax=axes[1], label="key's frame less query's; white: never seen")
     return figure
 
 
@@ -167,9 +185,9 @@ def noise(frames: int) -> pyplot.Figure:
     """One pixel of the noise of three stages: key frames have the same."""
     x = nested_noise((1, 1, 1), frames, (2, 2), SEED, -1)[None, :, 0, 0, 0]
     figure, axis = pyplot.subplots(figsize=(11, 2.8), layout="constrained")
-    for stage, values in reversed(list(enumerate(by_stage(x, (2, 2))))):
+    for stage, values in enumerate(by_stage(x, (2, 2))):
         at = torch.arange(values.shape[1]) * 4 / 2**stage
-        axis.plot(at, values[0], "o", markersize=11 - 3 * stage, alpha=0.7, label=f"stage {stage}: {len(at)} frames")
+        axis.plot(at, values[0], "o", markersize=13 - 4 * stage, label=f"stage {stage}: {len(at)} frames")
     axis.set(xlabel="frame of the last stage", ylabel="noise of one pixel")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -182,7 +200,7 @@ def strength(pipeline: Pipeline) -> pyplot.Figure:
         sampler = zerosmooth.FAMILIES[family].sampler.sampler(steps, 0.0)
         w = [Cascade().weight(sampler.share(i)) for i in range(len(sampler))]
         axis.plot([i / len(w) for i in range(len(w))], w, ".-", label=name)
-    axis.set(xlabel="share of the steps done", ylabel="$w_t$", ylim=(0, 1))
+    axis.set(xlabel="share of the steps done", ylabel="$w_t = 0.8 \\cdot t / T$", ylim=(0, 1))
     axis.legend()
     return figure
 
@@ -196,26 +214,39 @@ def modules(pipeline: Pipeline, steps: int) -> pyplot.Figure:
             moved[module].append(((o_hat - o).norm() / o.norm()).item())
 
     make(pipeline, Cascade(pipeline.config.unet.frames, (2,), strength_schedule="constant"), steps, see)
-    names = [name for name, _ in pipeline.networks.unet.named_modules() if name in moved]
+    names = list(moved)  # in the order in which they run
     figure, axis = pyplot.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
     image = axis.imshow(torch.tensor([moved[name] for name in names]), aspect="auto", cmap="viridis", vmin=0)
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="step")
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="step (0 is the noisiest)")
     figure.colorbar(image, label="$|\\hat o - o| \\; / \\; |o|$")
     return figure
 
 
 def slices(rows: dict[str, dict[str, Tensor]]) -> pyplot.Figure:
-    """x-t slices of videos, the same line of pixels in all of a row. rows: by model, uint8 f h w 3 by name."""
+    """x-t slices of videos, the same line of pixels in all of a row; dotted: the shape's path in the key frames.
+
+    rows: by model, uint8 f h w 3 by name, key frames first."""
     columns = max(map(len, rows.values()))
-    size = (2.5 * columns, 3 * len(rows))
+    size = (2.6 * columns, 3.1 * len(rows))
     figure, axes = pyplot.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
     for line_of_axes, (model, videos) in zip(axes, rows.items()):
-        axis, line = busiest_line(next(iter(videos.values())).numpy())
+        keys = next(iter(videos.values()))
+        axis, line = busiest_line(keys.numpy())
+        path = path_along(torch.from_numpy(line_over_time(keys.numpy(), axis, line)).float())
         for plot, (name, frames) in zip(line_of_axes, videos.items()):
             plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
-            plot.set(title=f"{name}\n{len(frames)} frames", xlabel="time", xticks=[], yticks=[])
-        line_of_axes[0].set_ylabel(f"{model}\n{'column' if axis == 2 else 'row'} {line} of the frames")
+            plot.plot(torch.arange(len(keys)) * (len(frames) // len(keys)), path, ":", color="red", linewidth=1.5)
+            plot.set_title(f"{name}\n{len(frames)} frames", fontsize=9)
+            plot.set(xlabel="time", xticks=[], yticks=[])
+        line_of_axes[0].set_ylabel(f"{model}\n{'column' if axis == 2 else 'row'} {line}, its first pixel above")
     return figure
+
+
+def path_along(slice_: Tensor) -> Tensor:
+    """Where along an x-t slice (x f c) that differs from its ground: the centre in each frame."""
+    away = (slice_ - slice_.median(0, keepdim=True).values).abs().sum(2)
+    away = away * (away > 0.4 * away.amax())
+    return (away * torch.arange(len(away))[:, None]).sum(0) / away.sum(0)
 
 
 def smooth(cascade: Cascade) -> list[Tensor]:
@@ -252,55 +283,66 @@ def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
             frames = make(pipeline, replace(base, **change), steps or pipeline.config.defaults.steps).frames
             row["key frames"] = frames[0]
             off = smoothness(read(frames[-1]), base.rate(2), frames[-1].shape[1])["off path"]
-            row[f"{name}: {off:.1f} px off"] = frames[-1]
+            row[f"{name}\n{off:.1f} px off"] = frames[-1]
         rows[model] = row
     return slices(rows)
 
 
 def correlation(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
-    """How alike neighbouring frames are in what the networks see and make, by step, in stage 0."""
-    size = (4.2 * len(pipelines), 3.6)
+    """How alike neighbouring frames are in what the networks see and make, by step, in stage 0; and how alike frames
+    of two seeds are, which have only in common what every video of the subject has."""
+    size = (4.2 * len(pipelines), 3.8)
     figure, axes = pyplot.subplots(1, len(pipelines), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis, (model, pipeline) in zip(axes[0], pipelines.items()):
-        for kind, by_step in alike_by_step(pipeline, steps or pipeline.config.defaults.steps).items():
-            axis.plot(by_step, ".-", label=kind)
-        axis.set(title=model, xlabel="step", ylim=(None, 1.02))
-    axes[0, 0].set_ylabel("correlation of neighbouring frames")
-    axes[0, 0].legend()
+        for i, (kind, by_step) in enumerate(alike_by_step(pipeline, steps or pipeline.config.defaults.steps).items()):
+            neighbours, strangers = zip(*by_step)
+            axis.plot(neighbours, ".-", color=f"C{i}", label=kind)
+            axis.plot(strangers, "--", color=f"C{i}", linewidth=1)
+        axis.set(title=model, xlabel="step (0 is the noisiest)", ylim=(None, 1.02))
+    axes[0, 0].set_ylabel("correlation of frames")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles.append(axes[0, 0].plot([], [], "--", color="gray")[0])
+    figure.legend(handles, [*labels, "the same frame, two seeds"], loc="outside lower center", ncols=5)
     return figure
 
 
-def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[float]]:
-    """Mean correlation of neighbouring frames, by kind of what is looked at."""
+def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[tuple[float, float]]]:
+    """Mean correlation of neighbouring frames, and of frames of two seeds, by kind of what is looked at and step."""
     frames, latent = pipeline.config.unet.frames, pipeline.config.unet.out_channels
-    found: dict[str, list[list[float]]] = defaultdict(list)
+    found: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+    kinds = {SpatialSelfAttention: "before spatial attention", TemporalAttention: "before temporal attention"}
 
-    def alike(x: Tensor) -> float:
-        """x: f n; the mean correlation of each frame's numbers with the next one's."""
-        x = x.flatten(1) - x.flatten(1).mean(1, keepdim=True)
-        x = x / x.norm(dim=1, keepdim=True)
-        return (x[1:] * x[:-1]).sum(1).mean().item()
+    def alike(x: Tensor) -> tuple[float, float]:
+        """x: 2 f n, of two seeds; mean correlations of each frame's numbers with the next one's, and the other's."""
+        x = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
+        x = x / x.norm(dim=2, keepdim=True)
+        return (x[0, 1:] * x[0, :-1]).sum(1).mean().item(), (x[0] * x[1]).sum(1).mean().item()
 
     def latents(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found["latents"].append([alike(args[0][0, :, :latent])])  # without the reference image's
-        for kind in ("ResNet blocks", "spatial attention", "temporal attention"):
+        found["latents"].append([alike(args[0][:2, :, :latent])])  # without the reference image's
+        for kind in ("behind ResNet blocks", *kinds.values()):
             found[kind].append([])
 
     def res(module: nn.Module, args: tuple, output: Tensor) -> None:
-        found["ResNet blocks"][-1].append(alike(output[:frames]))
+        found["behind ResNet blocks"][-1].append(alike(output[: 2 * frames].unflatten(0, (2, frames))))
 
     def attention(module: nn.Module, args: tuple) -> None:
-        kind = "temporal attention" if hasattr(module, "position") else "spatial attention"
-        found[kind][-1].append(alike(args[0][0]))
+        found[kinds[type(module)]][-1].append(alike(args[0][:2]))
 
     unet = pipeline.networks.unet
     handles = [unet.register_forward_pre_hook(latents, with_kwargs=True)]
     handles += [m.register_forward_hook(res) for m in unet.modules() if isinstance(m, ResBlock)]
-    handles += [m.register_forward_pre_hook(attention) for m in unet.modules() if isinstance(m, Attention)]
-    make(pipeline, Cascade(frames, ()), steps)
+    handles += [m.register_forward_pre_hook(attention) for m in unet.modules() if type(m) in kinds]
+    two: dict[str, Any] = {"prompts": [PROMPT] * 2}
+    if pipeline.config.takes_images:
+        two = {"images": [first_frame(scene(pipeline), pipeline.config.defaults.height)] * 2}
+    pipeline.sample(**two, seeds=[SEED, SEED + 1], cascade=Cascade(frames, ()), steps=steps)
     for handle in handles:
         handle.remove()
-    return {kind: [sum(values) / len(values) for values in by_step] for kind, by_step in found.items()}
+    return {
+        kind: [(mean([a for a, _ in values]), mean([b for _, b in values])) for values in by_step]
+        for kind, by_step in found.items()
+    }
 
 
 def main() -> None:
@@ -308,7 +350,7 @@ def main() -> None:
     parser.add_argument(
         "--ckpt",
         nargs="+",
-        default=["vc2-small", "lavie-small", "svd-small"],
+        default=sorted(shipped(), key=lambda name: name != "vc2-small"),
         help="small checkpoints, by name or file; most pictures are of the first (default: all that ship)",
     )
     parser.add_argument("--steps", type=int, help="of sampling (default: the checkpoint's own)")

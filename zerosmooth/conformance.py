@@ -48,6 +48,7 @@ class Broken:
     rule: str  # of RULES
     module: str  # its path in the network; empty where no single one is to blame
     what: str
+    ends: bool = False  # because of it, the rules without a finding were not looked at
 
 
 @torch.inference_mode()
@@ -76,11 +77,12 @@ def check(
         if m.name != path
     ]
     if broken or not modules:
-        return broken or [Broken("hand-over", "", "the network has no module derived from attention.Attention")]
+        broken = broken or [Broken("hand-over", "", "the network has no module derived from attention.Attention")]
+        return [replace(b, ends=True) for b in broken]
     xs = by_stage(_noise(2, frames, scales, shape), scales)
     outputs, bus, calls, broken = _cascade(modules, run, xs, frames, scales)
     if broken:  # the rest cannot be looked at
-        return broken
+        return [replace(b, ends=True) for b in broken]
     plain = run(xs[0], None)
     if not torch.equal(outputs[0], plain):
         broken.append(Broken("plain", "", f"differs by up to {_gap(outputs[0], plain):.1e}"))
@@ -112,11 +114,12 @@ def check(
 
 
 def report(broken: Sequence[Broken]) -> str:
-    """A line a rule, or a line a finding."""
+    """A line a rule ("?" where it could not be looked at), and a line a finding."""
     lines = []
+    otherwise = "?     " if any(b.ends for b in broken) else "ok    "
     for rule, text in RULES.items():
         found = [b for b in broken if b.rule == rule]
-        lines.append(f"{'BROKEN' if found else 'ok    '}  {rule}: {text}")
+        lines.append(f"{'BROKEN' if found else otherwise}  {rule}: {text}")
         lines += [f"        {b.module or 'the network'}: {b.what}" for b in found]
     return "\n".join(lines)
 

@@ -115,7 +115,8 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
     y = 0
     for frames, rate in zip(stages, fps):
         stride = len(densest) // len(frames)
-        draw.text((pad, y + 3), f"{len(frames)} frames, {rate:g} fps", INK, font)
+        first, last = start // stride, (start + columns - 1) // stride
+        draw.text((pad, y + 3), f"{len(frames)} frames, {rate:g} fps: frames {first} to {last}", INK, font)
         y += label
         for column in range(0, columns, stride):
             frame = Image.fromarray(frames[(start + column) // stride]).resize(
@@ -123,7 +124,7 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
             )
             canvas.paste(frame, (pad + column * (width + pad), y))
         y += height + pad
-    where = f"column {line}, top to bottom going down" if axis == 2 else f"row {line}, left to right going down"
+    where = f"column {line}, its top above" if axis == 2 else f"row {line}, its left end above"
     draw.text((pad, y + 3), f"the pixels of {where}, over time going right, whole videos", INK, font)
     y += label
     for i, frames in enumerate(stages):
