@@ -235,7 +235,7 @@ def slices(rows: dict[str, dict[str, Tensor]]) -> pyplot.Figure:
         path = path_along(torch.from_numpy(line_over_time(keys.numpy(), axis, line)).float())
         for plot, (name, frames) in zip(line_of_axes, videos.items()):
             plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
-            plot.plot(torch.arange(len(keys)) * (len(frames) // len(keys)), path, ":", color="red", linewidth=1.5)
+            plot.plot(torch.arange(len(keys)) * (len(frames) // len(keys)), path, ":", color="dodgerblue", linewidth=2)
             plot.set_title(f"{name}\n{len(frames)} frames", fontsize=9)
             plot.set(xlabel="time", xticks=[], yticks=[])
         line_of_axes[0].set_ylabel(f"{model}\n{'column' if axis == 2 else 'row'} {line}, its first pixel above")
@@ -302,7 +302,7 @@ def correlation(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Fig
     axes[0, 0].set_ylabel("correlation of frames")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     handles.append(axes[0, 0].plot([], [], "--", color="gray")[0])
-    figure.legend(handles, [*labels, "the same frame, two seeds"], loc="outside lower center", ncols=5)
+    figure.legend(handles, [*labels, "the same frame, two seeds"], loc="outside lower center", ncols=3)
     return figure
 
 
