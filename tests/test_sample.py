@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -221,7 +222,12 @@ def test_a_scale_that_is_not_offered_is_refused():
 
 def test_interrupting_leaves_finished_videos_whole(tmp_path):
     command = [sys.executable, str(ROOT / "sample.py"), *QUICK, "--num_videos", "500", "--outdir", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell's background jobs ignore it, and hand that on
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    )
     for _ in range(600):
         if list(tmp_path.glob("*.json")):
             break
