@@ -1,6 +1,6 @@
 """How time and memory grow with frames, size, stages and processes: VideoCrafter2's network at full size, on the CPU.
 
-    python -m benchmarks.scale              # about half an hour on two cores; writes docs/scale.png and docs/scale.json
+    python -m benchmarks.scale              # writes docs/scale.png and docs/scale.json
 
 One line a ratio: what was measured over what growth in proportion to the latents would be. Memory is that of a process
 beyond its weights, so every point has a process of its own.

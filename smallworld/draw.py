@@ -1,6 +1,6 @@
 """Scenes, their prompts and their frames.
 
-    python -m smallworld.draw --n 4 --outdir examples/first_frames   # first frames for image to video
+    python -m smallworld.draw --n 5 --seed 3 --outdir examples/first_frames   # for image to video
 
 A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS. The prompt nearly
 fixes the path: a shape that moves left starts near the right edge, however fast it is. Where a picture must tell the
