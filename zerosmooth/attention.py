@@ -80,7 +80,11 @@ class CrossAttention(Attention):
     def forward(self, h: Tensor, context: ContextStates, bus: Stage | None = None) -> Tensor:
         q = self.to_q(h)
         corrected = None if bus is None else bus.exchange(self.name, "spatial", q=(q, S(bus.n)))
-        return self.output(bus, partial(self.attend, *context[self.name]), {"q": q}, corrected)
+        o = self.attend(*context[self.name], q)
+        if bus is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
+            keys = slice(None, None, bus.n)
+            o[:, keys] = bus.blend(o[:, keys], self.attend(*context[self.name], corrected["q"][:, keys]))
+        return self.to_out(o)
 
     def attend(self, k: Tensor, v: Tensor, q: Tensor) -> Tensor:
         f = q.shape[1]
