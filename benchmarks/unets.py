@@ -44,7 +44,10 @@ ROWS = {  # name, limit
     "decode": ("decoding 64 frames: ours / diffusers' AutoencoderKL", 1.0),
     "load": ("load a converted checkpoint: ours / diffusers' from_pretrained", 0.7),
 }
-FORMATS = {"default": torch.contiguous_format, "channels-last": torch.channels_last}
+FORMATS = {  # of weights of four and of five dimensions
+    "default": (torch.contiguous_format, torch.contiguous_format),
+    "channels-last": (torch.channels_last, torch.channels_last_3d),
+}
 
 
 def setup(args: argparse.Namespace) -> None:
@@ -61,8 +64,7 @@ def unet(family: str, args: argparse.Namespace) -> float:
     error = pair.error()
     assert error < 1e-3, f"the two networks differ by {error}"
     laid = {
-        f"theirs, {name}": (partial(pair.theirs.to, memory_format=layout), pair.run_theirs)
-        for name, layout in FORMATS.items()
+        f"theirs, {name}": (partial(lay_out, pair.theirs, layout), pair.run_theirs) for name, layout in FORMATS.items()
     }
     seconds = by_turns({"ours": (lambda: None, pair.run_ours), **laid}, args.repeats)
     with FlopCounterMode(display=False) as counter:
@@ -70,6 +72,13 @@ def unet(family: str, args: argparse.Namespace) -> float:
     best, rate = min(seconds["ours"]), matrix_rate()
     say(seconds, f"ours {counter.get_total_flops() / best / rate:.0%} of the matrix rate, {rate / 1e9:.0f} GFLOP/s")
     return ratio(*seconds.values())
+
+
+def lay_out(network: torch.nn.Module, layout: tuple[torch.memory_format, torch.memory_format]) -> None:
+    """Put a network's convolutions into a memory layout; their outputs follow it."""
+    for p in network.parameters():
+        if p.ndim >= 4:
+            p.data = p.data.contiguous(memory_format=layout[p.ndim - 4])
 
 
 def cascade(args: argparse.Namespace) -> float:
@@ -156,7 +165,7 @@ def decode(args: argparse.Namespace) -> float:
             theirs.decode(part)
 
     kinds = {
-        f"theirs, {name}, {chunk} at a time": (partial(theirs.to, memory_format=layout), partial(run_theirs, chunk))
+        f"theirs, {name}, {chunk} at a time": (partial(lay_out, theirs, layout), partial(run_theirs, chunk))
         for name, layout in FORMATS.items()
         for chunk in (1, 16)
     }

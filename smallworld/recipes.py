@@ -24,6 +24,7 @@ class Recipe:
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
+    goes_on: float = 0.0  # share of steps in which clips seem to go on at both ends, see `train.ends_repeated`
     encoder_steps: int = 400  # of 128 prompts or first frames
     steps: int = 13_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
@@ -64,7 +65,7 @@ RECIPES = {
         ),
         autoencoder_from="vc2-small",
         dense=0.25,
-        steps=7000,
+        steps=12_000,
         image_steps=2000,
     ),
     "svd-small": Recipe(
@@ -81,9 +82,11 @@ RECIPES = {
         tail=True,
         autoencoder_from="vc2-small",
         autoencoder_steps=2500,
-        dense=0.3,
+        # positions tell how far apart frames are, and the motion bucket how far a shape goes from position to position
+        dense=0.0,
+        goes_on=0.5,
         encoder_steps=1500,
         image_steps=0,
-        steps=9000,
+        steps=12_000,
     ),
 }

@@ -16,7 +16,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -207,13 +207,15 @@ def train_diffusion(
         context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
         with torch.no_grad():
             latents = vae.moments(noisy.to(device))[0] * keep[:, None, None, None]
-        motion = torch.tensor([MOTION[scenes[i].speed] * base / rates[i] for i in chosen], device=device)
+        motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
+        fps = torch.tensor([rng.choice((1.0, 2.0, 4.0)) * base for _ in chosen], device=device)  # says nothing
         return context, latents[:, None], torch.stack([fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
         frames = 1 if step < recipe.image_steps else config.unet.frames
         count = 128 // frames
+        goes_on = frames > 1 and rng.random() < recipe.goes_on
         chosen = [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)]
         starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
         x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
@@ -226,7 +228,7 @@ def train_diffusion(
         shown = a * x0 + s * noise
         if reference is not None:
             shown = torch.cat([shown, reference.expand(-1, frames, -1, -1, -1)], dim=2)
-        with single_frames(networks.unet) if frames == 1 else nullcontext():
+        with single_frames(networks.unet) if frames == 1 else ends_repeated(networks.unet, goes_on):
             v = networks.unet(shown, t, context, numbers)
         return (v - (a * noise - s * x0)).square().mean()
 
@@ -325,6 +327,21 @@ def single_frames(unet: nn.Module) -> Iterator[None]:
     finally:
         for module in [*layers, *branches]:
             del module.forward
+
+
+@contextmanager
+def ends_repeated(unet: nn.Module, on: bool) -> Iterator[None]:
+    """Within, if `on`, temporal convolutions repeat a clip's end frames instead of adding zeros, as if it went on.
+
+    Where there are zeros, a network learns to tell frames' places by them; most frames of a longer video see none."""
+    convs = [m for m in unet.modules() if isinstance(m, nn.Conv3d)] if on else []
+    for conv in convs:
+        conv.padding_mode = "replicate"
+    try:
+        yield
+    finally:
+        for conv in convs:
+            conv.padding_mode = "zeros"
 
 
 def export(name: str, folder: Path, device: str, to: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.timing import by_turns, ratio
-from benchmarks.unets import filled
+from benchmarks.unets import FORMATS, filled, lay_out
 from zerosmooth.models.videocrafter import UNet
 
 from .conftest import TINY
@@ -31,6 +31,19 @@ def test_a_ratio_is_of_medians_and_of_the_peers_better_setting():
 def test_networks_are_filled_whole():
     network = filled(UNet, TINY)
     assert all(p.device.type == "cpu" and p.abs().sum() > 0 and torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_a_layout_reaches_every_convolution_and_changes_no_number():
+    x = torch.randn(1, 4, 3, 8, 8)
+    between, within = torch.nn.Conv3d(4, 4, (3, 1, 1)), torch.nn.Conv2d(4, 4, 3)
+    network = torch.nn.ModuleList([between, within])
+    plain = within(between(x)[:, :, 0])
+    lay_out(network, FORMATS["channels-last"])
+    assert within.weight.is_contiguous(memory_format=torch.channels_last)
+    assert between.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(within(between(x)[:, :, 0]), plain)
+    lay_out(network, FORMATS["default"])
+    assert within.weight.is_contiguous() and between.weight.is_contiguous()
 
 
 @pytest.mark.parametrize(
