@@ -72,17 +72,17 @@ class Forgets(SpatialSelfAttention):
 class AllFrames(TemporalAttention):
     """Attends to all frames at once, as the plain network."""
 
-    def attend(self, b, spans, qkv):
-        return super().attend(b, [(0, qkv.shape[1])], qkv)
+    def attend(self, spans, qkv):
+        return super().attend([(0, qkv.shape[1])], qkv)
 
 
 class RunningPosition(TemporalAttention):
     """Tells frames apart by their place in the video, which does not restart in a window."""
 
-    def attend(self, b, spans, qkv):
+    def attend(self, spans, qkv):
         if len(spans) > 1:
-            qkv = qkv + torch.linspace(0, 1, qkv.shape[1])[:, None]
-        return super().attend(b, spans, qkv)
+            qkv = qkv + torch.linspace(0, 1, qkv.shape[1])[:, None, None]
+        return super().attend(spans, qkv)
 
 
 class Overwrites(TemporalAttention):

@@ -1,7 +1,7 @@
 """The attention modules that hold a bus, and temporal attention in windows (paper Sec. 4.1, Eq. 16-22).
 
 All take hidden states h as b f l d and an optional `bus` (a `bus.Stage`); without one they are plain attention.
-Attention is `scaled_dot_product_attention`, which keeps no l x l matrix.
+Attention among tokens is `scaled_dot_product_attention`, which keeps no l x l matrix.
 """
 
 from __future__ import annotations
@@ -130,25 +130,32 @@ class TemporalAttention(Attention):
 
     def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
         corrected = None if bus is None else bus.exchange(self.name, "temporal", h=(h, S(bus.n)))
-        qkv, again = self.project(h), None
+        qkv, again = self.to_qkv(h), None
         if bus is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
             again = {"qkv": qkv.clone()}
-            again["qkv"][:, :: bus.n] = self.project(corrected["h"][:, :: bus.n])
+            again["qkv"][:, :: bus.n] = self.to_qkv(corrected["h"][:, :: bus.n])
         spans = [(0, h.shape[1])] if bus is None else windows(h.shape[1], bus.window, bus.overlap)
-        return self.output(bus, partial(self.attend, h.shape[0], spans), {"qkv": qkv}, again)
+        return self.output(bus, partial(self.attend, spans), {"qkv": qkv}, again)
 
-    def project(self, h: Tensor) -> Tensor:
-        return self.to_qkv(rearrange(h, "b f l d -> (b l) f d"))
-
-    def attend(self, b: int, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
-        q, k, v = rearrange(qkv, "n f (three h d) -> three n h f d", three=3, h=self.heads)
-        attention = self.position or F.scaled_dot_product_attention
-        if len(q) <= BATCH_LIMIT:
-            o = windowed(attention, q, k, v, spans)
-        else:
+    def attend(self, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
+        def one(qkv: Tensor) -> Tensor:
+            q, k, v = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, h=self.heads)
             parts = zip(*(x.split(BATCH_LIMIT) for x in (q, k, v)))
-            o = torch.cat([windowed(attention, q, k, v, spans) for q, k, v in parts])
-        return rearrange(o, "(b l) h f d -> b f l (h d)", b=b)
+            o = [windowed(self.position or attend_frames, *part, spans) for part in parts]
+            return rearrange(torch.cat(o) if len(o) > 1 else o[0], "l h f d -> f l h d")
+
+        return torch.stack([one(x) for x in qkv]).flatten(-2)  # sample by sample, or their frames would be copied
+
+
+def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """Attention among few frames. q, k, v: ... f d; bias: added to the f x f logits.
+
+    Written out on the CPU, where the fused kernel, which is made for long sequences, takes four times as long.
+    """
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if isinstance(bias, Tensor) else None)
+    logits = (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)
+    return (logits + bias).softmax(-1) @ v
 
 
 class RelativePosition(nn.Module):
@@ -189,7 +196,7 @@ class RotaryBias(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         f = q.shape[-2]
         bias = self.bias[self.bucket(f).to(q.device)].permute(2, 0, 1)  # h f f
-        return F.scaled_dot_product_attention(self.turn(q), self.turn(k), v, attn_mask=bias)
+        return attend_frames(self.turn(q), self.turn(k), v, bias)
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotate channels 2i and 2i + 1 by frame * frequency_i. x: ... f d."""
@@ -247,7 +254,7 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tup
     o = torch.zeros_like(q)
     for (start, end), share in zip(spans, shares):
         o_window = attention(q[..., start:end, :], k[..., start:end, :], v[..., start:end, :])
-        o[..., start:end, :] += share[:, None] * o_window
+        o[..., start:end, :].addcmul_(share[:, None], o_window)
     return o
 
 

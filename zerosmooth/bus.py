@@ -174,7 +174,7 @@ class Stage:
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
         """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""
-        return o + self.strength * (o_hat - o)
+        return torch.lerp(o, o_hat, self.strength)
 
 
 def _bytes(states: State) -> int:

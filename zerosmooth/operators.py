@@ -36,6 +36,11 @@ class Operator:
         """M† y. y: b k ..., returns b f ... with f = n*k."""
         raise NotImplementedError
 
+    def replace(self, x: Tensor, y: Tensor) -> Tensor:
+        """(I - M†M) x + M† y (Eq. 5, 6)."""
+        x_hat = x - self.lift(self.measure(x))
+        return x_hat.add_(self.lift(y))
+
     def matrix(self, f: int) -> Tensor:
         """M itself, k x f, by measuring the identity: for tests and pictures."""
         return self.measure(torch.eye(f)[None])[0]
@@ -57,6 +62,11 @@ class S(Operator):
         x = y.new_zeros(y.shape[0], y.shape[1] * self.n, *y.shape[2:])
         x[:, :: self.n] = y
         return x
+
+    def replace(self, x: Tensor, y: Tensor) -> Tensor:
+        x_hat = x.clone()  # M†M has ones at key frames and no others
+        x_hat[:, :: self.n] = y
+        return x_hat
 
 
 class A1(Operator):
@@ -89,5 +99,4 @@ def back_project(x: Tensor, y: Tensor, M: Operator) -> Tensor:
     """
     if x.shape[1] != M.n * y.shape[1]:
         raise ValueError(f"{x.shape[1]} frames cannot take {y.shape[1]} key frames at n={M.n}; n*k frames are needed")
-    unseen = x - M.lift(M.measure(x))  # (I - M†M) x
-    return unseen + M.lift(y)  # + M† y
+    return M.replace(x, y)
