@@ -80,13 +80,14 @@ class CrossAttention(Attention):
     def forward(self, h: Tensor, context: ContextStates, bus: Stage | None = None) -> Tensor:
         q = self.to_q(h)
         corrected = None if bus is None else bus.exchange(self.name, "spatial", q=(q, S(bus.n)))
-        o = self.attend(*context[self.name], q)
+        k, v = context[self.name]
+        o = self.attend(q, k, v)
         if bus is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
             keys = slice(None, None, bus.n)
-            o[:, keys] = bus.blend(o[:, keys], self.attend(*context[self.name], corrected["q"][:, keys]))
+            o[:, keys] = bus.blend(o[:, keys], self.attend(corrected["q"][:, keys], k, v))
         return self.to_out(o)
 
-    def attend(self, k: Tensor, v: Tensor, q: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         f = q.shape[1]
         q = rearrange(q, "b f l (h d) -> b h (f l) d", h=self.heads)
         return rearrange(F.scaled_dot_product_attention(q, k, v), "b h (f l) d -> b f l (h d)", f=f)
@@ -139,9 +140,8 @@ class TemporalAttention(Attention):
 
     def attend(self, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
         def one(qkv: Tensor) -> Tensor:
-            q, k, v = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, h=self.heads)
-            parts = zip(*(x.split(BATCH_LIMIT) for x in (q, k, v)))
-            o = [windowed(self.position or attend_frames, *part, spans) for part in parts]
+            parts = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, h=self.heads).split(BATCH_LIMIT, dim=1)
+            o = [windowed(self.position or attend_frames, q, k, v, spans) for q, k, v in parts]
             return rearrange(torch.cat(o) if len(o) > 1 else o[0], "l h f d -> f l h d")
 
         return torch.stack([one(x) for x in qkv]).flatten(-2)  # sample by sample, or their frames would be copied
