@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.operators import A1, A2, S, back_project
+from zerosmooth.operators import A1, A2, Operator, S, back_project
 
 ALL = pytest.mark.parametrize("M", [op(n) for op in (S, A1, A2) for n in (1, 2, 3, 4)], ids=repr)
 CLOSE = dict(rtol=0, atol=1e-5)  # float32 sums of a few numbers of size one
@@ -65,3 +65,9 @@ def test_frames_that_do_not_fit_are_refused():
         back_project(states(9), states(4), S(2))
     with pytest.raises(ValueError, match="not a multiple"):
         A1(2).measure(states(5))
+
+
+def test_sampling_replaces_as_the_formula_says():
+    x, y = torch.randn(2, 9, 5), torch.randn(2, 3, 5)
+    assert torch.equal(S(3).replace(x, y), Operator.replace(S(3), x, y))
+    assert not torch.equal(S(3).replace(x, y), x)

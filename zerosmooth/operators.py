@@ -37,9 +37,9 @@ class Operator:
         raise NotImplementedError
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        """(I - M†M) x + M† y (Eq. 5, 6)."""
-        x_hat = x - self.lift(self.measure(x))
-        return x_hat.add_(self.lift(y))
+        """What `back_project` gives, of shapes that fit."""
+        x_hat = x - self.lift(self.measure(x))  # (I - M†M) x (Eq. 5, 6)
+        return x_hat.add_(self.lift(y))  # + M† y
 
     def matrix(self, f: int) -> Tensor:
         """M itself, k x f, by measuring the identity: for tests and pictures."""
