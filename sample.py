@@ -2,7 +2,7 @@
 
     python sample.py                                            # a small model that ships with the code
     python sample.py --ckpt vc2.safetensors --prompt "a panda eating pizza"
-    python sample.py --ckpt svd.safetensors --image photo.jpg   # or a folder of images
+    python sample.py --ckpt our_svd.safetensors --image photo.jpg   # or a folder of images
     python sample.py --check --ckpt vc2.safetensors             # what a file is, and what it would need
 
 For each prompt or image and each seed it writes a video a stage (key frames first), one picture, and a json with all
@@ -30,7 +30,7 @@ from zerosmooth.checkpoint import Checkpoint, CheckpointError, describe, find, l
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.images import read_image
 from zerosmooth.pipeline import NonFiniteError, default_chunk
-from zerosmooth.results import Result, device_of, dtype_of
+from zerosmooth.results import Result, device_of, dtype_of, out_of_memory
 from zerosmooth.video import check_writer
 
 
@@ -70,6 +70,13 @@ def arguments() -> argparse.ArgumentParser:
         default=Correction.a1_probability,
         help="of A1 against A2 (default: %(default).3f)",
     )
+    add(
+        "--convolutions",
+        type=float,
+        default=Correction.convolutions,
+        metavar="WEIGHT",
+        help="of correcting temporal convolutions too, 0 to 1: not in the paper (default: 0)",
+    )
     add("--overlap", type=int, help="frames that two attention windows share (default: half a window)")
     add("--color_correction", action="store_true", help="pull each frame's latent colours to the key frames'")
     return parser
@@ -79,10 +86,12 @@ def main() -> int:
     args = arguments().parse_args()
     try:
         return sample(args)
-    except (CheckpointError, NonFiniteError, ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         hint = (
             "try --offload, --sequential_guidance, --frame_chunk 4, --lockstep, a smaller --decode_chunk_size or size"
         )
@@ -103,7 +112,13 @@ def sample(args: argparse.Namespace) -> int:
         frames=config.unet.frames if args.num_frames is None else args.num_frames,
         scales=(2,) * (args.scale.bit_length() - 1),
         method=args.method,
-        correction=Correction(not args.no_spatial, not args.no_temporal, args.kv_operator, args.a1_probability),
+        correction=Correction(
+            spatial=not args.no_spatial,
+            temporal=not args.no_temporal,
+            kv_operator=args.kv_operator,
+            a1_probability=args.a1_probability,
+            convolutions=args.convolutions,
+        ),
         strength=args.strength,
         strength_schedule=args.strength_schedule,
         overlap=args.overlap,
@@ -112,8 +127,6 @@ def sample(args: argparse.Namespace) -> int:
         lockstep=args.lockstep,
     )
     settings = settings_of(args, config, cascade)
-    if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
-        print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     device = device_of(args.device)
     dtype = dtype_of(args.dtype, device)
     if args.check:
@@ -122,13 +135,13 @@ def sample(args: argparse.Namespace) -> int:
         return 0
 
     subjects = read_subjects(args, config)
-    if args.save_fps is not None and not 0.1 <= args.save_fps <= 240:
-        raise ValueError(f"--save_fps {args.save_fps}; use 0.1 to 240")
     suffix = ".gif" if args.gif else ".mp4"
     args.outdir.mkdir(parents=True, exist_ok=True)
     check_writer(args.outdir, suffix)
     check_space(args.outdir, cascade, settings["height"], settings["width"])
     fps = settings["fps"] if args.save_fps is None else args.save_fps
+    if not 0.1 <= fps <= 240:
+        raise ValueError(f"key frames cannot play at {fps:g} a second; use --save_fps 0.1 to 240")
     play_fps = [fps * cascade.rate(stage) for stage in range(cascade.stages)]
     if args.gif and play_fps[-1] > 50:
         raise ValueError(f"GIF plays at most 50 frames a second, not {play_fps[-1]:g}; use mp4, or a lower --save_fps")
@@ -163,6 +176,7 @@ def sample(args: argparse.Namespace) -> int:
         dense = cascade.frames_of(cascade.stages - 1)
         print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
         print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
+    failed = 0
     for result in waiting:
         began = time.perf_counter()
         with tqdm(desc=f"{result.subject[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
@@ -171,18 +185,24 @@ def sample(args: argparse.Namespace) -> int:
                 bar.total = of
                 bar.update(done - bar.n)
 
-            (video,) = pipeline.sample(
-                None if images else result.subject,
-                images=[read_image(images[result.subject])] if images else None,
-                resize=args.resize,
-                seeds=result.seed,
-                cascade=cascade,
-                decode_chunk_size=args.decode_chunk_size,
-                sequential_guidance=args.sequential_guidance,
-                frame_chunk=args.frame_chunk,
-                progress=progress,
-                **settings,
-            )
+            try:
+                (video,) = pipeline.sample(
+                    None if images else result.subject,
+                    images=[read_image(images[result.subject])] if images else None,
+                    resize=args.resize,
+                    seeds=result.seed,
+                    cascade=cascade,
+                    decode_chunk_size=args.decode_chunk_size,
+                    sequential_guidance=args.sequential_guidance,
+                    frame_chunk=args.frame_chunk,
+                    progress=progress,
+                    **settings,
+                )
+            except NonFiniteError as error:  # the others need not suffer
+                bar.close()
+                print(f"sample.py: no video of {result.subject!r}, seed {result.seed}: {error}", file=sys.stderr)
+                failed += 1
+                continue
         facts = {
             "seconds": round(time.perf_counter() - began, 1),
             "device": str(device),
@@ -195,7 +215,7 @@ def sample(args: argparse.Namespace) -> int:
         for path, x, rate in zip(result.write(video, play_fps, facts), video.frames, play_fps):
             print(f"{len(x)} frames, {rate:g} fps, {len(x) / rate:.3g} s: {path}")
         print(f"picture {result.record.with_suffix('.png')}, settings {result.record} ({facts['seconds']} s)")
-    return 0
+    return int(failed > 0)
 
 
 def report(

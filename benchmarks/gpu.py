@@ -104,19 +104,26 @@ def family(name: str, args: argparse.Namespace) -> None:
     rate = matrix_rate(torch.device(args.device), args.dtype)
     frames = ", ".join(str(shape_of(config).frames_of(s)) for s in range(3))
     print(f"{name}, {frames} frames of {height}x{width}: {flops / 1e12:.0f} TFLOP a step; {rate / 1e12:.0f} TFLOP/s")
-    plain: tuple[float, int] | None = None
+    first: tuple[str, float, int] | None = None  # that fits
     for setting in args.settings:
-        seconds, memory = measure(config, network, SETTINGS[setting], args)
-        plain = plain or (seconds, memory)
+        try:
+            seconds, memory = measure(config, network, SETTINGS[setting], args)
+        except torch.OutOfMemoryError:
+            print(f"{name}  {setting}  does not fit into this device's memory", flush=True)
+            continue
+        first = first or (setting, seconds, memory)
         print(
             f"{name}  {setting}  {seconds:.2f} s a step, {flops / seconds / rate:.0%} of the matrix rate, "
-            f"{memory / 1e9:.1f} GB  (time {seconds / plain[0]:.2f}, memory {memory / max(1, plain[1]):.2f} of "
-            f"{args.settings[0]})",
+            f"{memory / 1e9:.1f} GB  (time {seconds / first[1]:.2f}, memory {memory / max(1, first[2]):.2f} of "
+            f"{first[0]})",
             flush=True,
         )
-    windowed, _ = measure(config, network, SETTINGS["plain"], args, strength=0.0)
-    corrected, _ = measure(config, network, SETTINGS["plain"], args)
-    print(f"{name}  cascade / windowed  {corrected / windowed:.2f}  at most 1.15", flush=True)
+    try:
+        windowed, _ = measure(config, network, SETTINGS["plain"], args, strength=0.0)
+        corrected, _ = measure(config, network, SETTINGS["plain"], args)
+        print(f"{name}  cascade / windowed  {corrected / windowed:.2f}  at most 1.15", flush=True)
+    except torch.OutOfMemoryError:
+        print(f"{name}  cascade / windowed  not measured: it does not fit into this device's memory", flush=True)
     alone = one_evaluation(config, network, args)
     network.compile()
     one_evaluation(config, network, args)  # compiles

@@ -31,8 +31,8 @@ from zerosmooth.arguments import add_running, add_sampling, add_subjects, read_s
 from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import Checkpoint, CheckpointError, describe, find, load, sha256
 from zerosmooth.config import ModelConfig
-from zerosmooth.pipeline import NonFiniteError, default_chunk
-from zerosmooth.results import device_of, dtype_of, versions, write_json, write_text
+from zerosmooth.pipeline import NonFiniteError, check_cascade, default_chunk
+from zerosmooth.results import device_of, dtype_of, out_of_memory, versions, write_json, write_text
 
 from . import detectors, figures, reference, tables
 from .compare import compare
@@ -80,10 +80,12 @@ def main() -> int:
                 compare_folders(args)
             else:
                 evaluate(args, rank, world)
-    except (CheckpointError, NonFiniteError, ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         hint = "try --offload, --sequential_guidance, --frame_chunk 4 or --lockstep"
         print(f"evaluation: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
         return 1
@@ -117,8 +119,6 @@ def compare_folders(args: argparse.Namespace) -> None:
     measured = measuring(args)
     real = None
     if "FVD" in measured:
-        if args.real is None:
-            raise ValueError("FVD compares with real videos; add --real, or leave --detector out")
         videos = reference.RealVideos(args.real, args.outdir / "real", measured["FVD"])
         videos.measure()
         real = videos.features()
@@ -132,9 +132,9 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
     measured = measuring(args)
     plan = plan_of(args, checkpoint, measured)
     groups = list(jobs_of(args, checkpoint))
+    real = None if args.real is None else reference.RealVideos(args.real, args.outdir / "real", measured["FVD"])
     common = agree(args, checkpoint, plan)
-    if "FVD" in measured and args.real is not None:
-        real = reference.RealVideos(args.real, args.outdir / "real", measured["FVD"])
+    if real is not None:
         real.measure(rank, world)
     jobs = [(job, i < args.show) for i, group in enumerate(groups) for job in group if i % world == rank]
     waiting = [(job, keep) for job, keep in jobs if not plan.finished(job, keep)]
@@ -145,7 +145,10 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
         with tqdm(total=len(waiting), unit="video", disable=rank > 0) as bar:
             for job, keep in waiting:
                 bar.set_postfix_str(f"{job.row}, {job.subject[:30]}")
-                run(pipeline, plan, job, keep)
+                try:
+                    run(pipeline, plan, job, keep)
+                except NonFiniteError as error:  # the others need not suffer; the table says how many videos a row has
+                    tqdm.write(f"left out: {job.row}, {job.subject}, seed {job.seed}: {error}", file=sys.stderr)
                 bar.update()
     if world > 1:
         torch.distributed.barrier()
@@ -154,7 +157,7 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
     references = {}
     if args.scenes is not None:
         references = reference.of_small_world(plan, checkpoint.config, measured["FVD"])
-    elif args.real is not None:
+    elif real is not None:
         references = dict.fromkeys(range(plan.base.stages), real.features())
     report(args, checkpoint.config, plan, common, references)
 
@@ -168,6 +171,8 @@ def measuring(args: argparse.Namespace) -> dict[str, detectors.Detector]:
             found[measure] = detectors.torchscript(path, device, classes)
         elif args.scenes is not None:
             found[measure] = detectors.small_world(device, classes)
+    if args.detector is not None and args.real is None and args.scenes is None:
+        raise ValueError("FVD compares with real videos; add --real, or leave --detector out")
     if args.real is not None and args.detector is None:
         raise ValueError("--real is what FVD compares with; add --detector, whose features it compares")
     return found
@@ -184,20 +189,22 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, measured: dict[str
     )
     settings = settings_of(args, config, base)
     for row in rows_of(args):
-        cascade_of(row, base).bus()
+        check_cascade(config, cascade_of(row, base))
     if args.scenes is not None:
         own = config.defaults
         if args.scenes < 1 or own.height != own.width:
             raise ValueError(
                 "--scenes takes at least one, and a checkpoint of the small world, whose videos are square"
             )
-        asked = [n for n in ("height", "width", "prompt_file", "image", "motion_bucket_id", "real") if getattr(args, n)]
+        asked = [
+            n
+            for n in ("height", "width", "prompt_file", "image", "motion_bucket_id", "real")
+            if getattr(args, n) is not None
+        ]
         if asked or args.num_videos != 1:
             raise ValueError(
                 f"--scenes draws its own subjects, one video each: leave --{(asked or ['num_videos'])[0]} out"
             )
-    if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
-        print(f"note: {settings['steps']} does not divide 1000, so {taken} steps are taken")
     running = {
         "decode_chunk_size": args.decode_chunk_size or default_chunk(config),
         "sequential_guidance": args.sequential_guidance,
@@ -236,7 +243,7 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
         common["decode_chunk_size"] = plan.running["decode_chunk_size"]
     args.outdir.mkdir(parents=True, exist_ok=True)
     path = args.outdir / "evaluation.json"
-    if path.exists():
+    if path.exists() and next(plan.folder.glob("*.json"), None):
         before = json.loads(path.read_text())
         if other := [name for name in common if before.get(name) != common[name]]:
             raise ValueError(f"{args.outdir} holds an evaluation of another {', '.join(other)}; use another --outdir")

@@ -63,7 +63,9 @@ def _scale(one: Path, other: Path, x: Tensor, y: Tensor) -> int:
     if x.shape[1:] != y.shape[1:]:
         sizes = " and ".join(f"{v.shape[2]}x{v.shape[1]}" for v in (x, y))
         raise ValueError(f"{one} and {other} have frames of {sizes}; bring them to one size first")
-    n = -(-len(y) // len(x))
-    if len(y) not in (n * len(x), n * (len(x) - 1) + 1):
+    if len(y) % len(x) == 0:
+        return len(y) // len(x)
+    n, rest = divmod(len(y) - 1, max(1, len(x) - 1))
+    if n == 0 or rest:
         raise ValueError(f"{other} has {len(y)} frames, not n for one of the {len(x)} of {one}, nor n - 1 between two")
     return n

@@ -30,9 +30,14 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:
-        """The numbers of a video's middle clip: d, float32 on the CPU. frames: uint8 f h w 3."""
+        """The numbers of a video's middle clip: d, float32 on the CPU. frames: uint8 f h w 3. ValueError if it does not
+        take such a clip."""
         clip = middle(frames).to(self.device).permute(3, 0, 1, 2)[None].float()
-        return self.run(clip)[0].float().cpu()
+        try:
+            return self.run(clip)[0].float().cpu()
+        except RuntimeError as error:
+            last, shape = str(error).strip().splitlines()[-1], " ".join(map(str, clip.shape))
+            raise ValueError(f"{self.protocol.split(' ')[0]} does not take clips of {shape} ({last})") from error
 
 
 def middle(frames: Tensor) -> Tensor:
@@ -63,9 +68,10 @@ def torchscript(path: Path, device: torch.device, probabilities: bool) -> Detect
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         raise ValueError(f"the detector {path} does not take clips of 1 3 {CLIP} h w ({last})") from error
-    if answer.ndim != 2 or len(answer) != 1:
-        raise ValueError(f"the detector {path} answers a clip with {tuple(answer.shape)}; 1 x numbers is needed")
-    if probabilities and abs(answer.sum().item() - 1) > 1e-3:
+    if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 1:
+        what = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"the detector {path} answers a clip with {what}; 1 x numbers is needed")
+    if probabilities and not abs(answer.sum().item() - 1) <= 1e-3:
         raise ValueError(
             f"the detector {path} answers with numbers that do not sum to 1; class probabilities are needed"
         )

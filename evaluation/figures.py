@@ -95,7 +95,8 @@ def curves(path: Path, weights: Mapping[str, Sequence[float]], results: Results)
     schedule.legend(fontsize="small")
     for axis, measure in zip(others, panels):
         means, errors = zip(*(results.value(row, last, measure) for row in weights))
-        axis.errorbar(range(len(weights)), means, errors, fmt="o", capsize=3)
+        bars = [e or 0.0 for e in errors]  # a single video has no error
+        axis.errorbar(range(len(weights)), means, bars, fmt="o", capsize=3)
         axis.set_xticks(range(len(weights)), list(weights), rotation=30, ha="right", fontsize="small")
         axis.set_title(f"{measure}, last stage")
     figure.savefig(path, dpi=100)

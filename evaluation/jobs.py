@@ -42,7 +42,7 @@ class Job:
     def stem(self) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", f"{self.row} {self.subject}".lower()).strip("-")[:60]
         everything = json.dumps([self.row, self.subject, self.seed, dict(self.identity)], sort_keys=True)
-        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:8]}"
+        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def _frames(pipeline: Pipeline, plan: Plan, job: Job, cascade: Cascade) -> tuple
         assert job.scene is not None
         fps = plan.settings["fps"]
         rates = [cascade.rate(s) for s in range(cascade.stages)]
-        return [true_frames(pipeline, job.scene, cascade.frames * n, fps * n) for n in rates], 0
+        chunk = plan.running["decode_chunk_size"]
+        return [true_frames(pipeline, job.scene, cascade.frames * n, fps * n, chunk) for n in rates], 0
     settings = {**plan.settings, **plan.running, "eta": plan.eta(cascade)}
     if job.scene is not None:
         video = make(pipeline, job.scene, job.seed, cascade, **settings)

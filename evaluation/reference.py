@@ -36,11 +36,15 @@ def of_small_world(plan: Plan, config: ModelConfig, detector: Detector) -> dict[
 
 
 class RealVideos:
-    """The features of a folder's videos, kept in `into`, a file a video. ValueError if the folder has none."""
+    """The features of a folder's videos, kept in `into`, a file a video. ValueError if it has fewer than two."""
 
     def __init__(self, folder: Path, into: Path, detector: Detector) -> None:
         self.folder, self.detector = folder, detector
         self.videos = find_videos(folder)
+        if len(self.videos) < 2:
+            raise ValueError(
+                f"{folder} has one video; FVD needs two real ones or more, and means something of hundreds"
+            )
         which = f"{folder.resolve()}, {detector.protocol}"
         self.into = into / hashlib.sha256(which.encode()).hexdigest()[:8]
 
@@ -56,5 +60,7 @@ class RealVideos:
         return torch.stack([load_file(self._file(path))["FVD"] for path in self.videos])
 
     def _file(self, path: Path) -> Path:
-        name = hashlib.sha256(str(path.relative_to(self.folder)).encode()).hexdigest()[:16]
+        facts = path.stat()  # a video that was replaced is measured again
+        which = f"{path.relative_to(self.folder)}, {facts.st_size}, {facts.st_mtime_ns}"
+        name = hashlib.sha256(which.encode()).hexdigest()[:16]
         return self.into / f"{path.stem}-{name}.features"

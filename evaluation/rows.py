@@ -61,8 +61,6 @@ def cascade_of(row: str, base: Cascade) -> Cascade:
         key, _, text = change.partition("=")
         if key not in CHANGES:
             raise ValueError(f"row {row!r} changes {key!r}; use one of {', '.join(CHANGES)}")
-        if cascade.method != "zerosmooth" and not (key == "overlap" and cascade.method != "direct"):
-            raise ValueError(f"row {row!r}: {key} does nothing to {cascade.method}")
         value = CHANGES[key](key, text)
         if hasattr(cascade.correction, key):
             cascade = replace(cascade, correction=replace(cascade.correction, **{key: value}))
@@ -96,6 +94,7 @@ CHANGES: dict[str, Callable[[str, str], Any]] = {
     "temporal": _switch,
     "kv_operator": _word,
     "a1_probability": _number(float),
+    "convolutions": _number(float),
     "strength": _number(float),
     "strength_schedule": _word,
     "overlap": _number(int),

@@ -71,12 +71,12 @@ def measures(readings: Sequence[Reading], scenes: Sequence[Scene], fps: float) -
     return {name: sum(values) / len(values) for name, values in counts.items()}
 
 
-def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float) -> Tensor:
-    """The scene itself, encoded and decoded as a video of the checkpoint is: uint8 f h w 3."""
+def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float, chunk: int | None = None) -> Tensor:
+    """The scene itself, encoded and decoded as a video of the checkpoint is: uint8 f h w 3. chunk: frames at a time."""
     video = render([scene], frame_times(frames, fps)[None], pipeline.config.defaults.height)[0]
     vae = pipeline.networks.vae
     latents = vae.encode((video * 2 - 1).to(pipeline.device, vae.dtype))
-    return pipeline.decode(latents, default_chunk(pipeline.config))
+    return pipeline.decode(latents, chunk or default_chunk(pipeline.config))
 
 
 @torch.inference_mode()

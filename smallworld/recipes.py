@@ -83,10 +83,10 @@ RECIPES = {
         autoencoder_from="vc2-small",
         autoencoder_steps=2500,
         # positions tell how far apart frames are, and the motion bucket how far a shape goes from position to position
-        dense=0.0,
+        dense=0.5,
         goes_on=0.5,
         encoder_steps=1500,
         image_steps=0,
-        steps=12_000,
+        steps=14_000,
     ),
 }

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from zerosmooth import checkpoint
 from zerosmooth.attention import TemporalAttention
 from zerosmooth.cascade import Cascade
+from zerosmooth.models import svd
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
 from zerosmooth.models.tokenizer import Tokenizer
@@ -185,10 +186,21 @@ def train_diffusion(
     pipeline = Pipeline(config, networks)
     learnt.requires_grad_(True)
 
-    clips, scenes, rates = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
+    clips, scenes, rates, starts = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
     base, told = config.defaults.fps, told_fps(config)
     whole = [i for i in range(len(scenes)) if rates[i] == base]
     parts = [i for i in range(len(scenes)) if rates[i] != base]
+    alike: dict[tuple[int, float], list[int]] = {}  # clips by rate and beginning
+    for i, kind in enumerate(zip(rates, starts)):
+        alike.setdefault(kind, []).append(i)
+
+    def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
+        """Clips of a step, and their frames' positions where a network has them: then all are of one kind."""
+        if not config.takes_images:
+            return [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)], None
+        i = rng.choice(parts if rng.random() < recipe.dense else whole)
+        chosen = rng.choices(alike[rates[i], starts[i]], k=count)
+        return chosen, base * frame_times(config.unet.frames, rates[i], starts[i])
 
     def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Context, reference latents and numbers of scenes."""
@@ -216,9 +228,9 @@ def train_diffusion(
         frames = 1 if step < recipe.image_steps else config.unet.frames
         count = 128 // frames
         goes_on = frames > 1 and rng.random() < recipe.goes_on
-        chosen = [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)]
-        starts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
-        x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, starts)]).to(device).float()
+        chosen, positions = choose(count, rng)
+        firsts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
+        x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, firsts)]).to(device).float()
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -228,7 +240,8 @@ def train_diffusion(
         shown = a * x0 + s * noise
         if reference is not None:
             shown = torch.cat([shown, reference.expand(-1, frames, -1, -1, -1)], dim=2)
-        with single_frames(networks.unet) if frames == 1 else ends_repeated(networks.unet, goes_on):
+        way = single_frames(networks.unet) if frames == 1 else ends_repeated(networks.unet, goes_on)
+        with way, at_positions(positions):
             v = networks.unet(shown, t, context, numbers)
         return (v - (a * noise - s * x0)).square().mean()
 
@@ -274,17 +287,20 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) 
 
 def draw_clips(
     recipe: recipes.Recipe, vae: Autoencoder, file: Path, device: str
-) -> tuple[Tensor, list[Scene], list[int]]:
-    """Latents of the training clips (n f c h w, float16), their scenes and their frames a second; kept in `file`.
+) -> tuple[Tensor, list[Scene], list[int], list[float]]:
+    """Latents of the training clips (n f c h w, float16), kept in `file`, their scenes, frames a second and beginnings.
 
-    A clip is of the whole scene at the base rate, or of a part of it at two or four times that rate: any part, or its
-    beginning, where the first frame is given.
+    A clip is of the whole scene at the base rate, or of a part of it at two or four times that rate: any part, or,
+    where frames carry positions, what a window of a video at that rate holds.
     """
     rng = random.Random("clips")
     frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
     scenes = [random_scene(rng, recipe.tail) for _ in range(recipe.clips)]
     rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base for _ in scenes]
-    starts = [0.0 if recipe.config.takes_images else rng.uniform(0, SECONDS - frames / r) for r in rates]
+    if recipe.config.takes_images:  # windows overlap by half
+        starts = [rng.randrange(2 * rate // base - 1) * frames / 2 / rate for rate in rates]
+    else:
+        starts = [rng.uniform(0, SECONDS - frames / rate) for rate in rates]
     times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
     if not file.exists():
         parts = []
@@ -295,7 +311,7 @@ def draw_clips(
             parts.append(rearrange(z, "(b f) c h w -> b f c h w", f=frames))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, {"clips": torch.cat(parts)})
-    return load_file(file)["clips"], scenes, rates
+    return load_file(file)["clips"], scenes, rates, starts
 
 
 def prompt_of(scene: Scene, rng: random.Random, paced: bool = True) -> str:
@@ -342,6 +358,18 @@ def ends_repeated(unet: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for conv in convs:
             conv.padding_mode = "zeros"
+
+
+@contextmanager
+def at_positions(positions: Tensor | None) -> Iterator[None]:
+    """Within, the frames of an SVD network carry these positions, if any, instead of 0, 1, .."""
+    own = svd.frame_positions
+    if positions is not None:
+        svd.frame_positions = lambda f, bus: positions
+    try:
+        yield
+    finally:
+        svd.frame_positions = own
 
 
 def export(name: str, folder: Path, device: str, to: Path) -> None:

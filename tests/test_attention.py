@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from zerosmooth.attention import (
     RelativePosition,
     TemporalAttention,
+    attend_frames,
     frame_positions,
     fusion_matrix,
     fusion_weights,
@@ -102,3 +103,11 @@ def test_one_window_is_plain_attention_bitwise():
     torch.manual_seed(0)
     attn, h = TemporalAttention(16, 2, 8), torch.randn(1, 8, 3, 16)
     assert torch.equal(attn(h), attn(h, HiddenStateBus(8).stage(0)))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_written_out_is_the_fused_one(biased):
+    q, k, v = torch.randn(3, 5, 2, 16, 8)
+    bias = torch.randn(2, 16, 16) if biased else None
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    assert_close(attend_frames(q, k, v, 0.0 if bias is None else bias), fused, rtol=0, atol=1e-5)

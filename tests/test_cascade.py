@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from zerosmooth.bus import BusError, Correction
 from zerosmooth.cascade import (
     METHODS,
     Cascade,
@@ -108,6 +109,27 @@ def test_an_error_in_lockstep_reaches_the_caller(ask):
     assert threading.active_count() == 1 and bus.held_bytes == 0
 
 
+def test_lockstep_ends_where_stages_run_other_modules(ask):
+    """What a stage never publishes is an error, as it is without lockstep, and no endless wait."""
+    bus, xs = Cascade(FRAMES, (2,), lockstep=True).bus(), [latents(FRAMES), latents(2 * FRAMES)]
+    with pytest.raises(BusError, match="stage 0 ended without"):
+        cascade_step(lambda s, x, view: ask(x, view if s else None), xs, bus, 0, 0.8)
+    bus.clear()
+    with pytest.raises(BusError, match="stage 1 ended without"):
+        cascade_step(lambda s, x, view: ask(x, None if s else view), xs, bus, 0, 0.8)
+    assert threading.active_count() == 1
+    with pytest.raises(ValueError, match="1 stages on a bus of 2"):
+        cascade_step(lambda s, x, view: ask(x, view), xs[:1], bus, 0, 0.8)
+
+
+def test_lockstep_keeps_gradients_off():
+    weight = torch.ones(1, requires_grad=True)
+    bus = Cascade(FRAMES, (2,), lockstep=True).bus()
+    with torch.no_grad():
+        outputs = cascade_step(lambda s, x, view: x * weight, [latents(FRAMES), latents(2 * FRAMES)], bus, 0, 0.8)
+    assert not any(y.requires_grad for y in outputs)
+
+
 def test_interrupting_lockstep_leaves_no_thread_behind(ask, monkeypatch):
     bus, joins = Cascade(FRAMES, (2, 2), lockstep=True).bus(), []
     join = threading.Thread.join
@@ -155,6 +177,10 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
         lambda: Cascade(scales=(1,)),
         lambda: Cascade(method="magic"),
         lambda: Cascade(strength=2.0),
+        lambda: Cascade(method="direct", overlap=1),
+        lambda: Cascade(method="windowed", strength=0.5),
+        lambda: Cascade(method="freenoise", color_correction=True),
+        lambda: Cascade(correction=Correction(convolutions=1.5)),
         lambda: pipeline.sample("x", cascade=Cascade(FRAMES + 1)),
         lambda: pipeline.sample("x", cascade=Cascade(FRAMES), height=18),
         lambda: pipeline.sample("x", cascade=Cascade(FRAMES), steps=0),
@@ -184,7 +210,7 @@ def test_half_precision_is_near_single(pipeline):
 
 
 def test_latent_ddnm_hands_on_the_key_frames_data():
-    """With a network that predicts the data itself, every stage's data are measured back as the stage before's."""
+    """With a network that predicts the data itself, the data of every stage's key frames are those of stage 0."""
 
     class Direct:
         stochastic = False
@@ -213,7 +239,8 @@ def test_latent_ddnm_hands_on_the_key_frames_data():
     cascade = Cascade(4, (2, 3), method="ddnm")
     assert cascade.weight(1.0) == 0
     xs = sample(run, Direct(), cascade, lambda step: latents(24))
-    assert torch.equal(xs[1][:, ::2], xs[0]) and torch.equal(xs[2][:, ::3], xs[1])
+    assert torch.equal(xs[1][:, ::2], xs[0]) and torch.equal(xs[2][:, ::6], xs[0])
+    assert not torch.allclose(xs[2][:, ::3], xs[1])  # what stage 1 inserts does not bind stage 2
     plain = sample(run, Direct(), Cascade(4, (2, 3), method="windowed"), lambda step: latents(24))
     assert torch.equal(plain[0], xs[0]) and not torch.allclose(plain[1][:, ::2], xs[0])
 

@@ -24,7 +24,9 @@ def test_frames_of_every_stage(any_pipeline):
     assert video.fps == [fps, 2 * fps, 4 * fps] and all(x.dtype == torch.uint8 for x in video.frames)
 
 
-@pytest.mark.parametrize("setting", [dict(sequential_guidance=True), dict(frame_chunk=3)])
+@pytest.mark.parametrize(
+    "setting", [dict(sequential_guidance=True), dict(frame_chunk=3), dict(sequential_guidance=True, frame_chunk=3)]
+)
 @pytest.mark.parametrize("cascade", [CASCADE, replace(CASCADE, lockstep=True, bus_device="cpu")])
 def test_memory_settings_change_nothing(any_pipeline, setting, cascade):
     plain, other = (

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.attention import Attention, CrossAttention, TokenCrossAttention, frame_positions
+from zerosmooth.attention import Attention, CrossAttention, TokenCrossAttention
 from zerosmooth.bus import Correction, HiddenStateBus
-from zerosmooth.cascade import Cascade
-from zerosmooth.models.layers import set_frame_chunk
+from zerosmooth.cascade import Cascade, cascade_step
+from zerosmooth.models.layers import TemporalResBlock, set_frame_chunk
+from zerosmooth.models.videocrafter import TemporalConv
 
 from .conftest import FRAMES, latents, told
 
@@ -61,6 +62,47 @@ def test_every_attention_module_publishes_once_a_stage(unet, ask):
     assert sorted(published) == sorted(n for n, m in unet.named_modules() if isinstance(m, Attention))
 
 
+def convolutions_of(unet) -> list[str]:
+    return [path for path, m in unet.named_modules() if isinstance(m, (TemporalConv, TemporalResBlock))]
+
+
+def test_temporal_convolutions_are_corrected_if_asked_for(unet, ask):
+    """Off is the method as it is; on, key frames' convolutions measure back to those of the stage before."""
+    paths, made = convolutions_of(unet), {}
+    handles = [
+        unet.get_submodule(path).register_forward_hook(lambda m, args, out: made.setdefault(m.name, []).append(out))
+        for path in paths
+    ]
+    try:
+        on, bus = run_stages(ask, correction=Correction(convolutions=1.0))
+    finally:
+        for handle in handles:
+            handle.remove()
+    off, _ = run_stages(ask)
+    assert torch.equal(on[0], off[0]) and bus.held_bytes == 0
+    assert all(torch.equal(a, b) != bool(paths) for a, b in zip(on[1:], off[1:]))
+    assert sorted(made) == sorted(paths)
+    for stages in made.values():
+        first, second, third = (out.unflatten(0, (1, -1)) for out in stages)
+        assert_close(second[:, ::2], first, rtol=0, atol=1e-5)
+        assert_close(third[:, ::4], first, rtol=0, atol=1e-5)
+
+
+def test_corrected_convolutions_obey_strength_zero_weight_and_lockstep(unet, ask):
+    if not convolutions_of(unet):
+        pytest.skip("this network has none")
+    windowed, _ = run_stages(ask, correction=Correction(spatial=False, temporal=False))
+    off, _ = run_stages(ask, strength=0.0, correction=Correction(convolutions=1.0))
+    assert all(torch.equal(a, b) for a, b in zip(off, windowed))
+    xs = [latents(FRAMES * n) for n in (1, 2, 4)]
+    correction = Correction(convolutions=0.5)
+    one, two = (
+        cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.8)
+        for bus in (Cascade(FRAMES, correction=correction, lockstep=lockstep).bus() for lockstep in (False, True))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+
+
 def test_a_batch_equals_single_runs(ask):
     """Two videos at once are corrected each by its own key frames."""
     pair = {f: torch.cat([latents(f, seed=1), latents(f, seed=2)]) for f in (FRAMES, 2 * FRAMES)}
@@ -87,14 +129,6 @@ def test_the_order_of_frames_matters(ask):
     """Every family's network tells frames apart, by positions or by what its temporal convolutions see."""
     x = latents(FRAMES)
     assert not torch.allclose(ask(x.flip(1)).flip(1), ask(x), atol=1e-3)
-
-
-def test_key_frames_keep_their_absolute_positions():
-    bus = HiddenStateBus(FRAMES, (2, 2))
-    plain = frame_positions(FRAMES, None)
-    assert torch.equal(plain, torch.arange(FRAMES).float())
-    for stage, stride in enumerate((1, 2, 4)):
-        assert torch.equal(frame_positions(stride * FRAMES, bus.stage(stage))[::stride], plain)
 
 
 def test_frames_in_chunks_change_nothing(unet, ask):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.operators import A1, A2, Operator, S, back_project
+from zerosmooth.operators import A1, A2, Interpolated, Operator, S, back_project
 
 ALL = pytest.mark.parametrize("M", [op(n) for op in (S, A1, A2) for n in (1, 2, 3, 4)], ids=repr)
 CLOSE = dict(rtol=0, atol=1e-5)  # float32 sums of a few numbers of size one
@@ -71,3 +71,17 @@ def test_sampling_replaces_as_the_formula_says():
     x, y = torch.randn(2, 9, 5), torch.randn(2, 3, 5)
     assert torch.equal(S(3).replace(x, y), Operator.replace(S(3), x, y))
     assert not torch.equal(S(3).replace(x, y), x)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_interpolation_is_another_inverse_of_sampling(n):
+    """It measures back, keeps the mean slope between key frames, and corrects frames between by what lies between."""
+    x, y, M = states(5 * n), states(5, seed=1), Interpolated(n)
+    x_hat = back_project(x, y, M)
+    assert torch.equal(M.measure(M.lift(y)), y)
+    assert_close(M.measure(x_hat), y, **CLOSE)
+    assert_close(x_hat, Operator.replace(M, x, y), **CLOSE)  # Eq. 5 as it stands
+    ramp = torch.arange(5 * n).float().view(1, -1, 1, 1)
+    held = torch.minimum(ramp, torch.tensor(4.0 * n))  # behind the last key frame it stays
+    assert_close(M.lift(ramp[:, ::n]), held, **CLOSE)
+    assert_close(back_project(x, x[:, ::n] + 1, M), x + 1, **CLOSE)  # one shift of all key frames shifts all frames

@@ -14,6 +14,7 @@ from .config import ModelConfig
 from .images import RESIZE, find_images, read_image
 from .pipeline import check_settings, default_eta
 from .results import read_prompts
+from .samplers import TRAIN_STEPS
 
 OWN = "(default: the checkpoint's own)"
 ONLY_IMAGES, ONLY_PROMPTS = ("motion_bucket_id", "noise_aug_strength"), ("prompt", "prompt_file", "negative_prompt")
@@ -101,6 +102,8 @@ def settings_of(args: argparse.Namespace, config: ModelConfig, cascade: Cascade)
     numbers = {name: getattr(own, name) for name in ONLY_IMAGES} | settings
     numbers.pop("negative_prompt", None)
     check_settings(config, cascade, **numbers, decode_chunk_size=args.decode_chunk_size, frame_chunk=args.frame_chunk)
+    if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
+        print(f"note: {taken} steps are taken, evenly spaced ones of {TRAIN_STEPS}; {settings['steps']} are not")
     return settings
 
 

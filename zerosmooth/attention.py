@@ -195,7 +195,7 @@ class RotaryBias(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         f = q.shape[-2]
-        bias = self.bias[self.bucket(f).to(q.device)].permute(2, 0, 1)  # h f f
+        bias = self.bias[self.bucket(f).to(q.device)].permute(2, 0, 1).contiguous()  # h f f; fused kernels need it so
         return attend_frames(self.turn(q), self.turn(k), v, bias)
 
     def turn(self, x: Tensor) -> Tensor:
@@ -265,9 +265,9 @@ def frame_positions(f: int, bus: Stage | None) -> Tensor:
 
 
 def name_attention(network: nn.Module) -> None:
-    """Give every attention module of a network its name on the bus: its path within the network."""
+    """Give every module of a network that has a `name`, as those that see a bus do, its own: its path within it."""
     for path, module in network.named_modules():
-        if isinstance(module, (Attention, TokenCrossAttention)):
+        if hasattr(module, "name"):
             module.name = path
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from .operators import A1, A2, Operator, S, back_project
+from .operators import A1, A2, Interpolated, Operator, S, back_project
 
 State = dict[str, Tensor]
 
@@ -29,6 +30,7 @@ class Correction:
     temporal: bool = True  # temporal self-attention (Eq. 9)
     kv_operator: str = "A1/A2"  # spatial keys and values: "A1/A2" drawn module by module, or "S"
     a1_probability: float = 1 - NormalDist().cdf(0.5)  # of A1: "p > 0.5, p ~ N(0, 1)" is 0.309
+    convolutions: float = 0.0  # weight of correcting temporal convolutions too, 0 to 1; the paper leaves them alone
     seed: int = 0  # of the draws; they depend on it, the module, the stage and the step, on nothing else
 
     def __post_init__(self) -> None:
@@ -36,6 +38,8 @@ class Correction:
             raise ValueError(f"kv_operator={self.kv_operator!r}; use 'A1/A2' or 'S'")
         if not 0 <= self.a1_probability <= 1:
             raise ValueError(f"a1_probability={self.a1_probability} is not in [0, 1]")
+        if not 0 <= self.convolutions <= 1:
+            raise ValueError(f"convolutions={self.convolutions} is not in [0, 1]")
 
 
 class BusError(RuntimeError):
@@ -72,6 +76,7 @@ class HiddenStateBus:
         self.peak_bytes = 0  # the most that ever waited
         self.turn = threading.Condition()  # in lockstep, the stage that computes holds it
         self.failed = False  # in lockstep, a stage has raised and the others must end
+        self.ended: set[int] = set()  # in lockstep, the stages that ran through
         self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
@@ -86,7 +91,7 @@ class HiddenStateBus:
         """Leave the states of a module for the next stage. BusError if the last ones were not read yet."""
         key = (stage, branch, module)
         if self.lockstep:
-            self._wait(lambda: all(held != stage for held, _, _ in self._waiting))
+            self._wait(lambda: all(held != stage for held, _, _ in self._waiting), of=stage + 1)
         if key in self._waiting:
             raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
         home = {name: state.device for name, state in states.items()}
@@ -100,7 +105,7 @@ class HiddenStateBus:
         """What a module of `stage` published, which the bus then forgets. BusError if there is nothing."""
         key = (stage, branch, module)
         if self.lockstep:
-            self._wait(lambda: key in self._waiting)
+            self._wait(lambda: key in self._waiting, of=stage)
         if key not in self._waiting:
             raise BusError(f"stage {stage} published nothing for {module!r}; run the stages of a step in order")
         states, home = self._waiting.pop(key)
@@ -122,10 +127,13 @@ class HiddenStateBus:
             return torch.empty(state.shape, dtype=state.dtype, pin_memory=True).copy_(state, non_blocking=True)
         return state.to(self.device, non_blocking=True)
 
-    def _wait(self, ready) -> None:
-        self.turn.wait_for(lambda: self.failed or ready())
+    def _wait(self, ready: Callable[[], bool], of: int) -> None:
+        """Until another stage has done what is waited for. BusError if it never will."""
+        self.turn.wait_for(lambda: self.failed or ready() or of in self.ended)
         if self.failed:
             raise BusError("another stage of this step failed")
+        if not ready():
+            raise BusError(f"stage {of} ended without the modules that a neighbouring stage ran")
 
 
 @dataclass(frozen=True)
@@ -159,8 +167,8 @@ class Stage:
     def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> State | None:
         """Correct a module's states with those of the stage before, and publish the corrected ones.
 
-        part: "spatial" or "temporal". states: name=(x, M), x: b f l d. Returns x^ by name, or None where there is
-        nothing to correct: in stage 0, at strength 0, and for a part that is switched off.
+        part: "spatial", "temporal" or "convolutions". states: name=(x, M), x: b f .. Returns x^ by name, or None where
+        there is nothing to correct: in stage 0, at strength 0, and for a part that is switched off.
         """
         if self.strength == 0 or not getattr(self.bus.correction, part):
             return None
@@ -175,6 +183,15 @@ class Stage:
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
         """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""
         return torch.lerp(o, o_hat, self.strength)
+
+    def correct_convolution(self, module: str, x: Tensor) -> Tensor:
+        """What a temporal convolution made, x: b f ..., corrected: not in the paper, and off unless asked for.
+
+        Networks whose frames carry no positions know a frame's place by their temporal convolutions, from which they
+        see the ends of a video. In a longer video most frames are far from both, and attention alone does not tell.
+        """
+        corrected = self.exchange(module, "convolutions", x=(x, Interpolated(self.n)))
+        return x if corrected is None else torch.lerp(x, corrected["x"], self.bus.correction.convolutions)
 
 
 def _bytes(states: State) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from threading import Thread
 from typing import Protocol
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .bus import BusError, Correction, HiddenStateBus, Stage
-from .operators import S, back_project
+from .operators import Interpolated, S, back_project
 
 METHODS = {  # and what every stage after the first does
     "zerosmooth": "attention in windows, corrected by the hidden states of the stage before",
     "windowed": "attention in windows, no correction",
     "direct": "attention over all frames, positions as they come, no correction",
-    "ddnm": "windows; at each step the key frames' predicted data are those of the stage before (Eq. 6 on latents)",
+    "ddnm": "windows; at each step the key frames' predicted data are those of the first stage (Eq. 6 on latents)",
     "freenoise": "windows; noise repeats that of the first frames in shuffled order (arXiv 2310.15169), no cascade",
 }
 
@@ -51,6 +51,11 @@ class Cascade:
             raise ValueError(f"strength={self.strength} is not in [0, 1]")
         if self.strength_schedule not in ("linear", "constant"):
             raise ValueError(f"strength_schedule={self.strength_schedule!r}; use 'linear' or 'constant'")
+        idle = [] if self.method == "zerosmooth" else ["correction", "strength", "strength_schedule"]
+        idle += {"direct": ["overlap"], "freenoise": ["color_correction"]}.get(self.method, [])
+        for setting in fields(self):
+            if setting.name in idle and getattr(self, setting.name) != setting.default:
+                raise ValueError(f"{setting.name} does nothing to {self.method}; leave it out")
 
     @property
     def stages(self) -> int:
@@ -99,25 +104,30 @@ def cascade_step(
 
     Stages run one after the other, each freeing the states of the one before as it reads them; or, if the bus is in
     lockstep, in turns: a stage runs until it needs a state that is not there yet or has left one that was not read.
-    Exactly one stage computes at a time, so both orders give the same numbers.
+    Exactly one stage computes at a time, so both orders give the same numbers. ValueError if the bus is of another
+    cascade.
     """
+    if bus is not None and len(xs) != len(bus.scales) + 1:
+        raise ValueError(f"{len(xs)} stages on a bus of {len(bus.scales) + 1}")
     views = [None if bus is None else bus.stage(s, step, strength) for s in range(len(xs))]
     if bus is None or not bus.lockstep:
         return [run(s, x, view) for s, (x, view) in enumerate(zip(xs, views))]
 
     outputs: list[Tensor | None] = [None] * len(xs)
     errors: list[BaseException] = []
-    inference = torch.is_inference_mode_enabled()
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def advance(s: int) -> None:
-        with torch.inference_mode(inference), bus.turn:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad), bus.turn:
             try:
                 outputs[s] = run(s, xs[s], views[s])
             except BaseException as error:  # handed on to the caller's thread below
                 errors.append(error)
                 bus.failed = True
+            bus.ended.add(s)
             bus.turn.notify_all()
 
+    bus.ended = set()
     threads = [Thread(target=advance, args=(s,), daemon=True) for s in range(len(xs))]
     for thread in threads:
         thread.start()
@@ -159,8 +169,8 @@ def sample(
         fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
         data = [sampler.x0(i, x, y) for x, y in zip(xs, outputs)]
         if cascade.method == "ddnm":
-            for s, n in enumerate(cascade.scales, start=1):
-                data[s] = back_project(data[s], data[s - 1], S(n))
+            for s in range(1, len(data)):
+                data[s] = back_project(data[s], data[0], S(cascade.rate(s)))
         xs = [sampler.step(i, x, x0, e) for x, x0, e in zip(xs, data, fresh)]
         if cascade.color_correction:
             for s in range(1, len(xs)):
@@ -209,15 +219,7 @@ def match_color(x: Tensor, key: Tensor) -> Tensor:
 
     x: b f c h w, key: b k c h w; statistics go linearly from one key frame to the next and stay behind the last.
     """
-    k, n = key.shape[1], x.shape[1] // key.shape[1]
-    position = torch.arange(x.shape[1], device=x.device) / n
-    left = position.floor().long()
-    right = (left + 1).clamp(max=k - 1)
-    share = (position - left)[:, None, None, None].to(x.dtype)
-
-    def at_frames(statistic: Tensor) -> Tensor:
-        return torch.lerp(statistic[:, left], statistic[:, right], share)
-
+    at_frames = Interpolated(x.shape[1] // key.shape[1]).lift
     mean, deviation = x.mean((-2, -1), keepdim=True), x.std((-2, -1), keepdim=True)
     key_mean, key_deviation = key.mean((-2, -1), keepdim=True), key.std((-2, -1), keepdim=True)
     normal = (x - mean) / deviation.clamp(min=1e-6)

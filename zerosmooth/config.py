@@ -46,6 +46,11 @@ class ModelConfig:
     def takes_images(self) -> bool:
         return isinstance(self.encoder, ImageConfig)
 
+    @property
+    def temporal_convolutions(self) -> bool:
+        """Whether the network convolves along the frames, beside attending along them."""
+        return isinstance(self.unet, SVDConfig) or getattr(self.unet, "temporal_conv", False)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 

@@ -38,11 +38,12 @@ class Needs:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, and their peak."""
+    """Counts the bytes of the storages that are alive, and their peak. elsewhere: bytes that count not, at any time."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Callable[[], int] = lambda: 0) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.elsewhere = elsewhere
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -56,7 +57,7 @@ class _LiveBytes(TorchDispatchMode):
         if storage._cdata not in self.known:
             self.known.add(storage._cdata)
             self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
+            self.peak = max(self.peak, self.live - self.elsewhere())
             weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:
@@ -113,19 +114,23 @@ def needs(
     def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
         return networks.unet(x, torch.empty(b, device="meta"), context, told, view)
 
-    def peak(work: Callable[[], object]) -> int:
-        with _LiveBytes() as memory:
+    def peak(work: Callable[[], object], elsewhere: Callable[[], int] = lambda: 0) -> int:
+        with _LiveBytes(elsewhere) as memory:
             work()
         return memory.peak
 
     weight = cascade.weight(1.0)
     bus = replace(cascade, bus_device=None, lockstep=False).bus()
     with torch.no_grad(), _FusedAttention() as attention:
+        away = bus is not None and cascade.bus_device is not None  # what waits is not on the device
         with FlopCounterMode(display=False) as counter:
-            activations = peak(lambda: cascade_step(run, xs, bus, 0, weight))
+            activations = peak(
+                lambda: cascade_step(run, xs, bus, 0, weight),
+                (lambda: bus.held_bytes) if bus is not None and away else (lambda: 0),
+            )
         flops = counter.get_total_flops() + attention.flops
         held = 0 if bus is None else bus.peak_bytes
-        activations -= held
+        activations -= 0 if away else held
         if cascade.lockstep and bus is not None:
             activations = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
             together = replace(cascade, bus_device=None).bus()

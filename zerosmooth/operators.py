@@ -69,6 +69,23 @@ class S(Operator):
         return x_hat
 
 
+class Interpolated(S):
+    """S with another right inverse, which is not the paper's: `lift` goes linearly from key frame to key frame.
+
+    Behind the last it stays. S lift(y) is y, so a corrected state still measures back; but the frames between two key
+    frames are corrected by what lies between their corrections, where Moore-Penrose's inverse leaves them alone.
+    """
+
+    def lift(self, y: Tensor) -> Tensor:
+        left = torch.arange(y.shape[1] * self.n, device=y.device).div(self.n, rounding_mode="floor")
+        share = torch.arange(self.n, device=y.device).repeat(y.shape[1]) / self.n
+        right = (left + 1).clamp(max=y.shape[1] - 1)
+        return torch.lerp(y[:, left], y[:, right], share.to(y.dtype).view(-1, *[1] * (y.ndim - 2)))
+
+    def replace(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.lift(y - self.measure(x))  # Eq. 5 with this inverse, both terms lifted at once
+
+
 class A1(Operator):
     """Averaging forward: key frame i is the mean of frames n*i .. n*i+n-1 (Eq. 8)."""
 

@@ -292,6 +292,13 @@ def check_settings(
     if cascade.method == "freenoise" and eta != 0:
         raise ValueError(f"eta={eta} with freenoise, whose repeated noise fresh noise would cover; use 0")
     config.sampler.sampler(steps, eta)
+    check_cascade(config, cascade)
+
+
+def check_cascade(config: ModelConfig, cascade: Cascade) -> None:
+    """ValueError if a checkpoint of this config cannot run in such a cascade, whatever it is asked for."""
+    if cascade.correction.convolutions and not config.temporal_convolutions:
+        raise ValueError("this network has no temporal convolutions that could be corrected; leave convolutions out")
     cascade.bus()
 
 

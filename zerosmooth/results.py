@@ -51,7 +51,7 @@ class Result:
         """The prompt or the image's name, the seed, and a digest of all settings."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.subject.lower()).strip("-")[:60] or "prompt"
         everything = json.dumps([self.subject, self.seed, self.settings, self.suffix], sort_keys=True)
-        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:6]}"
+        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:12]}"
 
     @property
     def record(self) -> Path:
@@ -121,11 +121,18 @@ def device_of(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name} is no device; use cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is neither cpu nor cuda, on which alone this is tested; use one of them")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device, or the machine, had no more memory; on the CPU torch has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:

@@ -85,9 +85,9 @@ class SVDResBlock(nn.Module):
         self.temporal = TemporalResBlock(out, 4 * c.channels, c.groups)
         self.mix = Mix()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, bus: Stage | None = None) -> Tensor:
         h = self.spatial(x, emb)
-        return self.mix(h, self.temporal(h, emb))
+        return self.mix(h, self.temporal(h, emb, bus))
 
 
 class SVDTransformer(Transformer):

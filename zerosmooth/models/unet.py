@@ -33,7 +33,7 @@ class SkeletonConfig:
 class Block(nn.Module):
     """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
 
-    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own.
+    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb, bus) -> x.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Block(nn.Module):
         self.upsample = Upsample(out) if upsample else None
 
     def forward(self, x: Tensor, emb: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
-        x = self.attend(self.res(x, emb), emb.shape[0], context, bus)
+        x = self.attend(self.res(x, emb, bus), emb.shape[0], context, bus)
         if self.res2 is not None:
-            x = self.res2(x, emb)
+            x = self.res2(x, emb, bus)
         return x if self.upsample is None else self.upsample(x)
 
     def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:

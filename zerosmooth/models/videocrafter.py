@@ -91,10 +91,10 @@ class VideoCrafterResBlock(ResBlock):
         super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
         assert emb is not None  # a UNet gives one to every block
         h = super().forward(x, emb)
-        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0])
+        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], bus)
 
 
 class TemporalConv(nn.Module):
@@ -104,12 +104,16 @@ class TemporalConv(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
+        self.name = ""  # on the bus
 
-    def forward(self, x: Tensor, b: int) -> Tensor:
+    def forward(self, x: Tensor, b: int, bus: Stage | None = None) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         for norm, conv in zip(self.norms, self.convs):
             h = conv(nn.functional.silu(norm(h)))
-        return rearrange(x + h, "b c f h w -> (b f) c h w")
+        h = rearrange(x + h, "b c f h w -> b f c h w")
+        if bus is not None:
+            h = bus.correct_convolution(self.name, h)
+        return h.flatten(0, 1)
 
 
 class SpatialTransformer(Transformer):
