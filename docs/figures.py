@@ -146,7 +146,8 @@ def attention_windows(frames: int) -> pyplot.Figure:
         axes[0].text(
             (start + end - 1) / 2,
             i,
-            f"window {i}: frames 0 to {frames - 1} of it",
+            f"window {i}: frames {start} to {end - 1}",
+            color="white",
             ha="center",
             va="center",
             fontsize=8,
@@ -232,13 +233,17 @@ def slices(rows: dict[str, dict[str, Tensor]]) -> pyplot.Figure:
     for line_of_axes, (model, videos) in zip(axes, rows.items()):
         keys = next(iter(videos.values()))
         axis, line = busiest_line(keys.numpy())
-        path = path_along(torch.from_numpy(line_over_time(keys.numpy(), axis, line)).float())
+        path = read(keys).path[:, axis - 1] * keys.shape[axis]
+        if path.isnan().any():  # nothing of the small world
+            path = path_along(torch.from_numpy(line_over_time(keys.numpy(), axis, line)).float())
         for plot, (name, frames) in zip(line_of_axes, videos.items()):
             plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
             plot.plot(torch.arange(len(keys)) * (len(frames) // len(keys)), path, ":", color="dodgerblue", linewidth=2)
             plot.set_title(f"{name}\n{len(frames)} frames", fontsize=9)
             plot.set(xlabel="time", xticks=[], yticks=[])
-        line_of_axes[0].set_ylabel(f"{model}\n{'column' if axis == 2 else 'row'} {line}, its first pixel above")
+        line_of_axes[0].set_ylabel(f"{model}\npixel {'column' if axis == 2 else 'row'} {line} of every frame")
+        for plot in line_of_axes[len(videos) :]:
+            plot.axis("off")
     return figure
 
 
@@ -279,7 +284,8 @@ def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
     for model, pipeline in pipelines.items():
         base = Cascade(pipeline.config.unet.frames)
         row = {}
-        for name, change in changes.items():
+        more = {"correction": Correction(convolutions=1.0)} if pipeline.config.temporal_convolutions else None
+        for name, change in {**changes, **({"and on convolutions": more} if more else {})}.items():
             frames = make(pipeline, replace(base, **change), steps or pipeline.config.defaults.steps).frames
             row["key frames"] = frames[0]
             off = smoothness(read(frames[-1]), base.rate(2), frames[-1].shape[1])["off path"]
@@ -320,11 +326,11 @@ def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[tuple[float,
 
     def latents(module: nn.Module, args: tuple, kwargs: dict) -> None:
         found["latents"].append([alike(args[0][:2, :, :latent])])  # without the reference image's
-        for kind in ("behind ResNet blocks", *kinds.values()):
+        for kind in ("after ResNet blocks", *kinds.values()):
             found[kind].append([])
 
     def res(module: nn.Module, args: tuple, output: Tensor) -> None:
-        found["behind ResNet blocks"][-1].append(alike(output[: 2 * frames].unflatten(0, (2, frames))))
+        found["after ResNet blocks"][-1].append(alike(output[: 2 * frames].unflatten(0, (2, frames))))
 
     def attention(module: nn.Module, args: tuple) -> None:
         found[kinds[type(module)]][-1].append(alike(args[0][:2]))

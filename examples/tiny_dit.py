@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class Flow:
-    """(5) Euler steps along the straight paths of rectified flow, as `zerosmooth.sample` takes them."""
+    """(5) Euler steps along the straight paths of rectified flow, as `zerosmooth.cascade.sample` takes them."""
 
     stochastic = False  # no step adds noise
 

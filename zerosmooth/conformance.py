@@ -8,6 +8,7 @@ Each finding names the rule that is broken and the attention module that breaks 
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -27,15 +28,15 @@ Positions = Callable[[int, "Stage | None"], Tensor]
 
 RULES = {
     "plain": "on the bus, stage 0 is the plain network, bitwise",
-    "hand-over": "every attention module publishes its states once a stage, and the next stage reads them once",
+    "hand-over": "every module derived from Attention publishes its states once a stage; the next stage reads them once",
     "axes": "states have their frames on axis 1",
     "operators": "temporal states and queries are corrected with S, a module's keys and values with its own A1 or A2",
     "measures back": "what a module publishes measures to the states it was corrected with (Eq. 6)",
     "blend": "an output goes linearly from the plain to the corrected one with the strength (Eq. 15), and they differ",
     "windows": "temporal attention on more frames is that of its windows, each by itself, fused (Eq. 18-22)",
     "off": "at strength 0 the network is that without correction, bitwise, and hands nothing over",
-    "positions": "key frames keep their positions (Eq. 16-17)",
-    "noise": "key frames see the same noise in every stage (Eq. 23)",
+    "positions": "key frames keep their positions (Eq. 16-17), if positions were passed",
+    "noise": "key frames see the same noise in every stage (Eq. 23), if noise was passed",
     "batch": "videos in a batch do not see each other",
     "lockstep": "stages in lockstep give the same, bitwise, with fewer states waiting",
     "freed": "nothing waits on the bus when the last stage has run",
@@ -184,7 +185,8 @@ def _cascade(
 def _watched(modules: dict[str, Attention], calls: dict[str, Call]):
     def remember(path: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            calls[path] = (args, kwargs)
+            bound = inspect.signature(module.forward).bind(*args, **kwargs)
+            calls[path] = (bound.args, bound.kwargs)  # the states come first, however they were passed
 
         return hook
 

@@ -124,8 +124,8 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
             )
             canvas.paste(frame, (pad + column * (width + pad), y))
         y += height + pad
-    where = f"column {line}, its top above" if axis == 2 else f"row {line}, its left end above"
-    draw.text((pad, y + 3), f"the pixels of {where}, over time going right, whole videos", INK, font)
+    where = f"column {line} of every frame, its top" if axis == 2 else f"row {line} of every frame, its left end"
+    draw.text((pad, y + 3), f"pixel {where} above; time goes right, whole videos", INK, font)
     y += label
     for i, frames in enumerate(stages):
         image = Image.fromarray(line_over_time(frames, axis, line))
