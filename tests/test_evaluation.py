@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import imageio.v3 as iio
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation import compare, detectors, rows, tables
+from evaluation import compare, detectors, figures, reference, rows, tables
 from evaluation.jobs import measures
 from smallworld import classifier
 from smallworld.draw import frame_times, random_scene, render
@@ -154,6 +155,50 @@ def test_what_is_no_detector_is_refused(tmp_path):
         detectors.torchscript(tmp_path / "text.pt", CPU, False)
     with pytest.raises(ValueError, match="does not exist"):
         detectors.torchscript(tmp_path / "nowhere.pt", CPU, False)
+
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    torch.jit.script(Pair()).save(str(tmp_path / "pair.pt"))
+    with pytest.raises(ValueError, match="answers a clip with tuple"):
+        detectors.torchscript(tmp_path / "pair.pt", CPU, False)
+
+    class Sized(torch.nn.Module):
+        def forward(self, x):
+            return x.reshape(len(x), -1) @ torch.ones(3 * 16 * 64 * 64, 2)
+
+    torch.jit.script(Sized()).save(str(tmp_path / "sized.pt"))
+    sized = detectors.torchscript(tmp_path / "sized.pt", CPU, False)
+    with pytest.raises(ValueError, match="sized.pt does not take clips of 1 3 14 64 64"):
+        sized(torch.zeros(14, 64, 64, 3, dtype=torch.uint8))
+
+
+def test_real_videos_are_two_or_more_and_measured_again_when_replaced(tmp_path, stand_ins):
+    detector = detectors.torchscript(stand_ins["features"], CPU, False)
+    noise = np.random.default_rng(0)
+
+    def write(i: int) -> None:
+        write_video(tmp_path / f"real/{i}.mp4", noise.integers(256, size=(17, 64, 64, 3), dtype=np.uint8), 25)
+
+    (tmp_path / "real").mkdir()
+    write(0)
+    with pytest.raises(ValueError, match="two real ones or more"):
+        reference.RealVideos(tmp_path / "real", tmp_path / "features", detector)
+    write(1)
+    videos = reference.RealVideos(tmp_path / "real", tmp_path / "features", detector)
+    videos.measure()
+    before = videos.features()
+    write(1)
+    videos.measure()
+    assert torch.equal(videos.features()[0], before[0]) and not torch.equal(videos.features()[1], before[1])
+
+
+def test_curves_of_single_videos_have_no_error_bars(tmp_path):
+    matplotlib.use("agg")
+    records = [record(row, "a", 20.0) for row in ("zerosmooth", "zerosmooth:strength=0.4")]
+    figures.curves(tmp_path / "curves.png", {r["row"]: [0.8, 0.1] for r in records}, tables.Results(records, {}))
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_our_classifier_reads_the_small_world():
@@ -360,6 +405,10 @@ def test_folders_of_videos_are_compared(tmp_path, true, stand_ins):
     text = compare.compare(str(tmp_path / "A"), str(tmp_path / "B"), found, real)
     assert "4 pairs" in text and "| PSNR | 100.00 ± 0.00 |" in text and "| SSIM | 1.000 ± 0.000 |" in text
     assert "| FVD of A | 0.00 ± 0.00 |" in text and "| FVD of B |" in text and "| blend |" in text
+    for frames, others, n in ((16, 61, 4), (16, 64, 4), (4, 25, 8), (16, 16, 1), (1, 4, 4)):
+        assert compare._scale(Path("a"), Path("b"), torch.zeros(frames, 2, 2, 3), torch.zeros(others, 2, 2, 3)) == n
+    with pytest.raises(ValueError, match="b has 20 frames"):
+        compare._scale(Path("a"), Path("b"), torch.zeros(16, 2, 2, 3), torch.zeros(20, 2, 2, 3))
     with pytest.raises(ValueError, match="no video at"):
         compare.compare(str(tmp_path / "*.mp4"), str(tmp_path / "B"), {})
     for path in (tmp_path / "B/video0").iterdir():

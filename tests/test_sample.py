@@ -15,6 +15,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from zerosmooth.pipeline import NonFiniteError, Pipeline
+
 from .conftest import TINY_FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -217,6 +219,36 @@ def test_bad_input_is_told_before_anything_is_made(tmp_path, tiny, photos, monke
         assert reason in (said := capsys.readouterr().err), said
         assert said.count("\n") == 1  # one sentence, no traceback
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_video_that_turns_nan_does_not_keep_the_others_back(tmp_path, tiny, monkeypatch, capsys):
+    sys.path.insert(0, str(ROOT))
+    import sample
+
+    whole = Pipeline.sample
+
+    def fails_once(pipeline, *args, seeds, **settings):
+        if seeds == 0:
+            raise NonFiniteError("step 1 made NaN")
+        return whole(pipeline, *args, seeds=seeds, **settings)
+
+    monkeypatch.setattr(Pipeline, "sample", fails_once)
+    arguments = [
+        "--ckpt",
+        tiny / "vc2.safetensors",
+        "--num_videos",
+        "2",
+        "--steps",
+        "1",
+        "--scale",
+        "1",
+        "--prompt",
+        "a",
+    ]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments), "--outdir", str(tmp_path)])
+    assert sample.main() == 1
+    assert "no video of 'a', seed 0: step 1 made NaN" in capsys.readouterr().err
+    assert [json.loads(path.read_text())["seed"] for path in tmp_path.glob("*.json")] == [1]
 
 
 def test_a_scale_that_is_not_offered_is_refused():

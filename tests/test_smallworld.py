@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from smallworld import train
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
 from smallworld.gate import LIMITS, measures
 from smallworld.motion import jitter, smoothness
 from smallworld.read import read
 from smallworld.trainer import Schedule, Trainer, lay_out
+from zerosmooth.attention import frame_positions
+from zerosmooth.models.svd import SVDUNet
+
+from .conftest import FRAMES, TINY_FAMILIES, randomise, told
 
 SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
 
@@ -148,3 +153,25 @@ def test_a_run_goes_on_from_its_weights_alone_and_then_from_its_state(tmp_path):
         resumed.step == 10 and torch.equal(again.weight, module.weight) and not torch.equal(again.weight, kept.weight)
     )
     assert resumed.optimizer.state[again.weight]["step"] == 3
+
+
+def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
+    """Of a video of one frame again and again, only ends and positions tell frames apart."""
+    torch.manual_seed(0)
+    unet = randomise(SVDUNet(TINY_FAMILIES["svd"].unet)).eval()
+    x = torch.randn(1, 1, unet.config.in_channels, 4, 6).expand(-1, FRAMES, -1, -1, -1)
+    given = told(unet, 1)
+
+    def spread(y: torch.Tensor) -> float:
+        return (y - y[:, :1]).abs().max().item()
+
+    plain = unet(x, **given)
+    with train.at_positions(frame_positions(FRAMES, None)), train.ends_repeated(unet, False):
+        assert torch.equal(unet(x, **given), plain)
+    with train.at_positions(torch.zeros(FRAMES)):
+        assert spread(unet(x, **given)) > 1e-3  # the zeros beyond the ends
+        with train.ends_repeated(unet, True):
+            assert spread(unet(x, **given)) < 1e-5
+    with train.at_positions(None), train.ends_repeated(unet, True):
+        assert spread(unet(x, **given)) > 1e-3  # the positions
+    assert torch.equal(unet(x, **given), plain)

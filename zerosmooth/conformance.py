@@ -28,7 +28,7 @@ Positions = Callable[[int, "Stage | None"], Tensor]
 
 RULES = {
     "plain": "on the bus, stage 0 is the plain network, bitwise",
-    "hand-over": "every module derived from Attention publishes its states once a stage; the next stage reads them once",
+    "hand-over": "every module derived from Attention publishes its states once a stage; the next one reads them once",
     "axes": "states have their frames on axis 1",
     "operators": "temporal states and queries are corrected with S, a module's keys and values with its own A1 or A2",
     "measures back": "what a module publishes measures to the states it was corrected with (Eq. 6)",
