@@ -58,7 +58,7 @@ def together(processes: int, threads: int, size: tuple[int, int], repeats: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="default: 16 to 256")
-    parser.add_argument("--size", type=int, nargs=2, default=(8, 12), help="latents, height and width (default: 8 12)")
+    parser.add_argument("--size", type=int, nargs=2, default=(8, 16), help="latents, height and width (default: 8 16)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each point (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     parser.add_argument(
