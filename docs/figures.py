@@ -284,8 +284,10 @@ def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
     for model, pipeline in pipelines.items():
         base = Cascade(pipeline.config.unet.frames)
         row = {}
-        more = {"correction": Correction(convolutions=1.0)} if pipeline.config.temporal_convolutions else None
-        for name, change in {**changes, **({"and on convolutions": more} if more else {})}.items():
+        own = dict(changes)
+        if pipeline.config.temporal_convolutions:
+            own["and on convolutions"] = {"correction": Correction(convolutions=1.0)}
+        for name, change in own.items():
             frames = make(pipeline, replace(base, **change), steps or pipeline.config.defaults.steps).frames
             row["key frames"] = frames[0]
             off = smoothness(read(frames[-1]), base.rate(2), frames[-1].shape[1])["off path"]

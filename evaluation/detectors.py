@@ -16,6 +16,7 @@ from torch import Tensor
 
 from smallworld import classifier
 from zerosmooth.checkpoint import sha256
+from zerosmooth.results import out_of_memory
 
 CLIP = 16  # frames
 
@@ -36,7 +37,9 @@ class Detector:
         try:
             return self.run(clip)[0].float().cpu()
         except RuntimeError as error:
-            last, shape = str(error).strip().splitlines()[-1], " ".join(map(str, clip.shape))
+            if out_of_memory(error):
+                raise
+            last, shape = (str(error).strip().splitlines() or [""])[-1], " ".join(map(str, clip.shape))
             raise ValueError(f"{self.protocol.split(' ')[0]} does not take clips of {shape} ({last})") from error
 
 

@@ -110,4 +110,4 @@ def test_attention_written_out_is_the_fused_one(biased):
     q, k, v = torch.randn(3, 5, 2, 16, 8)
     bias = torch.randn(2, 16, 16) if biased else None
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    assert_close(attend_frames(q, k, v, 0.0 if bias is None else bias), fused, rtol=0, atol=1e-5)
+    assert_close(attend_frames(q, k, v, bias), fused, rtol=0, atol=1e-5)

@@ -44,7 +44,7 @@ def test_every_setting_is_counted(setting):
         assert 0 < got.bus < plain.bus / 3 and got.activations > plain.activations and got.flops == plain.flops
     if "bus_device" in setting:  # what waits is elsewhere at the time, so more of the device's peak is activations
         assert replace(got, activations=0) == replace(plain, activations=0)
-        assert plain.activations <= got.activations <= plain.activations + plain.bus
+        assert plain.activations < got.activations < plain.activations + plain.bus
 
 
 def test_settings_that_save_memory_are_counted(any_pipeline):

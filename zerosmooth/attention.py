@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .bus import Stage, State
+from .bus import OnBus, Stage, State
 from .operators import S
 
 Attend = Callable[..., Tensor]
@@ -23,13 +23,12 @@ BATCH_LIMIT = 65_535  # sequences in one attention call: what CUDA kernels take
 ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention module: what it needs of a prompt or an image
 
 
-class Attention(nn.Module):
+class Attention(OnBus):
     """What the three attention modules share. heads * head_dim channels inside, dim outside."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.name = ""  # on the bus; given by `name_attention`
         self.to_out = nn.Linear(heads * head_dim, dim)
 
     def output(self, bus: Stage | None, attend: Attend, states: State, corrected: State | None) -> Tensor:
@@ -93,7 +92,7 @@ class CrossAttention(Attention):
         return rearrange(F.scaled_dot_product_attention(q, k, v), "b h (f l) d -> b f l (h d)", f=f)
 
 
-class TokenCrossAttention(nn.Module):
+class TokenCrossAttention(OnBus):
     """Attention to a context of one token (Stable Video Diffusion's image), spatial or temporal.
 
     Softmax over one token is 1: every query gets that token's value, so there are no queries and keys, nothing can be
@@ -102,7 +101,6 @@ class TokenCrossAttention(nn.Module):
 
     def __init__(self, dim: int, context_dim: int) -> None:
         super().__init__()
-        self.name = ""  # in the ContextStates; given by `name_attention`
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.Linear(dim, dim)
 
@@ -147,15 +145,15 @@ class TemporalAttention(Attention):
         return torch.stack([one(x) for x in qkv]).flatten(-2)  # sample by sample, or their frames would be copied
 
 
-def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention among few frames. q, k, v: ... f d; bias: added to the f x f logits.
 
     Written out on the CPU, where the fused kernel, which is made for long sequences, takes four times as long.
     """
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if isinstance(bias, Tensor) else None)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits = (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)
-    return (logits + bias).softmax(-1) @ v
+    return (logits if bias is None else logits + bias).softmax(-1) @ v
 
 
 class RelativePosition(nn.Module):
@@ -265,9 +263,9 @@ def frame_positions(f: int, bus: Stage | None) -> Tensor:
 
 
 def name_attention(network: nn.Module) -> None:
-    """Give every module of a network that has a `name`, as those that see a bus do, its own: its path within it."""
+    """Give every `bus.OnBus` module of a network, as attention is, its name on the bus: its path within the network."""
     for path, module in network.named_modules():
-        if hasattr(module, "name"):
+        if isinstance(module, OnBus):
             module.name = path
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .operators import A1, A2, Interpolated, Operator, S, back_project
 
@@ -187,11 +187,17 @@ class Stage:
     def correct_convolution(self, module: str, x: Tensor) -> Tensor:
         """What a temporal convolution made, x: b f ..., corrected: not in the paper, and off unless asked for.
 
-        Networks whose frames carry no positions know a frame's place by their temporal convolutions, from which they
-        see the ends of a video. In a longer video most frames are far from both, and attention alone does not tell.
+        In networks whose frames carry no positions, a frame's place can lie in the temporal convolutions, where
+        correcting attention alone does not reach it: see docs/evaluation.md.
         """
         corrected = self.exchange(module, "convolutions", x=(x, Interpolated(self.n)))
         return x if corrected is None else torch.lerp(x, corrected["x"], self.bus.correction.convolutions)
+
+
+class OnBus(nn.Module):
+    """A module with a place on the bus, which its `name` is: its path in the network, given by `name_attention`."""
+
+    name = ""
 
 
 def _bytes(states: State) -> int:

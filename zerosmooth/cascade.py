@@ -161,8 +161,8 @@ def sample(
     bus = cascade.bus() if bus is None else bus
     xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
     if cascade.method == "freenoise":
-        stride = cascade.frames - (cascade.frames // 2 if cascade.overlap is None else cascade.overlap)
-        xs = [repeated_noise(xs[0], x.shape[1], stride) for x in xs]
+        assert bus is not None
+        xs = [repeated_noise(xs[0], x.shape[1], bus.frames - bus.overlap) for x in xs]
     for i in range(len(sampler)):
         shown = [sampler.scale(i, x) for x in xs]
         outputs = cascade_step(lambda s, x, view: run(i, s, x, view), shown, bus, i, cascade.weight(sampler.share(i)))

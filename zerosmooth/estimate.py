@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bus import Stage
+from .bus import HiddenStateBus, Stage
 from .cascade import Cascade, cascade_step
 from .config import ModelConfig
 from .models.layers import set_frame_chunk
@@ -38,7 +38,7 @@ class Needs:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, and their peak. elsewhere: bytes that count not, at any time."""
+    """Counts the bytes of the storages that are alive, and their peak, without those among them that are elsewhere."""
 
     def __init__(self, elsewhere: Callable[[], int] = lambda: 0) -> None:
         super().__init__()
@@ -63,6 +63,13 @@ class _LiveBytes(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.live -= size
+
+
+class _Elsewhere(HiddenStateBus):
+    """A bus on which copies wait, as they do in another memory."""
+
+    def _park(self, state: Tensor) -> Tensor:
+        return state.clone()
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -121,12 +128,14 @@ def needs(
 
     weight = cascade.weight(1.0)
     bus = replace(cascade, bus_device=None, lockstep=False).bus()
+    away = bus is not None and cascade.bus_device is not None
+    if bus is not None and away:
+        bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)
     with torch.no_grad(), _FusedAttention() as attention:
-        away = bus is not None and cascade.bus_device is not None  # what waits is not on the device
         with FlopCounterMode(display=False) as counter:
             activations = peak(
                 lambda: cascade_step(run, xs, bus, 0, weight),
-                (lambda: bus.held_bytes) if bus is not None and away else (lambda: 0),
+                elsewhere=lambda: bus.held_bytes if bus is not None and away else 0,
             )
         flops = counter.get_total_flops() + attention.flops
         held = 0 if bus is None else bus.peak_bytes

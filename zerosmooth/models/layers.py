@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..bus import Stage
+from ..bus import OnBus, Stage
 
 
 def sinusoid(position: Tensor, dim: int, period: float = 10_000.0) -> Tensor:
@@ -121,7 +121,7 @@ class ResBlock(PerFrame):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class TemporalResBlock(nn.Module):
+class TemporalResBlock(OnBus):
     """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
 
     x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
@@ -134,7 +134,6 @@ class TemporalResBlock(nn.Module):
         self.emb = nn.Linear(emb, channels) if emb is not None else None
         self.norm2 = nn.GroupNorm(groups, channels)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        self.name = ""  # on the bus
 
     def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
         b = 1 if emb is None else emb.shape[0]

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import ContextStates, RelativePosition, TemporalAttention, name_attention
-from ..bus import Stage
+from ..bus import OnBus, Stage
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -97,14 +97,13 @@ class VideoCrafterResBlock(ResBlock):
         return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], bus)
 
 
-class TemporalConv(nn.Module):
+class TemporalConv(OnBus):
     """Four norm, SiLU, convolution over 3 frames, and a residual. All frames share the norm's statistics."""
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
-        self.name = ""  # on the bus
 
     def forward(self, x: Tensor, b: int, bus: Stage | None = None) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
