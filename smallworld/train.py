@@ -125,6 +125,10 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
     return round(1 / mean.std().item(), 5)
 
 
+def new_encoder(config: TextConfig | ImageConfig) -> TextTower | ImageTower:
+    return ImageTower(config) if isinstance(config, ImageConfig) else TextTower(config)
+
+
 def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower | ImageTower:
     """An encoder whose tokens tell what it was shown: a linear layer reads each kind of word off them.
 
@@ -132,7 +136,7 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
     """
     torch.manual_seed(2)
     config = recipe.config.encoder
-    tower = ImageTower(config) if isinstance(config, ImageConfig) else TextTower(config)
+    tower = new_encoder(config)
     words = {kind: ["", *values] for kind, values in WORDS.items() if not recipe.config.takes_images or kind != "speed"}
     width = config.out if isinstance(config, ImageConfig) else config.width
     heads = nn.ModuleDict({kind: nn.Linear(width, len(values)) for kind, values in words.items()})
@@ -429,7 +433,10 @@ def main() -> None:
             parser.error(f"{folder} holds a run already; leave --start out to go on with it")
         go_on_from(args.start, recipe, folder)
     vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
-    encoder = train_encoder(recipe, folder / "encoder", args.device)
+    if (folder / "diffusion" / "state.json").exists():  # which holds the encoder as it has learnt since
+        encoder = new_encoder(recipe.config.encoder)
+    else:
+        encoder = train_encoder(recipe, folder / "encoder", args.device)
     train_diffusion(with_scale(recipe, vae, args.device), vae, encoder, folder / "diffusion", args.device)
     export(args.name, folder, args.device, folder / f"{args.name}.safetensors")
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from zerosmooth.attention import Attention, CrossAttention, TokenCrossAttention
 from zerosmooth.bus import Correction, HiddenStateBus
 from zerosmooth.cascade import Cascade, cascade_step
-from zerosmooth.models.layers import TemporalResBlock, set_frame_chunk
+from zerosmooth.models.layers import TemporalResBlock, Upsample, set_frame_chunk
 from zerosmooth.models.videocrafter import TemporalConv
 
 from .conftest import FRAMES, latents, told
@@ -151,6 +152,14 @@ def test_attention_to_one_token_is_that_tokens_value():
     assert_close(got[:, 0].expand(-1, 30, -1), expected)
     with pytest.raises(ValueError, match="2 tokens"):
         cross.project(torch.randn(1, 2, 12))
+
+
+def test_upsampling_is_a_nearest_neighbour_and_a_convolution():
+    layer, x = Upsample(6).double(), torch.randn(4, 6, 3, 5, dtype=torch.float64)
+    expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert_close(layer(x), expected, rtol=0, atol=1e-12)
+    set_frame_chunk(layer, 3)
+    assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
 def test_text_is_projected_once_a_prompt_and_not_once_a_step(pipeline):
