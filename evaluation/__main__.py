@@ -79,7 +79,7 @@ def main() -> int:
             if args.compare:
                 compare_folders(args)
             else:
-                evaluate(args, rank, world)
+                return evaluate(args, rank, world)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
@@ -126,8 +126,10 @@ def compare_folders(args: argparse.Namespace) -> None:
     print(compare(a, b, measured, real))
 
 
-def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
-    """Check everything that can be checked first, then measure what is not there yet, and report."""
+def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
+    """Check everything that can be checked first, then measure what is not there yet, and report.
+
+    Returns the exit status: 1 if videos were left out, of the process that reports."""
     checkpoint = describe(find(args.ckpt))
     measured = measuring(args)
     plan = plan_of(args, checkpoint, measured)
@@ -153,13 +155,20 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> None:
     if world > 1:
         torch.distributed.barrier()
     if rank > 0:
-        return
+        return 0
+    left_out = sum(not plan.finished(job, i < args.show) for i, group in enumerate(groups) for job in group)
+    total = sum(len(group) for group in groups)
+    if left_out == total:
+        raise ValueError("every video turned NaN, so there is nothing to report; what to try is said above")
     references = {}
     if args.scenes is not None:
         references = reference.of_small_world(plan, checkpoint.config, measured["FVD"])
     elif real is not None:
         references = dict.fromkeys(range(plan.base.stages), real.features())
     report(args, checkpoint.config, plan, common, references)
+    if left_out:
+        print(f"evaluation: {left_out} of {total} videos turned NaN and were left out", file=sys.stderr)
+    return int(left_out > 0)
 
 
 def measuring(args: argparse.Namespace) -> dict[str, detectors.Detector]:

@@ -65,7 +65,7 @@ RECIPES = {
         ),
         autoencoder_from="vc2-small",
         dense=0.25,
-        steps=18_000,
+        steps=16_000,
         image_steps=2000,
     ),
     "svd-small": Recipe(
@@ -87,6 +87,6 @@ RECIPES = {
         goes_on=0.5,
         encoder_steps=1500,
         image_steps=0,
-        steps=20_000,
+        steps=18_000,
     ),
 }

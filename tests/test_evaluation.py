@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluation import __main__ as command
 from evaluation import compare, detectors, figures, reference, rows, tables
 from evaluation.jobs import measures
 from smallworld import classifier
 from smallworld.draw import frame_times, random_scene, render
 from zerosmooth.cascade import Cascade
 from zerosmooth.metrics import inception_score
+from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.results import write_tensors
 from zerosmooth.video import write_video
 
@@ -366,6 +368,28 @@ def test_image_to_video_from_a_folder_of_first_frames(experiment, tmp_path, tiny
         assert len(records) == count and all("PSNR" in r["stages"][1] and r["image_sha256"] for r in records)
         results = json.loads((tmp_path / "out/results.json").read_text())["rows"]
         assert results["ddnm"]["videos"] == results["zerosmooth"]["videos"] == count / 2
+
+
+def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch, capsys):
+    def run(pipeline, plan, job, keep):
+        if job.seed in broken:
+            raise NonFiniteError("NaN")
+        return whole_run(pipeline, plan, job, keep)
+
+    whole_run = command.run
+    monkeypatch.setattr(command, "run", run)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    arguments = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", tmp_path / "prompts.txt", "--num_videos", "2"]
+    arguments += ["--rows", "direct", "ddnm", "--steps", "2", "--scale", "2", "--device", "cpu", "--outdir"]
+    for name, broken, status, message in (
+        ("some", {1}, 1, "2 of 4 videos turned NaN"),
+        ("all", {0, 1}, 1, "every video turned NaN"),
+        ("none", set(), 0, ""),
+    ):
+        monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments), str(tmp_path / name)])
+        assert command.main() == status
+        assert message in capsys.readouterr().err
+        assert (tmp_path / name / "table.md").exists() == (name != "all")
 
 
 def test_another_evaluation_does_not_mix_in(experiment, whole):
