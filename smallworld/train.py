@@ -11,6 +11,7 @@ an exported checkpoint is left, --start goes on from that.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -190,7 +191,7 @@ def train_diffusion(
     pipeline = Pipeline(config, networks)
     learnt.requires_grad_(True)
 
-    clips, scenes, rates, starts = draw_clips(recipe, vae, folder.parent / "clips.safetensors", device)
+    clips, scenes, rates, starts = draw_clips(recipe, vae, folder.parent, device)
     base, told = config.defaults.fps, told_fps(config)
     whole = [i for i in range(len(scenes)) if rates[i] == base]
     parts = [i for i in range(len(scenes)) if rates[i] != base]
@@ -290,9 +291,10 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) 
 
 
 def draw_clips(
-    recipe: recipes.Recipe, vae: Autoencoder, file: Path, device: str
+    recipe: recipes.Recipe, vae: Autoencoder, folder: Path, device: str
 ) -> tuple[Tensor, list[Scene], list[int], list[float]]:
-    """Latents of the training clips (n f c h w, float16), kept in `file`, their scenes, frames a second and beginnings.
+    """Latents of the training clips (n f c h w, float16), kept in `folder` under a digest of what they depend on, their
+    scenes, frames a second and beginnings.
 
     A clip is of the whole scene at the base rate, or of a part of it at two or four times that rate: any part, or,
     where frames carry positions, what a window of a video at that rate holds.
@@ -306,6 +308,8 @@ def draw_clips(
     else:
         starts = [rng.uniform(0, SECONDS - frames / rate) for rate in rates]
     times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
+    drawn = repr((scenes, rates, starts, frames, recipe.size, vae.config))  # whose scale tells autoencoders apart
+    file = folder / f"clips-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}.safetensors"
     if not file.exists():
         parts = []
         for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smallworld import train
+from smallworld import recipes, train
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
 from smallworld.gate import LIMITS, measures
 from smallworld.motion import jitter, smoothness
 from smallworld.read import read
 from smallworld.trainer import Schedule, Trainer, lay_out
 from zerosmooth.attention import frame_positions
+from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.svd import SVDUNet
 
 from .conftest import FRAMES, TINY_FAMILIES, randomise, told
@@ -175,3 +176,13 @@ def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
     with train.at_positions(None), train.ends_repeated(unet, True):
         assert spread(unet(x, **given)) > 1e-3  # the positions
     assert torch.equal(unet(x, **given), plain)
+
+
+def test_clips_of_another_recipe_are_drawn_anew(tmp_path):
+    recipe = replace(recipes.RECIPES["svd-small"], clips=2, size=32)
+    vae = Autoencoder(recipe.config.vae)
+    first = train.draw_clips(recipe, vae, tmp_path, "cpu")
+    again = train.draw_clips(recipe, vae, tmp_path, "cpu")
+    assert torch.equal(first[0], again[0]) and first[1:] == again[1:] and len(list(tmp_path.iterdir())) == 1
+    train.draw_clips(replace(recipe, tail=False), vae, tmp_path, "cpu")
+    assert len(list(tmp_path.iterdir())) == 2
