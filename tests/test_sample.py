@@ -170,6 +170,7 @@ def bad_images(tiny, photos):
         (["--check", "--decode_chunk_size", "0"], "decode_chunk_size=0"),
         (["--image", photos], "--image does not fit"),
         (["--motion_bucket_id", "100"], "--motion_bucket_id does not fit"),
+        (["--resize", "pad"], "--resize does not fit"),
     ]
 
 

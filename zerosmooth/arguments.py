@@ -32,7 +32,7 @@ def add_subjects(parser: argparse._ActionsContainer, prompt: bool) -> None:
     add(
         "--resize",
         choices=RESIZE,
-        default="crop",
+        default=RESIZE[0],
         help="how an image gets the video's size: cut, between bars, or out of shape (default: crop)",
     )
     add(
@@ -91,10 +91,13 @@ def add_running(parser: argparse._ActionsContainer) -> None:
 def settings_of(args: argparse.Namespace, config: ModelConfig, cascade: Cascade) -> dict[str, Any]:
     """The settings of `Pipeline.sample`, the checkpoint's own where nothing is said. ValueError if they do not fit."""
     own = config.defaults
-    for name in ONLY_PROMPTS if config.takes_images else ("image", *ONLY_IMAGES):
-        if getattr(args, name, None) is not None:
-            source = "images" if config.takes_images else "prompts"
-            raise ValueError(f"--{name} does not fit {args.ckpt}, which makes videos from {source}")
+    others = ONLY_PROMPTS if config.takes_images else ("image", *ONLY_IMAGES)
+    unfit = [name for name in others if getattr(args, name, None) is not None]
+    if not config.takes_images and args.resize != RESIZE[0]:
+        unfit.append("resize")
+    if unfit:
+        source = "images" if config.takes_images else "prompts"
+        raise ValueError(f"--{unfit[0]} does not fit {args.ckpt}, which makes videos from {source}")
     names: tuple[str, ...] = ("height", "width", "steps", "eta", "guidance_scale", "fps")
     names += ONLY_IMAGES if config.takes_images else ("negative_prompt",)
     settings = {name: getattr(own if getattr(args, name) is None else args, name) for name in names}
