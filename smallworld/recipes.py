@@ -28,6 +28,7 @@ class Recipe:
     encoder_steps: int = 400  # of 128 prompts or first frames
     steps: int = 13_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
+    outline_steps: int = 0  # the last of them are at less noise, where outlines are decided and not where a shape goes
     rate: float = 1e-3
 
 
@@ -61,7 +62,7 @@ RECIPES = {
             vae=SMALL_VAE,
             encoder=replace(SMALL_TEXT, pad_token=SMALL_TEXT.vocab_size - 1, activation="quick_gelu"),
             sampler=SMALL_DDIM,
-            defaults=replace(SMALL_DEFAULTS, prompt="a red circle moving left on a gray background"),
+            defaults=SMALL_DEFAULTS,
         ),
         autoencoder_from="vc2-small",
         dense=0.25,
@@ -87,6 +88,7 @@ RECIPES = {
         goes_on=0.5,
         encoder_steps=1500,
         image_steps=0,
-        steps=18_000,
+        steps=20_500,
+        outline_steps=2500,
     ),
 }

@@ -239,7 +239,8 @@ def train_diffusion(
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        t, alpha, sigma = (v.to(device) for v in noise_levels(config.sampler, spread, early=frames > 1))
+        early = frames > 1 and step < recipe.steps - recipe.outline_steps
+        t, alpha, sigma = (v.to(device) for v in noise_levels(config.sampler, spread, early))
         a, s = alpha[:, None, None, None, None], sigma[:, None, None, None, None]
         context, reference, numbers = tell(chosen, rng, generator)
         shown = a * x0 + s * noise
@@ -279,10 +280,11 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) 
     """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
 
     early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm of sigma is normal,
-    as Stable Video Diffusion was trained.
+    as Stable Video Diffusion was trained; outlines are decided between 1 and 0.3.
     """
     if isinstance(config, EulerConfig):
-        sigma = torch.tensor([math.exp(1.0 + 1.6 * NormalDist().inv_cdf(u)) for u in spread.clamp(1e-4).tolist()])
+        of_log = NormalDist(1.0, 1.6) if early else NormalDist(-0.4, 1.4)
+        sigma = torch.tensor([math.exp(of_log.inv_cdf(u)) for u in spread.clamp(1e-4).tolist()])
         total = (sigma**2 + 1).sqrt()
         return 0.25 * sigma.log(), 1 / total, sigma / total
     t = ((spread.sqrt() if early else spread) * TRAIN_STEPS).long()
