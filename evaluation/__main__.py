@@ -149,16 +149,16 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
                 bar.set_postfix_str(f"{job.row}, {job.subject[:30]}")
                 try:
                     run(pipeline, plan, job, keep)
-                except NonFiniteError as error:  # the others need not suffer; the table says how many videos a row has
+                except NonFiniteError as error:  # the others need not suffer; what is left out is said at the end
                     tqdm.write(f"left out: {job.row}, {job.subject}, seed {job.seed}: {error}", file=sys.stderr)
                 bar.update()
     if world > 1:
         torch.distributed.barrier()
     if rank > 0:
         return 0
-    left_out = sum(not plan.finished(job, i < args.show) for i, group in enumerate(groups) for job in group)
-    total = sum(len(group) for group in groups)
-    if left_out == total:
+    asked = [(job, i < args.show) for i, group in enumerate(groups) for job in group]
+    left_out = [job for job, keep in asked if not plan.finished(job, keep)]
+    if all(record["row"] == TRUTH for record in read_records(plan.folder)):
         raise ValueError("every video turned NaN, so there is nothing to report; what to try is said above")
     references = {}
     if args.scenes is not None:
@@ -167,8 +167,11 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
         references = dict.fromkeys(range(plan.base.stages), real.features())
     report(args, checkpoint.config, plan, common, references)
     if left_out:
-        print(f"evaluation: {left_out} of {total} videos turned NaN and were left out", file=sys.stderr)
-    return int(left_out > 0)
+        rows = ", ".join(dict.fromkeys(job.row for job in left_out))
+        print(
+            f"evaluation: {len(left_out)} of {len(asked)} videos turned NaN and were left out: {rows}", file=sys.stderr
+        )
+    return int(bool(left_out))
 
 
 def measuring(args: argparse.Namespace) -> dict[str, detectors.Detector]:

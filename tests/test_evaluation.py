@@ -372,24 +372,29 @@ def test_image_to_video_from_a_folder_of_first_frames(experiment, tmp_path, tiny
 
 def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch, capsys):
     def run(pipeline, plan, job, keep):
-        if job.seed in broken:
+        if broken(job):
             raise NonFiniteError("NaN")
         return whole_run(pipeline, plan, job, keep)
 
     whole_run = command.run
     monkeypatch.setattr(command, "run", run)
     (tmp_path / "prompts.txt").write_text("a cat\n")
-    arguments = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", tmp_path / "prompts.txt", "--num_videos", "2"]
-    arguments += ["--rows", "direct", "ddnm", "--steps", "2", "--scale", "2", "--device", "cpu", "--outdir"]
-    for name, broken, status, message in (
-        ("some", {1}, 1, "2 of 4 videos turned NaN"),
-        ("all", {0, 1}, 1, "every video turned NaN"),
-        ("none", set(), 0, ""),
+    prompts = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", tmp_path / "prompts.txt", "--num_videos", "2"]
+    scenes = ["--scenes", "1"]
+    every = "every video turned NaN"
+    for name, subjects, broken, said in (
+        ("some", prompts, lambda job: job.seed == 1, "2 of 4 videos turned NaN and were left out: direct, ddnm"),
+        ("row", prompts, lambda job: job.row == "ddnm", "2 of 4 videos turned NaN and were left out: ddnm"),
+        ("all", prompts, lambda job: True, every),
+        ("scenes", scenes, lambda job: job.row != "true rendering", every),
+        ("none", prompts, lambda job: False, None),
     ):
-        monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments), str(tmp_path / name)])
-        assert command.main() == status
-        assert message in capsys.readouterr().err
-        assert (tmp_path / name / "table.md").exists() == (name != "all")
+        arguments = [*subjects, "--rows", "direct", "ddnm", "--steps", "2", "--scale", "2", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments), "--outdir", str(tmp_path / name)])
+        assert command.main() == int(said is not None)
+        err = capsys.readouterr().err
+        assert said in err if said else "turned NaN" not in err
+        assert (tmp_path / name / "table.md").exists() == (said != every)
 
 
 def test_another_evaluation_does_not_mix_in(experiment, whole):

@@ -185,4 +185,6 @@ def test_clips_of_another_recipe_are_drawn_anew(tmp_path):
     again = train.draw_clips(recipe, vae, tmp_path, "cpu")
     assert torch.equal(first[0], again[0]) and first[1:] == again[1:] and len(list(tmp_path.iterdir())) == 1
     train.draw_clips(replace(recipe, tail=False), vae, tmp_path, "cpu")
-    assert len(list(tmp_path.iterdir())) == 2
+    vae.config = replace(vae.config, scale=2.0)
+    train.draw_clips(recipe, vae, tmp_path, "cpu")
+    assert len(list(tmp_path.iterdir())) == 3

@@ -33,7 +33,7 @@ def add_subjects(parser: argparse._ActionsContainer, prompt: bool) -> None:
         "--resize",
         choices=RESIZE,
         default=RESIZE[0],
-        help="how an image gets the video's size: cut, between bars, or out of shape (default: crop)",
+        help=f"how an image gets the video's size: cut, between bars, or out of shape (default: {RESIZE[0]})",
     )
     add(
         "--seed", type=int, default=0, help="of the noise; a seed gives the same key frames at every scale (default: 0)"

@@ -195,7 +195,10 @@ class Stage:
 
 
 class OnBus(nn.Module):
-    """A module with a place on the bus, which its `name` is: its path in the network, given by `name_attention`."""
+    """A module with a `name`, its path in the network, which is its key on the bus or in the ContextStates.
+
+    `attention.name_attention` gives it.
+    """
 
     name = ""
 

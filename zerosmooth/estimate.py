@@ -128,18 +128,17 @@ def needs(
 
     weight = cascade.weight(1.0)
     bus = replace(cascade, bus_device=None, lockstep=False).bus()
-    away = bus is not None and cascade.bus_device is not None
-    if bus is not None and away:
+    if bus is not None and cascade.bus_device is not None:
         bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)
     with torch.no_grad(), _FusedAttention() as attention:
         with FlopCounterMode(display=False) as counter:
             activations = peak(
                 lambda: cascade_step(run, xs, bus, 0, weight),
-                elsewhere=lambda: bus.held_bytes if bus is not None and away else 0,
+                elsewhere=lambda: bus.held_bytes if isinstance(bus, _Elsewhere) else 0,
             )
         flops = counter.get_total_flops() + attention.flops
         held = 0 if bus is None else bus.peak_bytes
-        activations -= 0 if away else held
+        activations -= 0 if isinstance(bus, _Elsewhere) else held
         if cascade.lockstep and bus is not None:
             activations = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
             together = replace(cascade, bus_device=None).bus()
