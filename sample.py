@@ -90,12 +90,12 @@ def main() -> int:
         print(f"sample.py: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if (what := out_of_memory(error)) is None:
             raise
         hint = (
             "try --offload, --sequential_guidance, --frame_chunk 4, --lockstep, a smaller --decode_chunk_size or size"
         )
-        print(f"sample.py: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
+        print(f"sample.py: {what}; {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

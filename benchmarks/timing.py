@@ -10,8 +10,6 @@ from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
-import torch
-
 Work = Callable[[], object]
 
 
@@ -33,17 +31,6 @@ def by_turns(work: Mapping[str, tuple[Work, Work]], repeats: int) -> dict[str, l
 def ratio(ours: list[float], *theirs: list[float]) -> float:
     """Median of ours over the smallest median of theirs."""
     return median(ours) / min(median(t) for t in theirs)
-
-
-def matrix_rate() -> float:
-    """Floating-point operations a second of this machine on large square matrices, the best of five."""
-    a = torch.randn(2048, 2048)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * 2048**3 / best
 
 
 def peak_bytes() -> int:

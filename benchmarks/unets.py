@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,12 +30,13 @@ from zerosmooth import checkpoint
 from zerosmooth.bus import Stage
 from zerosmooth.cascade import Cascade, cascade_step
 from zerosmooth.config import FAMILIES
+from zerosmooth.estimate import matrix_rate
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.unet import Skeleton
 from zerosmooth.pipeline import UNETS, Networks, condition
 
 from . import peers
-from .timing import Work, apart, by_turns, matrix_rate, peak_bytes, ratio
+from .timing import Work, apart, by_turns, peak_bytes, ratio
 
 ROWS = {  # name, limit
     "svd": ("SVD UNet, 14 frames: ours / diffusers", 0.85),
@@ -69,7 +72,7 @@ def unet(family: str, args: argparse.Namespace) -> float:
     seconds = by_turns({"ours": (lambda: None, pair.run_ours), **laid}, args.repeats)
     with FlopCounterMode(display=False) as counter:
         pair.run_ours()
-    best, rate = min(seconds["ours"]), matrix_rate()
+    best, rate = min(seconds["ours"]), matrix_rate(torch.device("cpu"), torch.float32)
     say(seconds, f"ours {counter.get_total_flops() / best / rate:.0%} of the matrix rate, {rate / 1e9:.0f} GFLOP/s")
     return ratio(*seconds.values())
 
@@ -98,9 +101,13 @@ def cascade(args: argparse.Namespace) -> float:
 
 
 def memory(args: argparse.Namespace) -> float:
-    """VideoCrafter2: peaks of whole processes, weights included."""
-    loaded, plain = apart(peak_of, "plain", args)
-    _, step = apart(peak_of, "step", args)
+    """VideoCrafter2: peaks of whole processes, weights included, with glibc's own settings: others trade memory for
+    time."""
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+            del os.environ[name]
+        loaded, plain = apart(peak_of, "plain", args)
+        _, step = apart(peak_of, "step", args)
     say({}, f"{step / 1e9:.2f} and {plain / 1e9:.2f} GB, of which weights {loaded / 1e9:.2f} GB")
     return step / plain
 

@@ -84,10 +84,10 @@ def main() -> int:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if (what := out_of_memory(error)) is None:
             raise
         hint = "try --offload, --sequential_guidance, --frame_chunk 4 or --lockstep"
-        print(f"evaluation: the device is out of memory; {hint} ({str(error).splitlines()[0]})", file=sys.stderr)
+        print(f"evaluation: {what}; {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nevaluation: stopped; the same command goes on from what is finished", file=sys.stderr)

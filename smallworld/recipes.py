@@ -88,7 +88,7 @@ RECIPES = {
         goes_on=0.5,
         encoder_steps=1500,
         image_steps=0,
-        steps=20_500,
-        outline_steps=2500,
+        steps=26_500,
+        outline_steps=8500,
     ),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 
@@ -220,6 +221,23 @@ def test_bad_input_is_told_before_anything_is_made(tmp_path, tiny, photos, monke
         assert reason in (said := capsys.readouterr().err), said
         assert said.count("\n") == 1  # one sentence, no traceback
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB.\nSee the manual", ""])
+def test_running_out_of_memory_tells_which_settings_take_less(message, tiny, tmp_path, monkeypatch, capsys):
+    sys.path.insert(0, str(ROOT))
+    import sample
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError(message)
+
+    monkeypatch.setattr(Pipeline, "sample", fails)
+    arguments = ["--ckpt", tiny / "vc2.safetensors", "--scale", "1", "--prompt", "a", "--outdir", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+    assert sample.main() == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("sample.py: the device is out of memory") and "try --offload" in said
+    assert ("Tried to allocate 2 GiB." in said) == bool(message) and "manual" not in said
 
 
 def test_a_video_that_turns_nan_does_not_keep_the_others_back(tmp_path, tiny, monkeypatch, capsys):

@@ -130,9 +130,12 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device, or the machine, had no more memory; on the CPU torch has no class of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def out_of_memory(error: RuntimeError) -> str | None:
+    """What to tell if the device, or the machine, had no more memory, else None; on the CPU torch has no class of its
+    own for that."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    return f"the device is out of memory: {str(error).partition(chr(10))[0]}".rstrip(": ")
 
 
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:

@@ -1,0 +1,78 @@
+"""Would Winograd's 3x3 convolution make the networks faster on a CPU? Written in torch, against torch's own; a line a size.
+
+    python -m benchmarks.winograd
+
+F(2x2, 3x3) of Lavin and Gray (2015, arXiv 1509.09308) takes 4 products a pixel instead of 9, a transform of every tile
+before and after them, and 16 numbers of a kernel instead of 9. Each line: the ratio where the transformed kernels are
+kept, where they are made anew in every call, and the largest difference from torch's result in standard deviations.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .timing import Work, by_turns, ratio
+
+LEVELS = [(320, 16, 24), (640, 8, 12), (1280, 4, 6)]  # channels, height, width of latents of 16x24
+
+
+def kernel(w: Tensor) -> Tensor:
+    """The transformed kernel, 16 i o, of a convolution's o i 3 3."""
+    g = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
+    return (torch.kron(g, g) @ w.permute(2, 3, 1, 0).reshape(9, -1)).unflatten(1, (w.shape[1], w.shape[0]))
+
+
+def convolve(x: Tensor, u: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution with padding 1. x: n c h w in channels-last layout, h and w even; u: `kernel` of its weight."""
+    n, c, h, w = x.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    tiles = torch.empty(4, 4, n, h // 2, w // 2, c)
+    for i, rows in enumerate(combined(padded, 1)):
+        for j, tile in enumerate(combined(rows, 2)):
+            tiles[i, j] = tile
+    m = (tiles.view(16, -1, c) @ u).view(4, 4, n, h // 2, w // 2, -1)
+    y = torch.empty(n, h, w, u.shape[2])
+    for i, rows in enumerate((m[0] + m[1] + m[2], m[1] - m[2] - m[3])):
+        y[:, i::2, 0::2] = rows[0] + rows[1] + rows[2] + bias
+        y[:, i::2, 1::2] = rows[1] - rows[2] - rows[3] + bias
+    return y.permute(0, 3, 1, 2)
+
+
+def combined(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of tiles of 4 that overlap by 2 along `dim`, the four sums and differences."""
+    length = x.shape[dim] - 3
+    index = torch.arange(0, length, 2)
+    d0, d1, d2, d3 = (x.narrow(dim, k, length).index_select(dim, index) for k in range(4))
+    return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=16, help="images in a batch (default: 16)")
+    parser.add_argument("--repeats", type=int, default=9, help="runs of each, by turns (default: 9)")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with torch.inference_mode():
+        for channels, h, w in LEVELS:
+            x = torch.randn(args.frames, channels, h, w).contiguous(memory_format=torch.channels_last)
+            weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last) / 100
+            bias = torch.randn(channels)
+            u, y = kernel(weight), F.conv2d(x, weight, bias, padding=1)
+            error = ((convolve(x, u, bias) - y).abs().max() / y.std()).item()
+            work: dict[str, tuple[Work, Work]] = {
+                "kept": (lambda: None, lambda: convolve(x, u, bias)),
+                "anew": (lambda: None, lambda: convolve(x, kernel(weight), bias)),
+                "torch": (lambda: None, lambda: F.conv2d(x, weight, bias, padding=1)),
+            }
+            seconds = by_turns(work, args.repeats)
+            kept, anew = (ratio(seconds[name], seconds["torch"]) for name in ("kept", "anew"))
+            print(f"{channels} channels, {h}x{w}  kept {kept:.2f}  made anew {anew:.2f}  error {error:.0e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
