@@ -92,9 +92,7 @@ def main() -> int:
     except RuntimeError as error:
         if (what := out_of_memory(error)) is None:
             raise
-        hint = (
-            "try --offload, --sequential_guidance, --frame_chunk 4, --lockstep, a smaller --decode_chunk_size or size"
-        )
+        hint = "try --offload, --sequential_guidance, --frame_chunk 4, a smaller --decode_chunk_size or size"
         print(f"sample.py: {what}; {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -246,10 +244,10 @@ def report(
         args.sequential_guidance,
         args.frame_chunk,
     )
-    where = " in CPU memory" if cascade.bus_device == "cpu" else ""
+    where = "and in CPU memory" if cascade.bus_device == "cpu" else "of which"
     yield (
-        f"  memory: weights {need.weights / 1e9:.2f} GB, activations up to {need.activations / 1e9:.2f} GB, hidden "
-        f"states up to {need.bus / 1e9:.2f} GB{where}; then, to decode, up to {need.decoding / 1e9:.2f} GB "
+        f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, {where} up to "
+        f"{need.bus / 1e9:.2f} GB of hidden states that wait; then, to decode, up to {need.decoding / 1e9:.2f} GB "
         "(counted; a process takes up to twice as much)"
     )
     rate = matrix_rate(device, dtype)

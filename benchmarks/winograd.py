@@ -1,4 +1,4 @@
-"""Would Winograd's 3x3 convolution make the networks faster on a CPU? Written in torch, against torch's own; a line a size.
+"""Would Winograd's 3x3 convolution make the networks faster on a CPU? Written in torch against torch's own; by size.
 
     python -m benchmarks.winograd
 

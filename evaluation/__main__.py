@@ -86,7 +86,7 @@ def main() -> int:
     except RuntimeError as error:
         if (what := out_of_memory(error)) is None:
             raise
-        hint = "try --offload, --sequential_guidance, --frame_chunk 4 or --lockstep"
+        hint = "try --offload, --sequential_guidance or --frame_chunk 4"
         print(f"evaluation: {what}; {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

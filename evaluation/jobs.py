@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +19,7 @@ from zerosmooth.cascade import Cascade
 from zerosmooth.images import read_image
 from zerosmooth.metrics import blend_psnr, psnr, ssim
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.results import versions, write_json, write_tensors
+from zerosmooth.results import stem, versions, write_json, write_tensors
 
 from .detectors import Detector
 from .rows import cascade_of
@@ -40,9 +38,8 @@ class Job:
 
     @property
     def stem(self) -> str:
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{self.row} {self.subject}".lower()).strip("-")[:60]
-        everything = json.dumps([self.row, self.subject, self.seed, dict(self.identity)], sort_keys=True)
-        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:12]}"
+        everything = [self.row, self.subject, self.seed, dict(self.identity)]
+        return stem(f"{self.row} {self.subject}", self.seed, everything)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from zerosmooth.metrics import psnr
+from zerosmooth.metrics import between, psnr
 
 from .draw import Scene, coverage, tail_color, tails
 from .read import Reading
@@ -30,33 +30,16 @@ def smoothness(reading: Reading, n: int, size: int) -> dict[str, float]:
     relative difference of their area from what lies between those of the key frames. color: mean distance of their
     colour, of 255, likewise.
     """
-    between = Between(len(reading.path), n)
-    inserted = between.share > 0
-    path, area, rgb = (x[: len(inserted)] for x in (reading.path * size, reading.area, reading.rgb * 255))
+    path, area, rgb = reading.path * size, reading.area, reading.rgb * 255
+    path_between, area_between, rgb_between = (between(x, n) for x in (path, area, rgb))
+    f = len(path_between)
+    inserted = torch.arange(f) % n > 0
     lost = math.nan if reading.path.isnan().any() else 0.0
     return {
-        "off path": (path - between(reading.path * size)).square().sum(1)[inserted].mean().sqrt().item() + lost,
-        "area": (area / between(reading.area) - 1).abs()[inserted].mean().item() + lost,
-        "color": (rgb - between(reading.rgb * 255)).norm(dim=1)[inserted].mean().item() + lost,
+        "off path": (path[:f] - path_between).square().sum(1)[inserted].mean().sqrt().item() + lost,
+        "area": (area[:f] / area_between - 1).abs()[inserted].mean().item() + lost,
+        "color": (rgb[:f] - rgb_between).norm(dim=1)[inserted].mean().item() + lost,
     }
-
-
-class Between:
-    """What lies linearly between the key frames of a video: of each frame up to the last key frame.
-
-    frames: of the whole video, n for one key frame. share: f, of the way from one key frame to the next.
-    """
-
-    def __init__(self, frames: int, n: int) -> None:
-        keys = -(-frames // n)
-        frame = torch.arange((keys - 1) * n + 1)
-        self.n, self.left, self.share = n, frame // n, frame % n / n
-        self.right = (self.left + 1).clamp(max=keys - 1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: f ..., something of each frame, of which the key frames' counts."""
-        keys = x[:: self.n]
-        return torch.lerp(keys[self.left], keys[self.right], self.share.view(-1, *[1] * (x.ndim - 1)))
 
 
 def redrawn_psnr(frames: Tensor, reading: Reading, scene: Scene, n: int) -> dict[str, float]:
@@ -69,16 +52,16 @@ def redrawn_psnr(frames: Tensor, reading: Reading, scene: Scene, n: int) -> dict
     """
     if reading.shape is None or reading.path[::n].isnan().any():
         return {"redrawn": float("nan"), "redrawn keys": float("nan")}
-    size, between = frames.shape[1], Between(len(frames), n)
-    path, radius = between(reading.path), between((reading.area / torch.pi).sqrt())
+    size = frames.shape[1]
+    path, radius = between(reading.path, n), between((reading.area / torch.pi).sqrt(), n)
     ground = (frames.float() / 255).median(2, keepdim=True).values  # a grey a row
-    image = between(ground).expand(-1, -1, size, -1)
+    image = between(ground, n).expand(-1, -1, size, -1)
     if scene.tail:
         behind = tails([scene], path[None], size)[0, ..., None]
         image = torch.lerp(image, torch.full_like(image, tail_color(scene)), behind)
     cover = coverage([reading.shape] * len(path), path[:, None], radius, size)[:, 0, ..., None]
-    image = torch.lerp(image, between(reading.rgb)[:, None, None].expand_as(image), cover)
-    image, frames, inserted = (image * 255).round().byte(), frames[: len(image)], between.share > 0
+    image = torch.lerp(image, between(reading.rgb, n)[:, None, None].expand_as(image), cover)
+    image, frames, inserted = (image * 255).round().byte(), frames[: len(image)], torch.arange(len(image)) % n > 0
     return {
         "redrawn": psnr(frames[inserted], image[inserted]),
         "redrawn keys": psnr(frames[~inserted], image[~inserted]),

@@ -69,11 +69,11 @@ def test_images_that_cannot_be_used_are_told(tmp_path, picture):
 
 
 def test_a_folder_gives_its_images_by_name(tmp_path, picture):
-    for name in ("b.png", "a.JPG"):
+    for name in ("b.png", "a.JPG", "frame10.png", "frame2.png"):
         Image.fromarray(picture).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "._a.JPG").write_text("what some systems leave beside files")
-    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png"]
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "frame2.png", "frame10.png"]
     assert find_images(tmp_path / "b.png") == [tmp_path / "b.png"]
     (tmp_path / "empty").mkdir()
     for path, text in {"empty": "has no images", "none": "does not exist"}.items():

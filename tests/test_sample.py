@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from zerosmooth.arguments import settings_of
+from zerosmooth.cascade import Cascade
+from zerosmooth.config import FAMILIES
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 
 from .conftest import TINY_FAMILIES
@@ -308,3 +311,23 @@ def test_the_installed_package_brings_its_files(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "said"),
+    [
+        ("vc2", 30, "note: 31 steps are taken, not 30"),
+        ("lavie", 400, "note: 400 steps begin at timestep 799 of 1000"),
+        ("lavie", 30, None),
+        ("vc2", 50, None),
+        ("svd", 30, None),
+    ],
+)
+def test_steps_that_do_not_come_out_even_are_told(family, steps, said, capsys):
+    sys.path.insert(0, str(ROOT))
+    import sample
+
+    config = FAMILIES[family]
+    settings_of(sample.arguments().parse_args(["--steps", str(steps)]), config, Cascade(config.unet.frames))
+    out = capsys.readouterr().out
+    assert out.startswith(said) if said else out == ""

@@ -78,7 +78,7 @@ def add_running(parser: argparse._ActionsContainer) -> None:
     add(
         "--lockstep",
         action="store_true",
-        help="advance stages module by module: far fewer hidden states wait at a time",
+        help="advance stages module by module: far fewer hidden states wait, but all stages' activations live",
     )
     add(
         "--sequential_guidance",
@@ -105,8 +105,13 @@ def settings_of(args: argparse.Namespace, config: ModelConfig, cascade: Cascade)
     numbers = {name: getattr(own, name) for name in ONLY_IMAGES} | settings
     numbers.pop("negative_prompt", None)
     check_settings(config, cascade, **numbers, decode_chunk_size=args.decode_chunk_size, frame_chunk=args.frame_chunk)
-    if (taken := len(config.sampler.sampler(settings["steps"], settings["eta"]))) != settings["steps"]:
-        print(f"note: {taken} steps are taken, evenly spaced ones of {TRAIN_STEPS}; {settings['steps']} are not")
+    sampler = config.sampler.sampler(settings["steps"], settings["eta"])
+    if len(sampler) != settings["steps"]:
+        instead = f"not {settings['steps']}: one at each of evenly spaced timesteps below {TRAIN_STEPS}"
+        print(f"note: {len(sampler)} steps are taken, {instead}")
+    elif sampler.share(0) < 0.95:
+        first = f"timestep {sampler.timestep(0)} of {TRAIN_STEPS}"
+        print(f"note: {len(sampler)} steps begin at {first}, where noise is not yet all; a divisor begins at the end")
     return settings
 
 

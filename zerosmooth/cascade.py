@@ -51,6 +51,8 @@ class Cascade:
             raise ValueError(f"strength={self.strength} is not in [0, 1]")
         if self.strength_schedule not in ("linear", "constant"):
             raise ValueError(f"strength_schedule={self.strength_schedule!r}; use 'linear' or 'constant'")
+        if self.strength == 0 and self.correction.convolutions:
+            raise ValueError("convolutions does nothing at strength=0; switch spatial and temporal off instead")
         idle = [] if self.method == "zerosmooth" else ["correction", "strength", "strength_schedule"]
         idle += {"direct": ["overlap"], "freenoise": ["color_correction"]}.get(self.method, [])
         for setting in fields(self):

@@ -49,7 +49,7 @@ class ModelConfig:
     @property
     def temporal_convolutions(self) -> bool:
         """Whether the network convolves along the frames, beside attending along them."""
-        return isinstance(self.unet, SVDConfig) or getattr(self.unet, "temporal_conv", False)
+        return getattr(self.unet, "temporal_conv", False)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

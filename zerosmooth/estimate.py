@@ -27,11 +27,12 @@ FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to rea
 
 @dataclass(frozen=True)
 class Needs:
-    """weights, activations, bus, decoding: bytes, all but the first at their highest.
+    """weights, step, bus, decoding: bytes, all but the first at their highest. step: activations, and the hidden states
+    that wait beside them, unless those wait elsewhere; bus: the hidden states that wait, at another moment perhaps.
     flops: of a step of all stages, guided."""
 
     weights: int
-    activations: int
+    step: int
     bus: int
     decoding: int
     flops: int
@@ -128,26 +129,30 @@ def needs(
 
     weight = cascade.weight(1.0)
     bus = replace(cascade, bus_device=None, lockstep=False).bus()
-    if bus is not None and cascade.bus_device is not None:
+    offloads = cascade.bus_device is not None
+    if bus is not None and offloads:
         bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)
     with torch.no_grad(), _FusedAttention() as attention:
         with FlopCounterMode(display=False) as counter:
-            activations = peak(
+            step = peak(
                 lambda: cascade_step(run, xs, bus, 0, weight),
-                elsewhere=lambda: bus.held_bytes if isinstance(bus, _Elsewhere) else 0,
+                elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0,
             )
         flops = counter.get_total_flops() + attention.flops
         held = 0 if bus is None else bus.peak_bytes
-        activations -= 0 if isinstance(bus, _Elsewhere) else held
         if cascade.lockstep and bus is not None:
-            activations = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
             together = replace(cascade, bus_device=None).bus()
             assert together is not None
             cascade_step(run, xs, together, 0, weight)
             held = together.peak_bytes
+            step = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
+            step += 0 if offloads else held
+        else:
+            step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
+            held *= runs
         decoding = peak(lambda: networks.vae.decode_raw(z))
     weights = sum(p.numel() * p.dtype.itemsize for p in networks.parameters())
-    return Needs(weights, activations, held if cascade.lockstep else runs * held, decoding, runs * flops)
+    return Needs(weights, step, held, decoding, runs * flops)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

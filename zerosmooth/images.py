@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -16,15 +17,15 @@ SMALLEST = 16  # pixels a side: what is smaller holds nothing to animate
 
 
 def find_images(path: Path) -> list[Path]:
-    """A file, or the images of a folder by name. ValueError if there are none."""
+    """A file, or the images of a folder by name, frame2 before frame10. ValueError if there are none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise ValueError(f"the image {path} does not exist")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not found:
         raise ValueError(f"the folder {path} has no images ({', '.join(SUFFIXES)})")
-    return found
+    return sorted(found, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
 
 
 def read_image(path: Path) -> Tensor:

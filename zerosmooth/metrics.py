@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .operators import Interpolated
+
 
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio, mean over frames, in dB; a frame that is equal counts 100 dB.
@@ -46,12 +48,15 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def blend_psnr(frames: Tensor, n: int) -> float:
     """PSNR of the inserted frames against a linear blend of the key frames around them, in dB; a video that only fades
     from key frame to key frame scores high, so more is not better. frames: uint8 f h w 3."""
-    keys = frames[::n].float()
-    inside = torch.arange((len(keys) - 1) * n)
-    inside = inside[inside % n > 0]
-    share = (inside % n / n).view(-1, 1, 1, 1)
-    blend = torch.lerp(keys[inside // n], keys[inside // n + 1], share)
-    return psnr(frames[inside], blend.round().byte())
+    blend = between(frames.float(), n).round().byte()
+    inserted = torch.arange(len(blend)) % n > 0
+    return psnr(frames[: len(blend)][inserted], blend[inserted])
+
+
+def between(x: Tensor, n: int) -> Tensor:
+    """Of x, f ..., what lies linearly between every n-th and the next, up to the last of these."""
+    keys = x[::n]
+    return Interpolated(n).lift(keys[None])[0][: (len(keys) - 1) * n + 1]
 
 
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,7 @@ class Result:
     @property
     def stem(self) -> str:
         """The prompt or the image's name, the seed, and a digest of all settings."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.subject.lower()).strip("-")[:60] or "prompt"
-        everything = json.dumps([self.subject, self.seed, self.settings, self.suffix], sort_keys=True)
-        return f"{slug}_seed{self.seed}_{hashlib.sha256(everything.encode()).hexdigest()[:12]}"
+        return stem(self.subject, self.seed, [self.subject, self.seed, self.settings, self.suffix])
 
     @property
     def record(self) -> Path:
@@ -86,6 +84,13 @@ class Result:
         }
         write_json(self.record, record)
         return videos
+
+
+def stem(text: str, seed: int, everything: list[Any]) -> str:
+    """A file's name without its suffix: a text that people read, a seed, and a digest of everything that matters."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
+    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    return f"{slug}_seed{seed}_{digest[:12]}"
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from math import ceil
 from pathlib import Path
@@ -22,7 +23,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif. The file is whole or not there."""
     times = enlargement(frames)
     frames = frames.repeat(times, axis=1).repeat(times, axis=2)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         if path.suffix == ".gif":
             iio.imwrite(part, frames, duration=_gif_durations(len(frames), fps), loop=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class SVDConfig(SkeletonConfig):
     transformer_depth: int = 1  # spatial and temporal blocks a transformer
     condition_dim: int = 256  # channels of the sinusoid of each number of the condition
     frames: int = 14  # frames the network was trained on; 25 in the xt variants
+    temporal_conv: ClassVar[bool] = True
     outer_eps: float = 1e-5  # of ResNet norms on attention levels down and on all levels up; diffusers takes 1e-6 there
 
 
