@@ -189,7 +189,7 @@ def decode(args: argparse.Namespace) -> float:
 
 
 def load(args: argparse.Namespace) -> float:
-    """Stable Video Diffusion's UNet from disk: our checkpoint as a whole, diffusers' three networks, of one precision.
+    """Stable Video Diffusion from disk: our checkpoint as a whole, diffusers' three networks, of one precision.
 
     Files were just written, so both come from the system's cache."""
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
