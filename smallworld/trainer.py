@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+ADAM = ("exp_avg", "exp_avg_sq", "step")  # of each parameter: moments, and how often it was trained
 
 
 @dataclass(frozen=True)
@@ -81,44 +81,49 @@ class Trainer:
 
     def save(self) -> None:
         named: dict[str, Tensor] = dict(self.module.named_parameters())
-        moments = {  # zeros for what has not been trained yet
-            key: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in named.items()} for key in MOMENTS
-        }
+        untrained = {n: _untrained(p) for n, p in named.items()}
+        adam = {key: {n: self.optimizer.state[p].get(key, untrained[n][key]) for n, p in named.items()} for key in ADAM}
         state = {"step": self.step, "start": self.start, "seconds": self.seconds, "log": self.log}
-        write_state(self.folder, state, {"weights": named, "average": self.average, **moments})
+        write_state(self.folder, state, {"weights": named, "average": self.average, **adam})
 
     def _resume(self) -> None:
         state = json.loads((self.folder / "state.json").read_text())
         self.step, self.start = state["step"], state["start"]
         self.seconds, self.log = state["seconds"], state["log"]
-        saved = {name: load_file(self.folder / f"{name}.safetensors") for name in ("weights", "average", *MOMENTS)}
+        saved = {name: load_file(self.folder / f"{name}.safetensors") for name in ("weights", "average", *ADAM)}
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 p.copy_(saved["weights"][name])
                 self.average[name].copy_(saved["average"][name])
-                moments = {k: saved[k][name].to(p.device) for k in MOMENTS}
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
+                moments = {key: saved[key][name].to(p.device) for key in ADAM if key != "step"}
+                self.optimizer.state[p] = {"step": saved["step"][name], **moments}
         print(f"{self.folder.name} goes on from step {self.step}", flush=True)
 
 
 def write_state(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-    """What `Trainer` resumes from. tensors: "weights", "average" and MOMENTS, each by parameter."""
+    """What `Trainer` resumes from. tensors: "weights", "average" and ADAM, each by parameter."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {folder / "state.json": folder / "state.json.part"}
+    parts = {}
     for name, named in tensors.items():
         path = folder / f"{name}.safetensors"
         parts[path] = path.with_suffix(".part")
         save_file({k: v.detach().contiguous() for k, v in named.items()}, parts[path])
+    parts[folder / "state.json"] = folder / "state.json.part"
     parts[folder / "state.json"].write_text(json.dumps(state))
-    for path, part in parts.items():  # all are written before any is replaced
+    for path, part in parts.items():  # all are written before any is replaced, the step that they are of last
         part.replace(path)
 
 
 def lay_out(folder: Path, weights: dict[str, Tensor], step: int) -> None:
     """The state of a run of which only its weights at `step` are left: Adam begins anew."""
-    zeros = {name: torch.zeros_like(x) for name, x in weights.items()}
+    adam = {key: {name: _untrained(x)[key] for name, x in weights.items()} for key in ADAM}
     state = {"step": step, "start": step, "seconds": 0.0, "log": []}
-    write_state(folder, state, {"weights": weights, "average": weights, **dict.fromkeys(MOMENTS, zeros)})
+    write_state(folder, state, {"weights": weights, "average": weights, **adam})
+
+
+def _untrained(p: Tensor) -> dict[str, Tensor]:
+    """Adam's state of a parameter that it has not trained."""
+    return {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": torch.tensor(0.0)}
 
 
 class _Swapped:

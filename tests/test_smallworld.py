@@ -156,6 +156,32 @@ def test_a_run_goes_on_from_its_weights_alone_and_then_from_its_state(tmp_path):
     assert resumed.optimizer.state[again.weight]["step"] == 3
 
 
+@torch.inference_mode(False)
+def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+    """Layers that join late, as temporal ones do, begin with Adam of their own, before and after a stop."""
+
+    def run(folder, stops):
+        torch.manual_seed(0)
+        while True:
+            module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+
+            def loss_at(step):
+                if step in stops:
+                    stops.remove(step)
+                    raise InterruptedError
+                x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+                return (module[0](x) if step < 6 else module(x)).square().sum()
+
+            try:
+                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).run(loss_at, lambda step: None, every=1)
+                return module.state_dict()
+            except InterruptedError:
+                pass
+
+    whole, resumed = run(tmp_path / "whole", []), run(tmp_path / "resumed", [4, 8])
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
     """Of a video of one frame again and again, only ends and positions tell frames apart."""
     torch.manual_seed(0)
