@@ -86,9 +86,9 @@ RECIPES = {
         # positions tell how far apart frames are, and the motion bucket how far a shape goes from position to position
         dense=0.5,
         goes_on=0.5,
-        encoder_steps=1500,
+        encoder_steps=4000,
         image_steps=0,
-        steps=26_500,
-        outline_steps=8500,
+        steps=29_000,
+        outline_steps=11_000,
     ),
 }

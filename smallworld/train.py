@@ -179,7 +179,8 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
 def train_diffusion(
     recipe: recipes.Recipe, vae: Autoencoder, encoder: TextTower | ImageTower, folder: Path, device: str
 ) -> Networks:
-    """Encoder and network, on v-prediction at random noise levels; one condition in ten is left out for guidance."""
+    """The network, and an encoder of prompts with it, on v-prediction at random noise levels; one condition in ten is
+    left out for guidance."""
     torch.manual_seed(1)
     config = recipe.config
     networks = Networks(config)
@@ -221,8 +222,8 @@ def train_diffusion(
         augmentation = config.defaults.noise_aug_strength
         noisy = first + augmentation * torch.randn(first.shape, generator=generator)
         keep = (~left_out).float()
-        context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
-        with torch.no_grad():
+        with torch.no_grad():  # trained along, the encoder would unlearn to tell shapes
+            context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
             latents = vae.moments(noisy.to(device))[0] * keep[:, None, None, None]
         motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
         fps = torch.tensor([rng.choice((1.0, 2.0, 4.0)) * base for _ in chosen], device=device)  # says nothing
@@ -280,10 +281,10 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) 
     """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
 
     early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm of sigma is normal,
-    as Stable Video Diffusion was trained; outlines are decided between 1 and 0.3.
+    as Stable Video Diffusion was trained; outlines are decided between 3 and 0.3.
     """
     if isinstance(config, EulerConfig):
-        of_log = NormalDist(1.0, 1.6) if early else NormalDist(-0.4, 1.4)
+        of_log = NormalDist(1.0, 1.6) if early else NormalDist(0.2, 1.2)
         sigma = torch.tensor([math.exp(of_log.inv_cdf(u)) for u in spread.clamp(1e-4).tolist()])
         total = (sigma**2 + 1).sqrt()
         return 0.25 * sigma.log(), 1 / total, sigma / total
