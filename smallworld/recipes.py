@@ -88,7 +88,7 @@ RECIPES = {
         goes_on=0.5,
         encoder_steps=4000,
         image_steps=0,
-        steps=29_000,
-        outline_steps=11_000,
+        steps=30_000,
+        outline_steps=12_000,
     ),
 }

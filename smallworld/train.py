@@ -222,9 +222,10 @@ def train_diffusion(
         augmentation = config.defaults.noise_aug_strength
         noisy = first + augmentation * torch.randn(first.shape, generator=generator)
         keep = (~left_out).float()
+        token_alone = torch.tensor([rng.random() < 0.2 for _ in chosen], device=device)  # or it would not be read
         with torch.no_grad():  # trained along, the encoder would unlearn to tell shapes
             context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
-            latents = vae.moments(noisy.to(device))[0] * keep[:, None, None, None]
+            latents = vae.moments(noisy.to(device))[0] * (keep * ~token_alone)[:, None, None, None]
         motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
         fps = torch.tensor([rng.choice((1.0, 2.0, 4.0)) * base for _ in chosen], device=device)  # says nothing
         return context, latents[:, None], torch.stack([fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
