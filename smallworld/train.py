@@ -1,7 +1,7 @@
 """Trains a small checkpoint from scratch: its autoencoder, its encoder, then all the rest on frames and clips.
 
     python -m smallworld.train vc2-small                 # some hours on two cores; resumes where it was stopped
-    python -m smallworld.train svd-small --device cuda   # minutes
+    python -m smallworld.train svd-small --device cuda
 
 Everything is drawn as it is needed, from generators keyed by the step, so a resumed run sees what an unbroken one
 would have. State lives in runs/NAME as safetensors (weights, their running average, and Adam's two moments). Where only
