@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .bus import OnBus, Stage, State
+from .kernels import Linear
 from .operators import S
 
 Attend = Callable[..., Tensor]
@@ -29,7 +30,7 @@ class Attention(OnBus):
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_out = nn.Linear(heads * head_dim, dim)
+        self.to_out = Linear(heads * head_dim, dim)
 
     def output(self, bus: Stage | None, attend: Attend, states: State, corrected: State | None) -> Tensor:
         """The module's output from its plain states, or from them and the corrected ones. Returns b f l d."""
@@ -44,7 +45,7 @@ class SpatialSelfAttention(Attention):
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
-        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
 
     def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
         q, k, v = self.to_qkv(h).chunk(3, dim=-1)
@@ -68,8 +69,8 @@ class CrossAttention(Attention):
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
-        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_kv = nn.Linear(context_dim, 2 * heads * head_dim, bias=False)
+        self.to_q = Linear(dim, heads * head_dim, bias=False)
+        self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias=False)
 
     def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a prompt. context: b m c (m text tokens); returns two of b h m d."""
@@ -101,8 +102,8 @@ class TokenCrossAttention(OnBus):
 
     def __init__(self, dim: int, context_dim: int) -> None:
         super().__init__()
-        self.to_v = nn.Linear(context_dim, dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_v = Linear(context_dim, dim, bias=False)
+        self.to_out = Linear(dim, dim)
 
     def project(self, context: Tensor) -> tuple[Tensor]:
         """The output for an image. context: b 1 c; returns b 1 1 d. ValueError if it has more tokens."""
@@ -124,7 +125,7 @@ class TemporalAttention(Attention):
 
     def __init__(self, dim: int, heads: int, head_dim: int, position: nn.Module | None = None) -> None:
         super().__init__(dim, heads, head_dim)
-        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
         self.position = position
 
     def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:

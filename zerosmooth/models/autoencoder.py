@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import fusion_weights, windows
+from ..kernels import Conv2d, Conv3d, Linear
 from .layers import Mix, ResBlock, TemporalResBlock, Upsample
 
 MakeBlock = Callable[[int, int], nn.Module]  # of channels in and out
@@ -42,8 +43,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = c = config
         self.encoder = Encoder(c)
-        self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
-        self.post_quant_conv = nn.Identity() if c.temporal else nn.Conv2d(c.latent_channels, c.latent_channels, 1)
+        self.quant_conv = Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
+        self.post_quant_conv = nn.Identity() if c.temporal else Conv2d(c.latent_channels, c.latent_channels, 1)
         self.decoder = Decoder(c)
 
     @property
@@ -88,17 +89,17 @@ class Autoencoder(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, c: AutoencoderConfig) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, c.channels, 3, padding=1)
+        self.conv_in = Conv2d(3, c.channels, 3, padding=1)
         self.levels = nn.ModuleList()
         ch = c.channels
         for i, mult in enumerate(c.channel_mult):
             out = mult * c.channels
-            down = nn.Conv2d(out, out, 3, stride=2) if i < len(c.channel_mult) - 1 else None
+            down = Conv2d(out, out, 3, stride=2) if i < len(c.channel_mult) - 1 else None
             self.levels.append(Level(ch, out, c.res_blocks, down, partial(_res, c)))
             ch = out
         self.middle = Middle(c, ch, partial(_res, c))
         self.norm_out = _norm(c, ch)
-        self.conv_out = nn.Conv2d(ch, 2 * c.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(ch, 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
     def __init__(self, c: AutoencoderConfig) -> None:
         super().__init__()
         ch = c.channel_mult[-1] * c.channels
-        self.conv_in = nn.Conv2d(c.latent_channels, ch, 3, padding=1)
+        self.conv_in = Conv2d(c.latent_channels, ch, 3, padding=1)
         res = partial(TemporalDecoderBlock if c.temporal else _res, c)
         self.middle = Middle(c, ch, res)
         levels = []
@@ -124,8 +125,8 @@ class Decoder(nn.Module):
             ch = out
         self.levels = nn.ModuleList(reversed(levels))  # level 0 is full resolution, as in the encoder
         self.norm_out = _norm(c, ch)
-        self.conv_out = nn.Conv2d(ch, 3, 3, padding=1)
-        self.temporal_conv = nn.Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0)) if c.temporal else None
+        self.conv_out = Conv2d(ch, 3, 3, padding=1)
+        self.temporal_conv = Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0)) if c.temporal else None
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))
@@ -180,8 +181,8 @@ class PixelAttention(nn.Module):
     def __init__(self, c: AutoencoderConfig, channels: int) -> None:
         super().__init__()
         self.norm = _norm(c, channels)
-        self.to_qkv = nn.Linear(channels, 3 * channels)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_qkv = Linear(channels, 3 * channels)
+        self.to_out = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

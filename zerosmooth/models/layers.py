@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..bus import OnBus, Stage
+from ..kernels import Conv2d, Conv3d, Linear
 
 
 def sinusoid(position: Tensor, dim: int, period: float = 10_000.0) -> Tensor:
@@ -27,7 +28,7 @@ class EmbeddingMLP(nn.Sequential):
     """Linear, SiLU, Linear: what turns a sinusoid into an embedding."""
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, out))
+        super().__init__(Linear(dim, hidden), nn.SiLU(), Linear(hidden, out))
 
 
 class PerFrame(nn.Module):
@@ -56,8 +57,8 @@ class FeedForward(PerFrame):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(dim, 8 * dim)
-        self.proj_out = nn.Linear(4 * dim, dim)
+        self.proj_in = Linear(dim, 8 * dim)
+        self.proj_out = Linear(4 * dim, dim)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.in_chunks(self.feed, 1, h)
@@ -68,25 +69,29 @@ class FeedForward(PerFrame):
 
 
 class Upsample(PerFrame):
-    """Twice the height and width by nearest neighbour, then a 3x3 convolution: both in one transposed convolution.
+    """Twice the height and width by nearest neighbour, then a 3x3 convolution. x: n c h w.
 
-    The nine pixels under the kernel are copies of four at most, so four products a pixel do what nine would.
+    The nine pixels under the kernel are copies of four at most, so a transposed convolution of both, with four products
+    a pixel, gives the same. Its kernel is made in every call, which fewer pixels than channels would not repay.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        if n * h * w < c:
+            return self.in_chunks(lambda x: self.conv(F.interpolate(x, scale_factor=2, mode="nearest")), 0, x)
         kernel = self.kernel()
         return self.in_chunks(lambda x: F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1), 0, x)
 
     def kernel(self) -> Tensor:
         """What one pixel adds to the 4x4 around its two by two copies: i o 4 4, from the convolution's o i 3 3."""
-        w = self.conv.weight
+        w = self.conv.weight.transpose(0, 1)
         tap = torch.eye(3, dtype=w.dtype, device=w.device)
         axis = (F.pad(tap, (0, 0, 1, 0)) + F.pad(tap, (0, 0, 0, 1))).flip(0)  # 4 3: the taps that meet either copy
-        return (w.flatten(2) @ torch.kron(axis, axis).T).unflatten(2, (4, 4)).transpose(0, 1)
+        return (w.flatten(2) @ torch.kron(axis, axis).T).unflatten(2, (4, 4))
 
 
 class ResBlock(PerFrame):
@@ -107,11 +112,11 @@ class ResBlock(PerFrame):
         super().__init__()
         self.across_frames = across_frames
         self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.emb = nn.Linear(emb, out) if emb is not None else None
+        self.conv1 = Conv2d(channels, out, 3, padding=1)
+        self.emb = Linear(emb, out) if emb is not None else None
         self.norm2 = nn.GroupNorm(groups, out, eps=eps)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        self.conv2 = Conv2d(out, out, 3, padding=1)
+        self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
         """bus: for blocks of networks that have temporal convolutions in them."""
@@ -141,10 +146,10 @@ class TemporalResBlock(OnBus):
     def __init__(self, channels: int, emb: int | None, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        self.emb = nn.Linear(emb, channels) if emb is not None else None
+        self.conv1 = Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.emb = Linear(emb, channels) if emb is not None else None
         self.norm2 = nn.GroupNorm(groups, channels)
-        self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv2 = Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
         b = 1 if emb is None else emb.shape[0]

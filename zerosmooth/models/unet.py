@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention, project_context
 from ..bus import Stage
+from ..kernels import Conv2d, Linear
 from .layers import EmbeddingMLP, FeedForward, Upsample, norm_across_frames, sinusoid
 
 
@@ -66,7 +67,7 @@ class Skeleton(nn.Module):
         super().__init__()
         self.config, self.across_frames = c, across_frames
         self.time_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
-        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+        self.conv_in = Conv2d(c.in_channels, c.channels, 3, padding=1)
         ch, factor, skips = c.channels, 1, [c.channels]
         self.encoder = nn.ModuleList()
         for level, mult in enumerate(c.channel_mult):
@@ -75,7 +76,7 @@ class Skeleton(nn.Module):
                 ch = mult * c.channels
                 skips.append(ch)
             if level < len(c.channel_mult) - 1:
-                self.encoder.append(nn.Conv2d(ch, ch, 3, stride=2, padding=1))
+                self.encoder.append(Conv2d(ch, ch, 3, stride=2, padding=1))
                 skips.append(ch)
                 factor *= 2
         self.middle = block(ch, ch, attention=True, second_res=True)
@@ -93,7 +94,7 @@ class Skeleton(nn.Module):
                 ch = mult * c.channels
             factor //= 2
         self.norm_out = nn.GroupNorm(c.groups, ch)
-        self.conv_out = nn.Conv2d(ch, c.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(ch, c.out_channels, 3, padding=1)
 
     def project_context(self, context: Tensor) -> ContextStates:
         """What `forward` needs of a condition, computed once. context: b m c, the encoder's output."""
@@ -135,8 +136,8 @@ class Transformer(nn.Module):
     def __init__(self, channels: int, inner: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_in = Linear(channels, inner)
+        self.proj_out = Linear(inner, channels)
         self.blocks = nn.ModuleList()
 
     def forward(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, RelativePosition, TemporalAttention, name_attention
 from ..bus import OnBus, Stage
+from ..kernels import Conv3d, Linear
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -103,7 +104,7 @@ class TemporalConv(OnBus):
     def __init__(self, c: UNetConfig, channels: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
-        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
+        self.convs = nn.ModuleList(Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
     def forward(self, x: Tensor, b: int, bus: Stage | None = None) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
@@ -131,9 +132,9 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         inner = heads * c.head_dim
         self.norm = nn.GroupNorm(c.groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
+        self.proj_in = Linear(channels, inner)
         self.blocks = nn.ModuleList(TemporalBlock(c, inner, heads) for _ in range(depth))
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_out = Linear(inner, channels)
 
     def forward(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
         height, width = x.shape[-2:]
