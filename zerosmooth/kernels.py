@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 class Linear(nn.Linear):
     """Tokens b f l d take the way of a 1x1 convolution: torch hands those to oneDNN, whose kernels are up to a fifth
-    faster than the matrix product it takes for a linear layer."""
+    faster than the matrix product that it takes for a linear layer."""
 
     def forward(self, h: Tensor) -> Tensor:
-        if h.device.type != "cpu" or h.ndim != 4:
+        if h.ndim != 4 or not on_cpu(h):
             return super().forward(h)
         return F.conv2d(h.movedim(-1, 1), self.weight[:, :, None, None], self.bias).movedim(1, -1)
 
@@ -35,6 +35,11 @@ class Conv3d(nn.Conv3d):
 
 
 def outweighs(weight: Tensor, x: Tensor) -> bool:
-    """Whether the kernel of a convolution, which torch lays out channels-last in every call whose input is, would be
-    better left as it is, and the input laid out instead."""
-    return x.device.type == "cpu" and weight.numel() > x.numel() and not x.is_contiguous()
+    """Whether x, which is channels-last, is better laid out for a convolution than its larger kernel, which torch lays
+    out channels-last in every call where x is."""
+    return on_cpu(x) and weight.numel() > x.numel() and not x.is_contiguous()
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Where oneDNN is taken for convolutions and not for matrix products."""
+    return x.device.type == "cpu" and x.dtype == torch.float32

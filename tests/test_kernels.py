@@ -1,0 +1,74 @@
+"""The layers that take another way on the CPU: torch's results, up to rounding, in the layout that was given."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from zerosmooth import kernels
+
+TWO, THREE = torch.channels_last, torch.channels_last_3d
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 24), (1, 1, 1, 24), (5, 24), (2, 5, 24)])
+def test_linear_is_torchs(shape, bias):
+    layer, plain = twins(kernels.Linear(24, 40, bias=bias), nn.Linear)
+    x = torch.randn(*shape)
+    got = layer(x)
+    assert_close(got, plain(x), rtol=0, atol=1e-6)
+    assert got.is_contiguous()
+    assert_close(layer(x[..., ::2, :]), plain(x[..., ::2, :]), rtol=0, atol=1e-6)
+
+
+@torch.inference_mode(False)
+def test_linear_has_torchs_gradients():
+    layer, plain = twins(kernels.Linear(6, 4).requires_grad_(True), nn.Linear)
+    grads = []
+    for module in (layer, plain):
+        x = torch.linspace(-1, 1, 2 * 3 * 5 * 6).view(2, 3, 5, 6).requires_grad_(True)
+        loss = module(x).square().sum()
+        grads.append(torch.autograd.grad(loss, [x, module.weight, module.bias]))
+    for a, b in zip(*grads):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("small", [True, False])  # images, of few or of many pixels beside the kernel
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_torchs(small, stride):
+    side = 4 if small else 16
+    layer, plain = twins(kernels.Conv2d(16, 24, 3, stride=stride, padding=1), nn.Conv2d)
+    x = torch.randn(2, 16, side, side).contiguous(memory_format=TWO)
+    assert kernels.outweighs(layer.weight, x) is small
+    got = layer(x)
+    assert_close(got, plain(x), rtol=0, atol=1e-5)
+    assert got.is_contiguous(memory_format=TWO)
+
+    layer, plain = twins(kernels.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0)), nn.Conv3d)
+    x = torch.randn(1, 16, 5, side // 2, side // 2).contiguous(memory_format=THREE)
+    assert kernels.outweighs(layer.weight, x) is small
+    got = layer(x)
+    assert_close(got, plain(x), rtol=0, atol=1e-5)
+    assert got.is_contiguous(memory_format=THREE) or not small  # torch's own need not keep it
+
+
+def test_other_precisions_devices_and_layouts_are_left_to_torch():
+    weight = torch.empty(64, 64, 3, 3)
+    x = torch.empty(1, 64, 2, 2).contiguous(memory_format=TWO)
+    assert kernels.outweighs(weight, x)
+    for other in (x.contiguous(), x.double(), x.to("meta")):
+        assert not kernels.outweighs(weight, other)
+    layer, plain = twins(kernels.Linear(6, 4).double(), nn.Linear)
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    assert torch.equal(layer(x), plain(x))
+
+
+def twins(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """A layer, and torch's own of the same weights."""
+    plain = copy.deepcopy(layer)
+    plain.__class__ = kind
+    return layer, plain
