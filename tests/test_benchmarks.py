@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import kernels, winograd
 from benchmarks.timing import by_turns, ratio
 from benchmarks.unets import FORMATS, filled, lay_out
 from zerosmooth.models.videocrafter import UNet
@@ -46,12 +47,26 @@ def test_a_layout_reaches_every_convolution_and_changes_no_number():
     assert within.weight.is_contiguous() and between.weight.is_contiguous()
 
 
+def test_winograds_convolution_is_a_convolution():
+    conv, x = torch.nn.Conv2d(5, 7, 3, padding=1), torch.randn(2, 5, 4, 6).contiguous(memory_format=torch.channels_last)
+    assert conv.bias is not None
+    got = winograd.convolve(x, winograd.kernel(conv.weight), conv.bias)
+    torch.testing.assert_close(got, conv(x), rtol=0, atol=1e-5)
+
+
+def test_layers_are_measured_against_torchs_of_the_same_result():
+    for ours, kind, x in kernels.layers(8, 2, 3, 4).values():
+        assert isinstance(ours, kind) and type(ours) is not kind
+        torch.testing.assert_close(ours(x), kind.forward(ours, x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said", "status"),
     [
         (["benchmarks.unets", "--rows", "vc2", "lavie"], "skipped: give --videocrafter PATH", 0),
         (["benchmarks.unets", "--help"], "--repeats", 0),
         (["benchmarks.scale", "--help"], "grow with frames", 0),
+        (["benchmarks.kernels", "--help"], "brings on this machine", 0),
         pytest.param(
             ["benchmarks.gpu"],
             "no CUDA device",

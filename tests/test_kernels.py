@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from zerosmooth import kernels
 
-TWO, THREE = torch.channels_last, torch.channels_last_3d
+LAST = torch.channels_last
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -42,23 +42,16 @@ def test_linear_has_torchs_gradients():
 def test_convolutions_are_torchs(small, stride):
     side = 4 if small else 16
     layer, plain = twins(kernels.Conv2d(16, 24, 3, stride=stride, padding=1), nn.Conv2d)
-    x = torch.randn(2, 16, side, side).contiguous(memory_format=TWO)
+    x = torch.randn(2, 16, side, side).contiguous(memory_format=LAST)
     assert kernels.outweighs(layer.weight, x) is small
     got = layer(x)
     assert_close(got, plain(x), rtol=0, atol=1e-5)
-    assert got.is_contiguous(memory_format=TWO)
-
-    layer, plain = twins(kernels.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0)), nn.Conv3d)
-    x = torch.randn(1, 16, 5, side // 2, side // 2).contiguous(memory_format=THREE)
-    assert kernels.outweighs(layer.weight, x) is small
-    got = layer(x)
-    assert_close(got, plain(x), rtol=0, atol=1e-5)
-    assert got.is_contiguous(memory_format=THREE) or not small  # torch's own need not keep it
+    assert got.is_contiguous(memory_format=LAST)
 
 
 def test_other_precisions_devices_and_layouts_are_left_to_torch():
     weight = torch.empty(64, 64, 3, 3)
-    x = torch.empty(1, 64, 2, 2).contiguous(memory_format=TWO)
+    x = torch.empty(1, 64, 2, 2).contiguous(memory_format=LAST)
     assert kernels.outweighs(weight, x)
     for other in (x.contiguous(), x.double(), x.to("meta")):
         assert not kernels.outweighs(weight, other)

@@ -1,4 +1,4 @@
-"""The linear layer and the convolutions of the networks: torch's, and on a CPU in the form that is fastest there.
+"""The linear layer and the 2d convolution of the networks: torch's, and on a CPU in the form that is fastest there.
 
 Same numbers up to rounding; what it brings is in docs/speed.md. On a GPU they are torch's own.
 """
@@ -25,13 +25,6 @@ class Conv2d(nn.Conv2d):
         if not outweighs(self.weight, x):
             return super().forward(x)
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-class Conv3d(nn.Conv3d):
-    def forward(self, x: Tensor) -> Tensor:
-        if not outweighs(self.weight, x):
-            return super().forward(x)
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
 
 
 def outweighs(weight: Tensor, x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import fusion_weights, windows
-from ..kernels import Conv2d, Conv3d, Linear
+from ..kernels import Conv2d, Linear
 from .layers import Mix, ResBlock, TemporalResBlock, Upsample
 
 MakeBlock = Callable[[int, int], nn.Module]  # of channels in and out
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList(reversed(levels))  # level 0 is full resolution, as in the encoder
         self.norm_out = _norm(c, ch)
         self.conv_out = Conv2d(ch, 3, 3, padding=1)
-        self.temporal_conv = Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0)) if c.temporal else None
+        self.temporal_conv = nn.Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0)) if c.temporal else None
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))

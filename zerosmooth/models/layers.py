@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..bus import OnBus, Stage
-from ..kernels import Conv2d, Conv3d, Linear
+from ..kernels import Conv2d, Linear
 
 
 def sinusoid(position: Tensor, dim: int, period: float = 10_000.0) -> Tensor:
@@ -146,10 +146,10 @@ class TemporalResBlock(OnBus):
     def __init__(self, channels: int, emb: int | None, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv1 = Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
         self.emb = Linear(emb, channels) if emb is not None else None
         self.norm2 = nn.GroupNorm(groups, channels)
-        self.conv2 = Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
         b = 1 if emb is None else emb.shape[0]

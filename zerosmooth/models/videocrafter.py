@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, RelativePosition, TemporalAttention, name_attention
 from ..bus import OnBus, Stage
-from ..kernels import Conv3d, Linear
+from ..kernels import Linear
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -104,7 +104,7 @@ class TemporalConv(OnBus):
     def __init__(self, c: UNetConfig, channels: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
-        self.convs = nn.ModuleList(Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
+        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
     def forward(self, x: Tensor, b: int, bus: Stage | None = None) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)

@@ -1,0 +1,57 @@
+"""What `zerosmooth.kernels` brings on this machine: its layers against torch's, in the sizes of VideoCrafter2's UNet.
+
+    python -m benchmarks.kernels
+
+Each line: a layer, its operations a second in GFLOP, and the ratio of its time to that of torch's own layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from zerosmooth.kernels import Conv2d, Linear
+
+from .timing import Work, by_turns, ratio
+
+LEVELS = [(320, 16, 24), (640, 8, 12), (1280, 4, 6), (1280, 2, 3)]  # channels, height, width of latents of 16x24
+
+
+def layers(c: int, h: int, w: int, frames: int) -> dict[str, tuple[nn.Module, type[nn.Module], Tensor]]:
+    """Of one level: ours, torch's class of it, and its input as it comes in the network."""
+    tokens = torch.randn(1, frames, h * w, c)
+    pixels = torch.randn(frames, c, h, w).contiguous(memory_format=torch.channels_last)
+    return {
+        "linear, 8 times as many out": (Linear(c, 8 * c), nn.Linear, tokens),
+        "linear, as many out": (Linear(c, c), nn.Linear, tokens),
+        "convolution 3x3": (Conv2d(c, c, 3, padding=1), nn.Conv2d, pixels),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=16, help="default: 16")
+    parser.add_argument("--repeats", type=int, default=9, help="runs of each, by turns (default: 9)")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with torch.inference_mode():
+        for c, h, w in LEVELS:
+            for name, (ours, kind, x) in layers(c, h, w, args.frames).items():
+                plain = copy.deepcopy(ours)
+                plain.__class__ = kind
+                work: dict[str, tuple[Work, Work]] = {
+                    "ours": (lambda: None, lambda: ours(x)),
+                    "torch": (lambda: None, lambda: plain(x)),
+                }
+                seconds = by_turns(work, args.repeats)
+                rate = 2 * args.frames * h * w * ours.get_parameter("weight").numel() / min(seconds["ours"]) / 1e9
+                value = ratio(seconds["ours"], seconds["torch"])
+                print(f"{c} channels, {h}x{w}, {name}  {rate:.0f} GFLOP/s  {value:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
