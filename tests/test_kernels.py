@@ -6,12 +6,16 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from zerosmooth import kernels
 
 LAST = torch.channels_last
+
+
+pytestmark = pytest.mark.skipif(not kernels.LIBRARIES, reason="torch has not both libraries here")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -49,7 +53,7 @@ def test_convolutions_are_torchs(small, stride):
     assert got.is_contiguous(memory_format=LAST)
 
 
-def test_other_precisions_devices_and_layouts_are_left_to_torch():
+def test_other_precisions_devices_layouts_and_libraries_are_left_to_torch(monkeypatch):
     weight = torch.empty(64, 64, 3, 3)
     x = torch.empty(1, 64, 2, 2).contiguous(memory_format=LAST)
     assert kernels.outweighs(weight, x)
@@ -58,6 +62,9 @@ def test_other_precisions_devices_and_layouts_are_left_to_torch():
     layer, plain = twins(kernels.Linear(6, 4).double(), nn.Linear)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     assert torch.equal(layer(x), plain(x))
+    layer, x = layer.float(), x.float()
+    monkeypatch.setattr(kernels, "LIBRARIES", False)  # as on a Mac
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def twins(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:

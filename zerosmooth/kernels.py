@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # the second is oneDNN
+
 
 class Linear(nn.Linear):
     """Tokens b f l d take the way of a 1x1 convolution: torch hands those to oneDNN, whose kernels are up to a fifth
@@ -34,5 +36,5 @@ def outweighs(weight: Tensor, x: Tensor) -> bool:
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Where oneDNN is taken for convolutions and not for matrix products."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    """Whether torch takes oneDNN for convolutions of x, and MKL for matrix products."""
+    return LIBRARIES and x.device.type == "cpu" and x.dtype == torch.float32
