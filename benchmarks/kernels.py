@@ -7,7 +7,6 @@ Each line: a layer, its operations a second in GFLOP, and the ratio of its time 
 
 from __future__ import annotations
 
-import argparse
 import copy
 
 import torch
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 
 from zerosmooth.kernels import Conv2d, Linear
 
-from .timing import Work, by_turns, ratio
-
-LEVELS = [(320, 16, 24), (640, 8, 12), (1280, 4, 6), (1280, 2, 3)]  # channels, height, width of latents of 16x24
+from .timing import LEVELS, Work, by_turns, layer_arguments, ratio
 
 
 def layers(c: int, h: int, w: int, frames: int) -> dict[str, tuple[nn.Module, type[nn.Module], Tensor]]:
@@ -32,11 +29,7 @@ def layers(c: int, h: int, w: int, frames: int) -> dict[str, tuple[nn.Module, ty
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=16, help="default: 16")
-    parser.add_argument("--repeats", type=int, default=9, help="runs of each, by turns (default: 9)")
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
-    args = parser.parse_args()
+    args = layer_arguments(__doc__)
     torch.set_num_threads(args.threads)
     with torch.inference_mode():
         for c, h, w in LEVELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,16 @@ from statistics import median
 from typing import Any
 
 Work = Callable[[], object]
+LEVELS = [(320, 16, 24), (640, 8, 12), (1280, 4, 6), (1280, 2, 3)]  # channels, height, width of latents of 16x24
+
+
+def layer_arguments(doc: str | None) -> argparse.Namespace:
+    """The command line of a benchmark of single layers."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=16, help="images in a batch (default: 16)")
+    parser.add_argument("--repeats", type=int, default=9, help="runs of each, by turns (default: 9)")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    return parser.parse_args()
 
 
 def by_turns(work: Mapping[str, tuple[Work, Work]], repeats: int) -> dict[str, list[float]]:

@@ -9,17 +9,13 @@ kept, where they are made anew in every call, and the largest difference of the 
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerosmooth.kernels import Conv2d
 
-from .timing import Work, by_turns, ratio
-
-LEVELS = [(320, 16, 24), (640, 8, 12), (1280, 4, 6)]  # channels, height, width of latents of 16x24
+from .timing import LEVELS, Work, by_turns, layer_arguments, ratio
 
 
 def kernel(w: Tensor) -> Tensor:
@@ -53,14 +49,10 @@ def combined(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=16, help="images in a batch (default: 16)")
-    parser.add_argument("--repeats", type=int, default=9, help="runs of each, by turns (default: 9)")
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
-    args = parser.parse_args()
+    args = layer_arguments(__doc__)
     torch.set_num_threads(args.threads)
     with torch.inference_mode():
-        for channels, h, w in LEVELS:
+        for channels, h, w in LEVELS[:-1]:  # the transform takes even sides
             x = torch.randn(args.frames, channels, h, w).contiguous(memory_format=torch.channels_last)
             layer = Conv2d(channels, channels, 3, padding=1)
             u, bias, y = kernel(layer.weight), layer.bias, layer(x)

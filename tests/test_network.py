@@ -154,8 +154,9 @@ def test_attention_to_one_token_is_that_tokens_value():
         cross.project(torch.randn(1, 2, 12))
 
 
-def test_upsampling_is_a_nearest_neighbour_and_a_convolution():
-    layer, x = Upsample(6).double(), torch.randn(4, 6, 3, 5, dtype=torch.float64)
+@pytest.mark.parametrize("channels", [6, 64])  # fewer and more than the 60 pixels
+def test_upsampling_is_a_nearest_neighbour_and_a_convolution(channels):
+    layer, x = Upsample(channels).double(), torch.randn(4, channels, 3, 5, dtype=torch.float64)
     expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     assert_close(layer(x), expected, rtol=0, atol=1e-12)
     set_frame_chunk(layer, 3)
