@@ -27,6 +27,9 @@ def test_linear_is_torchs(shape, bias):
     assert_close(got, plain(x), rtol=0, atol=1e-6)
     assert got.is_contiguous()
     assert_close(layer(x[..., ::2, :]), plain(x[..., ::2, :]), rtol=0, atol=1e-6)
+    turned = x.transpose(-1, -2).contiguous().transpose(-1, -2)  # as the autoencoder's tokens come
+    assert_close(layer(turned), got, rtol=0, atol=1e-6)
+    assert layer(turned).is_contiguous()
 
 
 @torch.inference_mode(False)
@@ -53,18 +56,20 @@ def test_convolutions_are_torchs(small, stride):
     assert got.is_contiguous(memory_format=LAST)
 
 
-def test_other_precisions_devices_layouts_and_libraries_are_left_to_torch(monkeypatch):
-    weight = torch.empty(64, 64, 3, 3)
-    x = torch.empty(1, 64, 2, 2).contiguous(memory_format=LAST)
-    assert kernels.outweighs(weight, x)
-    for other in (x.contiguous(), x.double(), x.to("meta")):
-        assert not kernels.outweighs(weight, other)
-    layer, plain = twins(kernels.Linear(6, 4).double(), nn.Linear)
-    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
-    assert torch.equal(layer(x), plain(x))
-    layer, x = layer.float(), x.float()
+def test_the_other_way_is_taken_and_left_where_it_should(monkeypatch):
+    linear, conv = kernels.Linear(64, 64), kernels.Conv2d(64, 64, 3, padding=1)
+    tokens, image = torch.randn(2, 3, 5, 64), torch.randn(1, 64, 2, 2).contiguous(memory_format=LAST)
+    for other in (image.double(), image.half(), image.to("meta")):
+        assert kernels.on_cpu(image) and not kernels.on_cpu(other)
+    assert kernels.outweighs(conv.weight, image) and not kernels.outweighs(conv.weight, image.contiguous())
+
+    laid_out, convolve = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *rest: laid_out.append(x.is_contiguous()) or convolve(x, *rest))
+    linear(tokens), conv(image)
+    assert laid_out == [False, True]  # tokens are a channels-last view, the image was laid out
     monkeypatch.setattr(kernels, "LIBRARIES", False)  # as on a Mac
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    linear(tokens), conv(image)
+    assert laid_out == [False, True, False]
 
 
 def twins(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
