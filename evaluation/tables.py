@@ -201,8 +201,8 @@ def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
     parts.append(
         f"Mean ± standard error over videos. FVD and IS are of the {len(results.shared)} subjects and seeds that all "
         "rows have, their errors by jackknife: few videos raise FVD, as a perfect row shows too. Videos whose shape is "
-        "lost in a frame have no motion. FreeNoise, without fresh noise in any stage, has its own base videos. The "
-        "paper's numbers are of the real checkpoint, other prompts and detectors: only their order compares."
+        "lost in a frame have no motion. FreeNoise draws no fresh noise: where others do, its base videos are its own. "
+        "The paper's numbers are of the real checkpoint, other prompts and detectors: only their order compares."
     )
     parts.append("\n".join(f"- `{m}`: {says}." for m, (_, says) in MEASURES.items()))
     return "\n\n".join(parts) + "\n"
