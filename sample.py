@@ -122,7 +122,6 @@ def sample(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         color_correction=args.color_correction,
         bus_device="cpu" if args.offload else None,
-        lockstep=args.lockstep,
     )
     settings = settings_of(args, config, cascade)
     device = device_of(args.device)
@@ -149,7 +148,7 @@ def sample(args: argparse.Namespace) -> int:
         **settings,
         "dtype": str(dtype).removeprefix("torch."),
         "play_fps": play_fps,
-        "cascade": {k: v for k, v in asdict(cascade).items() if k not in ("bus_device", "lockstep")},
+        "cascade": {k: v for k, v in asdict(cascade).items() if k != "bus_device"},
     }
     if config.vae.temporal:  # where chunks meet, what is decoded depends on them
         decided["decode_chunk_size"] = args.decode_chunk_size or default_chunk(config)

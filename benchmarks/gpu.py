@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from zerosmooth.bus import Stage
-from zerosmooth.cascade import Cascade, sample
+from zerosmooth.cascade import Cascade, sample_cascade
 from zerosmooth.config import FAMILIES, ModelConfig
 from zerosmooth.estimate import matrix_rate, needs
 from zerosmooth.models.layers import set_frame_chunk
@@ -48,8 +48,7 @@ SETTINGS = {
     "offload": Setting({"bus_device": "cpu"}),
     "sequential_guidance": Setting({}, sequential=True),
     "frame_chunk": Setting({}, frame_chunk=4),
-    "lockstep": Setting({"lockstep": True}),
-    "all": Setting({"bus_device": "cpu"}, sequential=True, frame_chunk=4),  # lockstep holds no states to offload
+    "all": Setting({"bus_device": "cpu"}, sequential=True, frame_chunk=4),
 }
 
 
@@ -78,7 +77,7 @@ def measure(
     noise = torch.randn(1, cascade.frames_of(cascade.stages - 1), 4, h, w, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    sample(run, sampler, cascade, lambda step: noise)
+    sample_cascade(run, sampler, cascade, lambda step: noise)
     synchronize(device)
     began.append(time.perf_counter())
     seconds = [b - a for a, b in zip(began, began[1:])]

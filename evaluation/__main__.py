@@ -197,7 +197,6 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, measured: dict[str
         frames=config.unet.frames,
         scales=(2,) * (args.scale.bit_length() - 1),
         bus_device="cpu" if args.offload else None,
-        lockstep=args.lockstep,
     )
     settings = settings_of(args, config, base)
     for row in rows_of(args):

@@ -62,7 +62,7 @@ class Plan:
         if row == TRUTH:
             return {}
         cascade = cascade_of(row, self.base)
-        kept = {k: v for k, v in asdict(cascade).items() if k not in ("bus_device", "lockstep")}
+        kept = {k: v for k, v in asdict(cascade).items() if k != "bus_device"}
         return json.loads(json.dumps({"eta": self.eta(cascade), "cascade": kept}))
 
     def eta(self, cascade: Cascade) -> float:

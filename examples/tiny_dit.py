@@ -20,9 +20,9 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, frame_positions, name_attention
-from zerosmooth.bus import Stage
-from zerosmooth.cascade import Cascade, nested_noise, sample
+from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, frame_positions
+from zerosmooth.bus import Stage, name_modules
+from zerosmooth.cascade import Cascade, nested_noise, sample_cascade
 from zerosmooth.models.layers import FeedForward, sinusoid
 from zerosmooth.results import write_tensors
 from zerosmooth.video import picture, write_video
@@ -45,24 +45,24 @@ class TinyDiT(nn.Module):
         self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
         self.norm = nn.LayerNorm(DIM)
         self.out = nn.Linear(DIM, PATCH**2)
-        name_attention(self)  # (2) each attention module gets its name on the bus: its path in the network
+        name_modules(self)  # (2) each attention module gets its name on the bus: its path in the network
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor, bus: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, stage: Stage | None = None) -> Tensor:
         """x: b f 1 h w, t: b from 0 (data) to 1 (noise), label: b. Returns the velocity noise - data, as x.
 
-        (1) The bus is an argument, and None is the plain network.
+        (1) The stage is an argument, and None is the plain network.
         """
         h = self.embed(rearrange(x, "b f 1 (h p) (w q) -> b f (h w) (p q)", p=PATCH, q=PATCH)) + self.place
-        h = h + sinusoid(self.positions(x.shape[1], bus), DIM).to(h)[:, None]
+        h = h + sinusoid(self.positions(x.shape[1], stage), DIM).to(h)[:, None]
         condition = self.time(sinusoid(1000 * t, DIM).to(h)) + self.label(label)  # b d
         for block in self.blocks:
-            h = block(h, condition, bus)
+            h = block(h, condition, stage)
         v = self.out(self.norm(h))
         return rearrange(v, "b f (h w) (p q) -> b f 1 (h p) (w q)", h=SIZE // PATCH, p=PATCH)
 
-    def positions(self, f: int, bus: Stage | None) -> Tensor:
+    def positions(self, f: int, stage: Stage | None) -> Tensor:
         """(4) Absolute positions of the frames: those of the key frames stay when there are more between them."""
-        return frame_positions(f, bus)
+        return frame_positions(f, stage)
 
 
 class Block(nn.Module):
@@ -78,9 +78,9 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(DIM, elementwise_affine=False) for _ in range(3))
         self.modulation = nn.Linear(DIM, 9 * DIM)
 
-    def forward(self, h: Tensor, condition: Tensor, bus: Stage | None) -> Tensor:
+    def forward(self, h: Tensor, condition: Tensor, stage: Stage | None) -> Tensor:
         shifts = self.modulation(F.silu(condition))[:, None, None].chunk(9, dim=-1)
-        layers = (lambda x: self.spatial(x, bus), lambda x: self.temporal(x, bus), lambda x: self.ff(x))
+        layers = (lambda x: self.spatial(x, stage), lambda x: self.temporal(x, stage), lambda x: self.ff(x))
         for i, (layer, norm) in enumerate(zip(layers, self.norms)):
             scale, shift, gate = shifts[3 * i : 3 * i + 3]
             h = h + gate * layer(norm(h) * (1 + scale) + shift)
@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class Flow:
-    """(5) Euler steps along the straight paths of rectified flow, as `zerosmooth.cascade.sample` takes them."""
+    """(5) Euler steps along the straight paths of rectified flow, as `zerosmooth.cascade.sample_cascade` takes them."""
 
     stochastic = False  # no step adds noise
 
@@ -108,7 +108,7 @@ class Flow:
     def start(self, noise: Tensor) -> Tensor:
         return noise
 
-    def scale(self, i: int, x: Tensor) -> Tensor:
+    def network_input(self, i: int, x: Tensor) -> Tensor:
         return x
 
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
@@ -122,17 +122,17 @@ def smooth(network: TinyDiT, cascade: Cascade, label: int, seed: int, steps: int
     """Videos of one cascade: f h w, 0 to 1, of each stage."""
     sampler = Flow(steps)
 
-    def run(step: int, stage: int, x: Tensor, bus: Stage | None) -> Tensor:
+    def told(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
         """(6) One step of one stage. What a stage is told (a frame rate, say) goes in here; guidance too, in one batch
-        or with `dataclasses.replace(bus, branch=1)` for its second branch."""
+        or with `dataclasses.replace(stage, branch=1)` for its second branch."""
         t = torch.full((len(x),), sampler.times[step])
-        return network(x, t, torch.full((len(x),), label), bus)
+        return network(x, t, torch.full((len(x),), label), stage)
 
     def noise(step: int) -> Tensor:
         return nested_noise((1, SIZE, SIZE), cascade.frames, cascade.scales, seed, step)[None]
 
     with torch.inference_mode():
-        return [(x[0, :, 0] + 1) / 2 for x in sample(run, sampler, cascade, noise)]
+        return [(x[0, :, 0] + 1) / 2 for x in sample_cascade(told, sampler, cascade, noise)]
 
 
 # --- its world, and its training

@@ -94,7 +94,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB", flush=True)
         _picture(folder / "sheet.png", rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
 
-    trainer.run(loss_at, show)
+    trainer.train(loss_at, show)
     vae.load_state_dict(trainer.average)
     return vae.eval().requires_grad_(False)
 
@@ -171,7 +171,7 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
     def show(step: int) -> None:
         print(f"encoder tells {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
 
-    trainer.run(loss_at, show)
+    trainer.train(loss_at, show)
     learnt.load_state_dict(trainer.average)
     return tower
 
@@ -273,7 +273,7 @@ def train_diffusion(
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
 
-    trainer.run(loss_at, show, every=100)
+    trainer.train(loss_at, show, every=100)
     learnt.load_state_dict(trainer.average)
     return networks.eval().requires_grad_(False)
 
@@ -377,7 +377,7 @@ def at_positions(positions: Tensor | None) -> Iterator[None]:
     """Within, the frames of an SVD network carry these positions, if any, instead of 0, 1, .."""
     own = svd.frame_positions
     if positions is not None:
-        svd.frame_positions = lambda f, bus: positions
+        svd.frame_positions = lambda f, stage: positions
     try:
         yield
     finally:

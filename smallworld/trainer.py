@@ -43,7 +43,7 @@ class Trainer:
         if (folder / "state.json").exists():
             self._resume()
 
-    def run(self, loss_at: Callable[[int], Tensor], show: Callable[[int], None], every: int = 250) -> None:
+    def train(self, loss_at: Callable[[int], Tensor], show: Callable[[int], None], every: int = 250) -> None:
         """Train to the schedule's end, saving every so many steps. loss_at(step) gives the loss; show(step) writes
         samples, with the average, every fifth time."""
         since, losses = time.perf_counter(), []

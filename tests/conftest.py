@@ -127,12 +127,12 @@ def told(unet, b: int, fps: int = 8) -> dict:
 
 @pytest.fixture
 def ask(unet):
-    """Run the network: ask(x, bus=None) with fixed context, step and fps."""
+    """Run the network: ask(x, stage=None) with fixed context, step and fps."""
 
-    def run(x, bus=None, fps=8):
+    def run(x, stage=None, fps=8):
         if unet.config.in_channels == 8:  # the reference image's latents come behind the noisy ones
             x = torch.cat([x, torch.full_like(x, 0.5)], dim=2)
-        return unet(x, **told(unet, len(x), fps), bus=bus)
+        return unet(x, **told(unet, len(x), fps), stage=stage)
 
     return run
 

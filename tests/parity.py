@@ -26,7 +26,7 @@ from torch import Tensor
 from weights_convert.__main__ import TABLES
 from weights_convert.engine import convert
 from zerosmooth.bus import Correction, HiddenStateBus, Stage
-from zerosmooth.cascade import Cascade, Sampler, sample
+from zerosmooth.cascade import Cascade, Sampler, sample_cascade
 from zerosmooth.config import FAMILIES, ModelConfig
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
@@ -247,14 +247,14 @@ def frames_first(reference: Reference, x: Tensor) -> Tensor:
     return x if reference.family == "svd" else rearrange(x, "b c f h w -> b f c h w")
 
 
-def run_unet(reference: Reference, networks: Networks, s: str = "", bus: Stage | None = None) -> float:
+def run_unet(reference: Reference, networks: Networks, s: str = "", stage: Stage | None = None) -> float:
     """Our network against x{s}, y{s}."""
     t = reference.tensors
     x, y = t[f"x{s}"], t[f"y{s}"]
     if "vector" in t:  # the authors' SVD: frames in the batch, sinusoids of the condition
         b = len(t["vector"])
         x, y = (rearrange(z, "(b f) c h w -> b f c h w", b=b) for z in (x, y))
-        return error(networks.unet.run_embedded(x, t["timesteps"], t["context"], t["vector"], bus), y)
+        return error(networks.unet.forward_numbers(x, t["timesteps"], t["context"], t["vector"], stage), y)
     if f"added_time_ids{s}" in t:
         told = t[f"added_time_ids{s}"]
     elif s and reference.metadata.get("fps", "null") != "null":
@@ -262,7 +262,7 @@ def run_unet(reference: Reference, networks: Networks, s: str = "", bus: Stage |
     else:
         told = t.get("fps")
     x, y = frames_first(reference, x), frames_first(reference, y)
-    return error(networks.unet(x, t["timesteps"], t["context"], told, bus), y)
+    return error(networks.unet(x, t["timesteps"], t["context"], told, stage), y)
 
 
 def check_unet(reference: Reference) -> float:
@@ -274,7 +274,7 @@ def check_windowed(reference: Reference) -> float:
     window = spans[0][1] - spans[0][0]
     stride = spans[1][0] - spans[0][0] if len(spans) > 1 else window
     bus = HiddenStateBus(window, (2,), overlap=window - stride)
-    return run_unet(reference, build(reference)[0], bus=bus.stage(1, strength=0.0))
+    return run_unet(reference, build(reference)[0], stage=bus.stage(1, strength=0.0))
 
 
 def operators_of(reference: Reference) -> Correction:
@@ -312,11 +312,11 @@ def check_cascade(reference: Reference) -> float:
     def noise(step: int) -> Tensor:
         return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
 
-    def run(step: int, stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        numbers = condition(config, reference.base_fps * cascade.rate(stage), *told)
-        return guided(x, sampler.timestep(step), numbers, view)
+    def told_network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
+        numbers = condition(config, reference.base_fps * cascade.rate(index), *told)
+        return guided(x, sampler.timestep(step), numbers, stage)
 
-    return max(error(ours, y) for ours, y in zip(sample(run, sampler, cascade, noise), ys))
+    return max(error(ours, y) for ours, y in zip(sample_cascade(told_network, sampler, cascade, noise), ys))
 
 
 def check_pipeline(reference: Reference) -> float:
@@ -381,7 +381,7 @@ def run_sampler(
     sampler: Sampler, x: Tensor, network: Callable[[Tensor, float], Tensor], noise: Tensor | None
 ) -> Tensor:
     for i in range(len(sampler)):
-        output = network(sampler.scale(i, x), sampler.timestep(i))
+        output = network(sampler.network_input(i, x), sampler.timestep(i))
         x = sampler.step(i, x, sampler.x0(i, x, output), None if noise is None else noise[i])
     return x
 

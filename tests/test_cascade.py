@@ -1,7 +1,6 @@
 """What must hold of noise, stages, strength and colour."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from zerosmooth.cascade import (
     match_color,
     nested_noise,
     repeated_noise,
-    sample,
+    sample_cascade,
 )
 from zerosmooth.pipeline import Networks, NonFiniteError, Pipeline
 
@@ -84,67 +83,27 @@ def test_direct_is_the_plain_network(ask):
     assert all(torch.equal(y, ask(x)) for x, y in zip(xs, outputs))
 
 
-def test_lockstep_changes_nothing_but_what_the_bus_holds(ask):
-    xs = [latents(FRAMES * n) for n in (1, 2, 4)]
-    outputs, peaks = [], []
-    for lockstep in (False, True):
-        bus = Cascade(FRAMES, lockstep=lockstep).bus()
-        outputs.append(cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.8))
-        peaks.append(bus.peak_bytes)
+def test_a_step_that_fails_leaves_nothing_on_the_bus(ask):
+    bus, xs = Cascade(FRAMES, (2, 2)).bus(), [latents(FRAMES * n) for n in (1, 2, 4)]
+    for error in (ArithmeticError, KeyboardInterrupt):
+
+        def fails_at_the_last_stage(s, x, view):
+            if s == 2:
+                raise error("here")
+            return ask(x, view)
+
+        with pytest.raises(error, match="here"):
+            cascade_step(fails_at_the_last_stage, xs, bus, 0, 0.8)
         assert bus.held_bytes == 0
-    assert all(torch.equal(a, b) for a, b in zip(*outputs))
-    assert peaks[1] < peaks[0] / 3
+        assert len(cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.8)) == 3  # the next step is not refused
 
 
-def test_an_error_in_lockstep_reaches_the_caller(ask):
-    bus, before = Cascade(FRAMES, (2, 2), lockstep=True).bus(), threading.active_count()
-
-    def fails_at_the_last_stage(s, x, view):
-        if s == 2:
-            raise ArithmeticError("here")
-        return ask(x, view)
-
-    with pytest.raises(ArithmeticError, match="here"):
-        cascade_step(fails_at_the_last_stage, [latents(FRAMES * n) for n in (1, 2, 4)], bus, 0, 0.8)
-    assert threading.active_count() == before and bus.held_bytes == 0
-
-
-def test_lockstep_ends_where_stages_run_other_modules(ask):
-    """What a stage never publishes is an error, as it is without lockstep, and no endless wait."""
-    bus, xs = Cascade(FRAMES, (2,), lockstep=True).bus(), [latents(FRAMES), latents(2 * FRAMES)]
-    before = threading.active_count()
-    with pytest.raises(BusError, match="stage 0 ended without"):
+def test_stages_that_run_other_modules_are_an_error(ask):
+    bus, xs = Cascade(FRAMES, (2,)).bus(), [latents(FRAMES), latents(2 * FRAMES)]
+    with pytest.raises(BusError, match="stage 0 published nothing"):
         cascade_step(lambda s, x, view: ask(x, view if s else None), xs, bus, 0, 0.8)
-    bus.clear()
-    with pytest.raises(BusError, match="stage 1 ended without"):
-        cascade_step(lambda s, x, view: ask(x, None if s else view), xs, bus, 0, 0.8)
-    assert threading.active_count() == before
     with pytest.raises(ValueError, match="1 stages on a bus of 2"):
         cascade_step(lambda s, x, view: ask(x, view), xs[:1], bus, 0, 0.8)
-
-
-def test_lockstep_keeps_gradients_off():
-    weight = torch.ones(1, requires_grad=True)
-    bus = Cascade(FRAMES, (2,), lockstep=True).bus()
-    with torch.no_grad():
-        outputs = cascade_step(lambda s, x, view: x * weight, [latents(FRAMES), latents(2 * FRAMES)], bus, 0, 0.8)
-    assert not any(y.requires_grad for y in outputs)
-
-
-def test_interrupting_lockstep_leaves_no_thread_behind(ask, monkeypatch):
-    bus, joins, before = Cascade(FRAMES, (2, 2), lockstep=True).bus(), [], threading.active_count()
-    join = threading.Thread.join
-
-    def interrupted_once(thread):
-        joins.append(thread)
-        if len(joins) == 1:
-            raise KeyboardInterrupt
-        join(thread)
-
-    monkeypatch.setattr(threading.Thread, "join", interrupted_once)
-    with pytest.raises(KeyboardInterrupt):
-        cascade_step(lambda s, x, view: ask(x, view), [latents(FRAMES * n) for n in (1, 2, 4)], bus, 0, 0.8)
-    assert threading.active_count() == before and bus.held_bytes == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -192,8 +151,7 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
             make()
 
 
-@pytest.mark.parametrize("lockstep", [False, True])
-def test_numbers_that_are_not_finite_stop_the_run(lockstep):
+def test_numbers_that_are_not_finite_stop_the_run():
     torch.manual_seed(0)
     networks = Networks(TINY_CONFIG)
     networks.unet.conv_out.bias[0] = float("inf")
@@ -201,7 +159,7 @@ def test_numbers_that_are_not_finite_stop_the_run(lockstep):
     with pytest.raises(
         NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try --dtype"
     ):
-        broken.sample("x", cascade=Cascade(FRAMES, (2,), lockstep=lockstep), steps=2)
+        broken.sample("x", cascade=Cascade(FRAMES, (2,)), steps=2)
 
 
 def test_half_precision_is_near_single(pipeline):
@@ -226,7 +184,7 @@ def test_latent_ddnm_hands_on_the_key_frames_data():
         def start(self, noise):
             return noise
 
-        def scale(self, i, x):
+        def network_input(self, i, x):
             return x
 
         def x0(self, i, x, output):
@@ -240,10 +198,10 @@ def test_latent_ddnm_hands_on_the_key_frames_data():
 
     cascade = Cascade(4, (2, 3), method="ddnm")
     assert cascade.weight(1.0) == 0
-    xs = sample(run, Direct(), cascade, lambda step: latents(24))
+    xs = sample_cascade(run, Direct(), cascade, lambda step: latents(24))
     assert torch.equal(xs[1][:, ::2], xs[0]) and torch.equal(xs[2][:, ::6], xs[0])
     assert not torch.allclose(xs[2][:, ::3], xs[1])  # what stage 1 inserts does not bind stage 2
-    plain = sample(run, Direct(), Cascade(4, (2, 3), method="windowed"), lambda step: latents(24))
+    plain = sample_cascade(run, Direct(), Cascade(4, (2, 3), method="windowed"), lambda step: latents(24))
     assert torch.equal(plain[0], xs[0]) and not torch.allclose(plain[1][:, ::2], xs[0])
 
 

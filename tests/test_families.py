@@ -27,7 +27,7 @@ def test_frames_of_every_stage(any_pipeline):
 @pytest.mark.parametrize(
     "setting", [dict(sequential_guidance=True), dict(frame_chunk=3), dict(sequential_guidance=True, frame_chunk=3)]
 )
-@pytest.mark.parametrize("cascade", [CASCADE, replace(CASCADE, lockstep=True, bus_device="cpu")])
+@pytest.mark.parametrize("cascade", [CASCADE, replace(CASCADE, bus_device="cpu")])
 def test_memory_settings_change_nothing(any_pipeline, setting, cascade):
     plain, other = (
         any_pipeline.sample(**subject(any_pipeline, 2), seeds=[1, 2], cascade=c, steps=3, **s)
@@ -129,7 +129,7 @@ def test_cuda_in_float16_with_all_that_saves_memory(any_pipeline):
         on_card.sample(**subject(on_card), cascade=cascade, steps=2, guidance_scale=1.5, seeds=1, **settings)
         for cascade, settings in (
             (CASCADE, {}),
-            (replace(CASCADE, bus_device="cpu", lockstep=True), dict(sequential_guidance=True, frame_chunk=3)),
+            (replace(CASCADE, bus_device="cpu"), dict(sequential_guidance=True, frame_chunk=3)),
         )
     )
     (reference,) = any_pipeline.sample(**subject(on_card), cascade=CASCADE, steps=2, guidance_scale=1.5, seeds=1)

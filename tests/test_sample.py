@@ -81,7 +81,7 @@ def test_other_settings_are_other_files(made):
 
 def test_memory_settings_do_not_make_a_result_again(made):
     same = [*QUICK, "--prompt", "a green square moving up", "--seed", "5", "--outdir", made[0].parent]
-    assert "1 of 1 videos are in" in run(*same, "--lockstep", "--offload").stdout
+    assert "1 of 1 videos are in" in run(*same, "--offload").stdout
     assert "videos are in" not in run(*same, "--save_fps", "4").stdout
 
 
@@ -106,7 +106,7 @@ def test_baselines_share_the_base_video(tmp_path, made, method):
         assert np.array_equal(a, b) is same
 
 
-@pytest.mark.parametrize("setting", [[], ["--offload", "--lockstep", "--scale", "1"]])
+@pytest.mark.parametrize("setting", [[], ["--offload", "--scale", "1"]])
 def test_check_says_what_a_file_is(setting):
     done = run("--check", *setting)
     assert done.returncode == 0, done.stderr

@@ -61,7 +61,7 @@ def test_euler_with_a_perfect_network_ends_at_the_data():
     x0, noise = (torch.randn(1, 2, 4, 3, 3, generator=generator) for _ in range(2))
     sampler = Euler(EulerConfig(), 10)
     x = sampler.start(noise)
-    assert_close(sampler.scale(0, x), noise)  # the network is shown what has variance one
+    assert_close(sampler.network_input(0, x), noise)  # the network is shown what has variance one
     for i in range(len(sampler)):
         sigma = float(sampler.sigmas[i])
         v = (x / (sigma**2 + 1) - x0) * (sigma**2 + 1) ** 0.5 / sigma

@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_its_weights_alone_and_then_from_its_state(tmp_path):
     trainer = Trainer(module, Schedule(steps=10, rate=0.1, warmup=2), tmp_path)
     assert trainer.step == 7 and torch.equal(module.weight, kept.weight)
     assert trainer.schedule.rate_at(7, start=7) < trainer.schedule.rate_at(7)  # Adam warms up again
-    trainer.run(lambda step: module(torch.ones(1, 3)).square().sum(), lambda step: None, every=1)
+    trainer.train(lambda step: module(torch.ones(1, 3)).square().sum(), lambda step: None, every=1)
     again = torch.nn.Linear(3, 2)
     resumed = Trainer(again, trainer.schedule, tmp_path)
     assert (
@@ -173,7 +173,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
                 return (module[0](x) if step < 6 else module(x)).square().sum()
 
             try:
-                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).run(loss_at, lambda step: None, every=1)
+                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).train(loss_at, lambda step: None, every=1)
                 return module.state_dict()
             except InterruptedError:
                 pass

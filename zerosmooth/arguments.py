@@ -76,11 +76,6 @@ def add_running(parser: argparse._ActionsContainer) -> None:
     )
     add("--offload", action="store_true", help="keep hidden states that wait for the next stage in CPU memory")
     add(
-        "--lockstep",
-        action="store_true",
-        help="advance stages module by module: far fewer hidden states wait, but all stages' activations live",
-    )
-    add(
         "--sequential_guidance",
         action="store_true",
         help="run the branches of guidance one after the other: half the activations",

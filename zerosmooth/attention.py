@@ -1,7 +1,7 @@
 """The attention modules that hold a bus, and temporal attention in windows (paper Sec. 4.1, Eq. 16-22).
 
-All take hidden states h as b f l d and an optional `bus` (a `bus.Stage`); without one they are plain attention.
-Attention among tokens is `scaled_dot_product_attention`, which keeps no l x l matrix.
+All take hidden states h as b f l d and an optional `stage` (a `bus.Stage`: the bus as one stage sees it); without one
+they are plain attention. Attention among tokens is `scaled_dot_product_attention`, which keeps no l x l matrix.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Attention(OnBus):
         self.heads = heads
         self.to_out = Linear(heads * head_dim, dim)
 
-    def output(self, bus: Stage | None, attend: Attend, states: State, corrected: State | None) -> Tensor:
+    def output(self, stage: Stage | None, attend: Attend, states: State, corrected: State | None) -> Tensor:
         """The module's output from its plain states, or from them and the corrected ones. Returns b f l d."""
         o = attend(**states)
-        if bus is not None and corrected is not None:
-            o = bus.blend(o, attend(**corrected))
+        if stage is not None and corrected is not None:
+            o = stage.blend(o, attend(**corrected))
         return self.to_out(o)
 
 
@@ -47,13 +47,13 @@ class SpatialSelfAttention(Attention):
         super().__init__(dim, heads, head_dim)
         self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
 
-    def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
+    def forward(self, h: Tensor, stage: Stage | None = None) -> Tensor:
         q, k, v = self.to_qkv(h).chunk(3, dim=-1)
         corrected = None
-        if bus is not None:
-            A = bus.kv_operator(self.name)
-            corrected = bus.exchange(self.name, "spatial", q=(q, S(bus.n)), k=(k, A), v=(v, A))
-        return self.output(bus, self.attend, {"q": q, "k": k, "v": v}, corrected)
+        if stage is not None:
+            A = stage.kv_operator(self.name)
+            corrected = stage.exchange(self.name, "spatial", q=(q, S(stage.n)), k=(k, A), v=(v, A))
+        return self.output(stage, self.attend, {"q": q, "k": k, "v": v}, corrected)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         f = q.shape[1]
@@ -77,14 +77,14 @@ class CrossAttention(Attention):
         k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads)
         return k, v
 
-    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None = None) -> Tensor:
+    def forward(self, h: Tensor, context: ContextStates, stage: Stage | None = None) -> Tensor:
         q = self.to_q(h)
-        corrected = None if bus is None else bus.exchange(self.name, "spatial", q=(q, S(bus.n)))
+        corrected = None if stage is None else stage.exchange(self.name, "spatial", q=(q, S(stage.n)))
         k, v = context[self.name]
         o = self.attend(q, k, v)
-        if bus is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
-            keys = slice(None, None, bus.n)
-            o[:, keys] = bus.blend(o[:, keys], self.attend(corrected["q"][:, keys], k, v))
+        if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
+            keys = slice(None, None, stage.n)
+            o[:, keys] = stage.blend(o[:, keys], self.attend(corrected["q"][:, keys], k, v))
         return self.to_out(o)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class TokenCrossAttention(OnBus):
             raise ValueError(f"a context of {context.shape[1]} tokens; this network was trained with one")
         return (self.to_out(self.to_v(context))[:, None],)
 
-    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None = None) -> Tensor:
+    def forward(self, h: Tensor, context: ContextStates, stage: Stage | None = None) -> Tensor:
         return context[self.name][0]
 
 
@@ -128,14 +128,14 @@ class TemporalAttention(Attention):
         self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
         self.position = position
 
-    def forward(self, h: Tensor, bus: Stage | None = None) -> Tensor:
-        corrected = None if bus is None else bus.exchange(self.name, "temporal", h=(h, S(bus.n)))
+    def forward(self, h: Tensor, stage: Stage | None = None) -> Tensor:
+        corrected = None if stage is None else stage.exchange(self.name, "temporal", h=(h, S(stage.n)))
         qkv, again = self.to_qkv(h), None
-        if bus is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
+        if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
             again = {"qkv": qkv.clone()}
-            again["qkv"][:, :: bus.n] = self.to_qkv(corrected["h"][:, :: bus.n])
-        spans = [(0, h.shape[1])] if bus is None else windows(h.shape[1], bus.window, bus.overlap)
-        return self.output(bus, partial(self.attend, spans), {"qkv": qkv}, again)
+            again["qkv"][:, :: stage.n] = self.to_qkv(corrected["h"][:, :: stage.n])
+        spans = [(0, h.shape[1])] if stage is None else windows(h.shape[1], stage.window, stage.overlap)
+        return self.output(stage, partial(self.attend, spans), {"qkv": qkv}, again)
 
     def attend(self, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
         def one(qkv: Tensor) -> Tensor:
@@ -257,17 +257,10 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tup
     return o
 
 
-def frame_positions(f: int, bus: Stage | None) -> Tensor:
+def frame_positions(f: int, stage: Stage | None) -> Tensor:
     """Positions of f frames for absolute embeddings: 0, 1, .. without a bus, pos * t0 / f on one (Eq. 16-17)."""
     frame = torch.arange(f, dtype=torch.float32)
-    return frame if bus is None else frame * (bus.window / f)
-
-
-def name_attention(network: nn.Module) -> None:
-    """Give every `bus.OnBus` module of a network, as attention is, its name on the bus: its path within the network."""
-    for path, module in network.named_modules():
-        if isinstance(module, OnBus):
-            module.name = path
+    return frame if stage is None else frame * (stage.window / f)
 
 
 def project_context(network: nn.Module, context: Tensor) -> ContextStates:

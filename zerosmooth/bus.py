@@ -9,8 +9,6 @@ States are handed over, not kept: taking them frees them.
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -51,8 +49,7 @@ class HiddenStateBus:
 
     frames: t0, frames of stage 0 and of a temporal attention window. scales: n of stages 1, 2, ...
     overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made;
-    "cpu": host memory, pinned when they come from CUDA). lockstep: stages advance together, module by module, so that
-    the bus holds one module's states of each stage instead of a whole network's; see `cascade.cascade_step`.
+    "cpu": host memory, pinned when they come from CUDA).
     """
 
     def __init__(
@@ -62,7 +59,6 @@ class HiddenStateBus:
         overlap: int | None = None,
         correction: Correction = Correction(),
         device: str | torch.device | None = None,
-        lockstep: bool = False,
     ) -> None:
         self.frames = frames
         self.scales = tuple(scales)
@@ -71,12 +67,8 @@ class HiddenStateBus:
             raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")
         self.correction = correction
         self.device = None if device is None else torch.device(device)
-        self.lockstep = lockstep
         self.held_bytes = 0  # states that wait to be read
         self.peak_bytes = 0  # the most that ever waited
-        self.turn = threading.Condition()  # in lockstep, the stage that computes holds it
-        self.failed = False  # in lockstep, a stage has raised and the others must end
-        self.ended: set[int] = set()  # in lockstep, the stages that ran through
         self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
@@ -90,35 +82,26 @@ class HiddenStateBus:
     def publish(self, stage: int, module: str, states: State, branch: int = 0) -> None:
         """Leave the states of a module for the next stage. BusError if the last ones were not read yet."""
         key = (stage, branch, module)
-        if self.lockstep:
-            self._wait(lambda: all(held != stage for held, _, _ in self._waiting), of=stage + 1)
         if key in self._waiting:
             raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
         home = {name: state.device for name, state in states.items()}
         self._waiting[key] = ({name: self._park(state) for name, state in states.items()}, home)
         self.held_bytes += _bytes(self._waiting[key][0])
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-        if self.lockstep:
-            self.turn.notify_all()
 
     def take(self, stage: int, module: str, branch: int = 0) -> State:
         """What a module of `stage` published, which the bus then forgets. BusError if there is nothing."""
         key = (stage, branch, module)
-        if self.lockstep:
-            self._wait(lambda: key in self._waiting, of=stage)
         if key not in self._waiting:
             raise BusError(f"stage {stage} published nothing for {module!r}; run the stages of a step in order")
         states, home = self._waiting.pop(key)
         self.held_bytes -= _bytes(states)
-        if self.lockstep:
-            self.turn.notify_all()
         return {name: state.to(home[name], non_blocking=True) for name, state in states.items()}
 
     def clear(self) -> None:
         """Forget all that waits, for instance after an interrupted step."""
         self._waiting.clear()
         self.held_bytes = 0
-        self.failed = False
 
     def _park(self, state: Tensor) -> Tensor:
         if self.device is None or state.device == self.device:
@@ -126,14 +109,6 @@ class HiddenStateBus:
         if state.is_cuda and self.device.type == "cpu":  # pinned, so that the copy need not wait for the host
             return torch.empty(state.shape, dtype=state.dtype, pin_memory=True).copy_(state, non_blocking=True)
         return state.to(self.device, non_blocking=True)
-
-    def _wait(self, ready: Callable[[], bool], of: int) -> None:
-        """Until another stage has done what is waited for. BusError if it never will."""
-        self.turn.wait_for(lambda: self.failed or ready() or of in self.ended)
-        if self.failed:
-            raise BusError("another stage of this step failed")
-        if not ready():
-            raise BusError(f"stage {of} ended without the modules that a neighbouring stage ran")
 
 
 @dataclass(frozen=True)
@@ -197,10 +172,17 @@ class Stage:
 class OnBus(nn.Module):
     """A module with a `name`, its path in the network, which is its key on the bus or in the ContextStates.
 
-    `attention.name_attention` gives it.
+    `name_modules` gives it.
     """
 
     name = ""
+
+
+def name_modules(network: nn.Module) -> None:
+    """Give every `OnBus` module of a network its name on the bus: its path within the network."""
+    for path, module in network.named_modules():
+        if isinstance(module, OnBus):
+            module.name = path
 
 
 def _bytes(states: State) -> int:

@@ -7,13 +7,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from threading import Thread
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .bus import BusError, Correction, HiddenStateBus, Stage
+from .bus import Correction, HiddenStateBus, Stage
 from .operators import Interpolated, S, back_project
 
 METHODS = {  # and what every stage after the first does
@@ -38,7 +37,6 @@ class Cascade:
     overlap: int | None = None  # frames two windows share; None: half a window
     color_correction: bool = False  # pull each frame's latent mean and deviation to the key frames' (A.2)
     bus_device: str | None = None  # where hidden states wait; None: where they are made
-    lockstep: bool = False  # stages advance module by module: less memory on the bus, more in activations
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -80,76 +78,46 @@ class Cascade:
         """The bus of a run; None for direct inference, where every stage is the plain network."""
         if self.method == "direct":
             return None
-        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, self.bus_device, self.lockstep)
+        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, self.bus_device)
 
 
 class Sampler(Protocol):
-    """What `sample` needs of a sampler; `samplers.DDIM` and `samplers.Euler` are such."""
+    """What `sample_cascade` needs of a sampler; `samplers.DDIM` and `samplers.Euler` are such."""
 
     stochastic: bool  # whether a step adds noise
 
     def __len__(self) -> int: ...
     def share(self, i: int) -> float: ...
     def start(self, noise: Tensor) -> Tensor: ...
-    def scale(self, i: int, x: Tensor) -> Tensor: ...
+    def network_input(self, i: int, x: Tensor) -> Tensor: ...
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor: ...
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor: ...
 
 
-Run = Callable[[int, Tensor, "Stage | None"], Tensor]  # (stage, x, bus) -> the network's output for that stage
+Network = Callable[[int, Tensor, "Stage | None"], Tensor]  # (index, x, stage) -> the network's output for stage `index`
 
 
 def cascade_step(
-    run: Run, xs: Sequence[Tensor], bus: HiddenStateBus | None, step: int, strength: float
+    network: Network, xs: Sequence[Tensor], bus: HiddenStateBus | None, step: int, strength: float
 ) -> list[Tensor]:
     """The network's output for all stages at one denoising step. xs: b t_s c h w of stage s = 0, 1, ..
 
-    Stages run one after the other, each freeing the states of the one before as it reads them; or, if the bus is in
-    lockstep, in turns: a stage runs until it needs a state that is not there yet or has left one that was not read.
-    Exactly one stage computes at a time, so both orders give the same numbers. ValueError if the bus is of another
-    cascade.
+    Stages run one after the other, each freeing the states of the one before as it reads them. ValueError if the bus is
+    of another cascade.
     """
     if bus is not None and len(xs) != len(bus.scales) + 1:
         raise ValueError(f"{len(xs)} stages on a bus of {len(bus.scales) + 1}")
     views = [None if bus is None else bus.stage(s, step, strength) for s in range(len(xs))]
-    if bus is None or not bus.lockstep:
-        return [run(s, x, view) for s, (x, view) in enumerate(zip(xs, views))]
-
-    outputs: list[Tensor | None] = [None] * len(xs)
-    errors: list[BaseException] = []
-    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-
-    def advance(s: int) -> None:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad), bus.turn:
-            try:
-                outputs[s] = run(s, xs[s], views[s])
-            except BaseException as error:  # handed on to the caller's thread below
-                errors.append(error)
-                bus.failed = True
-            bus.ended.add(s)
-            bus.turn.notify_all()
-
-    bus.ended = set()
-    threads = [Thread(target=advance, args=(s,), daemon=True) for s in range(len(xs))]
-    for thread in threads:
-        thread.start()
     try:
-        for thread in threads:
-            thread.join()
-    except BaseException:  # Ctrl-C: no thread may outlive this call
-        bus.failed = True
-        for thread in threads:
-            thread.join()
-        bus.clear()
+        return [network(s, x, view) for s, (x, view) in enumerate(zip(xs, views))]
+    except BaseException:  # Ctrl-C too: what waits belongs to no later step
+        if bus is not None:
+            bus.clear()
         raise
-    if errors:
-        bus.clear()
-        raise next((e for e in errors if not isinstance(e, BusError)), errors[0])
-    return [y for y in outputs if y is not None]
 
 
-def sample(
-    run: Callable[[int, int, Tensor, Stage | None], Tensor],
+def sample_cascade(
+    network: Callable[[int, int, Tensor, Stage | None], Tensor],
     sampler: Sampler,
     cascade: Cascade,
     noise: Callable[[int], Tensor],
@@ -157,8 +125,8 @@ def sample(
 ) -> list[Tensor]:
     """Denoise all stages from noise to latents. Returns b t_s c h w of stage s = 0, 1, ..
 
-    run: (step, stage, x as the sampler scales it, bus) -> the network's guided output. noise: step -> standard normal
-    noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given.
+    network: (step, index of the stage, x as the sampler shows it, stage) -> the guided output. noise: step -> standard
+    normal noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given.
     """
     bus = cascade.bus() if bus is None else bus
     xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
@@ -166,8 +134,10 @@ def sample(
         assert bus is not None
         xs = [repeated_noise(xs[0], x.shape[1], bus.frames - bus.overlap) for x in xs]
     for i in range(len(sampler)):
-        shown = [sampler.scale(i, x) for x in xs]
-        outputs = cascade_step(lambda s, x, view: run(i, s, x, view), shown, bus, i, cascade.weight(sampler.share(i)))
+        shown = [sampler.network_input(i, x) for x in xs]
+        outputs = cascade_step(
+            lambda s, x, view: network(i, s, x, view), shown, bus, i, cascade.weight(sampler.share(i))
+        )
         fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
         data = [sampler.x0(i, x, y) for x, y in zip(xs, outputs)]
         if cascade.method == "ddnm":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, fusion_matrix, windows
 from .bus import BusError, HiddenStateBus, Stage
-from .cascade import Cascade, by_stage, cascade_step
+from .cascade import Cascade, by_stage
 from .operators import Operator, S
 
 Run = Callable[[Tensor, "Stage | None"], Tensor]
@@ -38,7 +38,6 @@ RULES = {
     "positions": "key frames keep their positions (Eq. 16-17), if positions were passed",
     "noise": "key frames see the same noise in every stage (Eq. 23), if noise was passed",
     "batch": "videos in a batch do not see each other",
-    "lockstep": "stages in lockstep give the same, bitwise, with fewer states waiting",
     "freed": "nothing waits on the bus when the last stage has run",
     "frames": "frames that are not n times the key frames are refused with a ValueError",
 }
@@ -65,15 +64,15 @@ def check(
 ) -> list[Broken]:
     """What a network breaks; empty if it conforms.
 
-    network: with all its attention modules derived from `attention.Attention` and named by `name_attention`.
+    network: with all its attention modules derived from `attention.Attention` and named by `name_modules`.
     run: (x, bus) -> the network's output for noisy latents x (b f c h w), everything else it needs being fixed and the
     same for all frames; in evaluation mode. frames: t0, that it was trained on. shape: c h w of x. positions: (f, bus)
     -> the positions of f frames, if the network adds absolute ones. noise: stage -> its starting noise, b f c h w, if
-    it does not come from `cascade.sample`. tolerance: relative, for what is not bitwise.
+    it does not come from `cascade.sample_cascade`. tolerance: relative, for what is not bitwise.
     """
     modules = {path: module for path, module in network.named_modules() if isinstance(module, Attention)}
     broken = [
-        Broken("hand-over", path, f"is named {m.name!r}; call name_attention")
+        Broken("hand-over", path, f"is named {m.name!r}; call name_modules")
         for path, m in modules.items()
         if m.name != path
     ]
@@ -99,7 +98,6 @@ def check(
                 Broken("batch", "", f"one of two videos of {x.shape[1]} frames differs by {gap:.1e} from it alone")
             )
             break
-    broken += _lockstep(run, xs, outputs, bus, frames, scales)
     broken += _frames(run, xs, frames, scales)
     for s, n in enumerate(scales, start=1):
         if noise is not None and not torch.equal(noise(s)[:, ::n], noise(s - 1)):
@@ -282,20 +280,6 @@ def _call(module: Attention, call: Call, bus: Stage | None) -> Tensor:
     args = tuple(bus if isinstance(a, Stage) else a for a in call[0])
     kwargs = {name: bus if isinstance(a, Stage) else a for name, a in call[1].items()}
     return module(*args, **kwargs)
-
-
-def _lockstep(
-    run: Run, xs: Sequence[Tensor], outputs: Sequence[Tensor], bus: _Spy, frames: int, scales: tuple[int, ...]
-) -> list[Broken]:
-    together = HiddenStateBus(frames, scales, lockstep=True)
-    got = cascade_step(lambda s, x, view: run(x, view), xs, together, step=0, strength=1.0)
-    if not all(torch.equal(a, b) for a, b in zip(got, outputs)):
-        return [Broken("lockstep", "", "gives other numbers")]
-    if len(scales) and together.peak_bytes > bus.peak_bytes:
-        return [
-            Broken("lockstep", "", f"{together.peak_bytes} bytes waited, {bus.peak_bytes} one stage after the other")
-        ]
-    return []
 
 
 def _frames(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:

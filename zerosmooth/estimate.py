@@ -99,10 +99,7 @@ def needs(
     sequential: bool = False,
     frame_chunk: int | None = None,
 ) -> Needs:
-    """Of one video of height x width pixels, decoded `chunk` frames at a time, with the settings of `Pipeline.sample`.
-
-    In lockstep all stages' activations are alive together: then their sum is given, which is an upper bound.
-    """
+    """Of one video of height x width pixels, decoded `chunk` frames at a time; settings as of `Pipeline.sample`."""
     with torch.device("meta"):
         networks = Networks(config).cast(dtype).requires_grad_(False)
         set_frame_chunk(networks.unet, frame_chunk)
@@ -128,7 +125,7 @@ def needs(
         return memory.peak
 
     weight = cascade.weight(1.0)
-    bus = replace(cascade, bus_device=None, lockstep=False).bus()
+    bus = replace(cascade, bus_device=None).bus()
     offloads = cascade.bus_device is not None
     if bus is not None and offloads:
         bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)
@@ -140,16 +137,8 @@ def needs(
             )
         flops = counter.get_total_flops() + attention.flops
         held = 0 if bus is None else bus.peak_bytes
-        if cascade.lockstep and bus is not None:
-            together = replace(cascade, bus_device=None).bus()
-            assert together is not None
-            cascade_step(run, xs, together, 0, weight)
-            held = together.peak_bytes
-            step = sum(peak(lambda: run(s, x, bus.stage(s, strength=0.0))) for s, x in enumerate(xs))
-            step += 0 if offloads else held
-        else:
-            step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
-            held *= runs
+        step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
+        held *= runs
         decoding = peak(lambda: networks.vae.decode_raw(z))
     weights = sum(p.numel() * p.dtype.itemsize for p in networks.parameters())
     return Needs(weights, step, held, decoding, runs * flops)

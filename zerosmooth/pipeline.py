@@ -151,7 +151,7 @@ class Pipeline:
         conditions of image to video, see `config.Defaults`. decode_chunk_size: frames decoded at a time, see
         `Autoencoder.decode`; None: 16, of a temporal decoder 8. sequential_guidance: the branches of guidance run
         one after the other. frame_chunk: frames at a time in layers that see them one by one; both take less memory and
-        change nothing beyond rounding. noise: instead of the seeds' own, see `cascade.sample`; image_noise: n 3 h w,
+        change nothing beyond rounding. noise: instead of the seeds' own, see `sample_cascade`; image_noise: n 3 h w,
         likewise. progress: called after each stage of each step with how many are done, and of how many. Raises
         ValueError for settings that do not fit, and NonFiniteError.
         """
@@ -230,7 +230,7 @@ class Pipeline:
             return output
 
         bus = cascade.bus()
-        latents = method.sample(run, sampler, cascade, noise or seeded, bus)
+        latents = method.sample_cascade(run, sampler, cascade, noise or seeded, bus)
         return [
             Video(
                 prompt=prompt,

@@ -1,7 +1,8 @@
 """The samplers: what turns a network's outputs, step by step, into latents. They know neither guidance nor stages.
 
-A sampler walks over `len(sampler)` steps. At step i the network is shown `scale(i, x)` at `timestep(i)`; `x0` reads its
-output and `step` moves on. `share(i)` is the paper's t / T: how much of the way to pure noise step i stands (Eq. 24).
+A sampler walks over `len(sampler)` steps. At step i the network is shown `network_input(i, x)` at `timestep(i)`; `x0`
+reads its output and `step` moves on. `share(i)` is the paper's t / T: how much of the way to pure noise
+step i stands (Eq. 24).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class DDIM:
         """The first x, of standard normal noise."""
         return noise
 
-    def scale(self, i: int, x: Tensor) -> Tensor:
+    def network_input(self, i: int, x: Tensor) -> Tensor:
         """What the network is shown of x at step i."""
         return x
 
@@ -142,7 +143,7 @@ class Euler:
     def start(self, noise: Tensor) -> Tensor:
         return noise * float(np.sqrt(self.sigmas[0] ** 2 + 1))
 
-    def scale(self, i: int, x: Tensor) -> Tensor:
+    def network_input(self, i: int, x: Tensor) -> Tensor:
         return x / float(np.sqrt(self.sigmas[i] ** 2 + 1))
 
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ from ..attention import (
     RotaryBias,
     SpatialSelfAttention,
     TemporalAttention,
-    name_attention,
 )
-from ..bus import Stage
+from ..bus import Stage, name_modules
 from .layers import FeedForward, ResBlock
 from .unet import Block, Skeleton, SkeletonConfig, Transformer
 
@@ -36,7 +35,7 @@ class LaVieUNet(Skeleton):
 
     def __init__(self, config: LaVieConfig) -> None:
         super().__init__(config, partial(LaVieBlock, config), across_frames=True)
-        name_attention(self)
+        name_modules(self)
 
     def forward(
         self,
@@ -44,11 +43,11 @@ class LaVieUNet(Skeleton):
         timestep: Tensor,
         context: Tensor | ContextStates,
         condition: None = None,
-        bus: Stage | None = None,
+        stage: Stage | None = None,
     ) -> Tensor:
         """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it; condition:
-        there is none; bus: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w."""
-        return self.run(x, self.embed(timestep, x.dtype), context, bus)
+        there is none; stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w."""
+        return self.forward_embedded(x, self.embed(timestep, x.dtype), context, stage)
 
 
 class LaVieBlock(Block):
@@ -57,8 +56,8 @@ class LaVieBlock(Block):
         super().__init__(res, channels, out, **more)
         self.transformer = LaVieTransformer(c, out) if attention else None
 
-    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
-        return x if self.transformer is None else self.transformer(x, b, context, bus)
+    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
+        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 class LaVieTransformer(Transformer):
@@ -82,8 +81,8 @@ class LaVieTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
-        h = h + self.self_attn(self.norm1(h), bus)
-        h = h + self.cross_attn(self.norm2(h), context, bus)
-        h = h + self.temporal_attn(self.norm_temporal(h), bus)
+    def forward(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
+        h = h + self.self_attn(self.norm1(h), stage)
+        h = h + self.cross_attn(self.norm2(h), context, stage)
+        h = h + self.temporal_attn(self.norm_temporal(h), stage)
         return h + self.ff(self.norm3(h))

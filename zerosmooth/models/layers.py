@@ -118,8 +118,8 @@ class ResBlock(PerFrame):
         self.conv2 = Conv2d(out, out, 3, padding=1)
         self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
-        """bus: for blocks of networks that have temporal convolutions in them."""
+    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+        """stage: for blocks of networks that have temporal convolutions in them."""
         if self.emb is None or emb is None:
             return self.in_chunks(self.convolve, 0, x)
         f = x.shape[0] // emb.shape[0]
@@ -151,15 +151,15 @@ class TemporalResBlock(OnBus):
         self.norm2 = nn.GroupNorm(groups, channels)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
         b = 1 if emb is None else emb.shape[0]
         x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         h = self.conv1(F.silu(self.norm1(x)))
         if self.emb is not None and emb is not None:
             h = h + self.emb(F.silu(emb))[:, :, None, None, None]
         h = rearrange(x + self.conv2(F.silu(self.norm2(h))), "b c f h w -> b f c h w")
-        if bus is not None:
-            h = bus.correct_convolution(self.name, h)
+        if stage is not None:
+            h = stage.correct_convolution(self.name, h)
         return h.flatten(0, 1)
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..attention import ContextStates, TemporalAttention, TokenCrossAttention, frame_positions, name_attention
-from ..bus import Stage
+from ..attention import ContextStates, TemporalAttention, TokenCrossAttention, frame_positions
+from ..bus import Stage, name_modules
 from .layers import EmbeddingMLP, FeedForward, Mix, ResBlock, TemporalResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -44,7 +44,7 @@ class SVDUNet(Skeleton):
             for norm in block.res.modules():
                 if isinstance(norm, nn.GroupNorm):
                     norm.eps = c.outer_eps
-        name_attention(self)
+        name_modules(self)
 
     def forward(
         self,
@@ -52,21 +52,21 @@ class SVDUNet(Skeleton):
         timestep: Tensor,
         context: Tensor | ContextStates,
         condition: Tensor,
-        bus: Stage | None = None,
+        stage: Stage | None = None,
     ) -> Tensor:
         """x: b f 8 h w, noisy latents and behind them the reference image's; timestep: b, 0.25 log sigma; context:
         b 1 c, the image's token, or `project_context` of it; condition: b 3, frames a second minus one, motion
-        bucket, augmentation noise; bus: a stage of a `HiddenStateBus`, or None for the plain network.
+        bucket, augmentation noise; stage: a stage of a `HiddenStateBus`, or None for the plain network.
         Returns b f 4 h w."""
         numbers = sinusoid(condition.flatten(), self.config.condition_dim).view(len(condition), -1)
-        return self.run_embedded(x, timestep, context, numbers, bus)
+        return self.forward_numbers(x, timestep, context, numbers, stage)
 
-    def run_embedded(
-        self, x: Tensor, timestep: Tensor, context: Tensor | ContextStates, numbers: Tensor, bus: Stage | None = None
+    def forward_numbers(
+        self, x: Tensor, timestep: Tensor, context: Tensor | ContextStates, numbers: Tensor, stage: Stage | None = None
     ) -> Tensor:
         """As `forward`, with the sinusoids of the condition: b 3*condition_dim."""
         emb = self.embed(timestep, x.dtype) + self.condition_embedding(numbers.to(x.dtype))
-        return self.run(x, emb, context, bus)
+        return self.forward_embedded(x, emb, context, stage)
 
 
 class SVDBlock(Block):
@@ -74,8 +74,8 @@ class SVDBlock(Block):
         super().__init__(partial(SVDResBlock, c), channels, out, **more)
         self.transformer = SVDTransformer(c, out) if attention else None
 
-    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
-        return x if self.transformer is None else self.transformer(x, b, context, bus)
+    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
+        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 class SVDResBlock(nn.Module):
@@ -87,9 +87,9 @@ class SVDResBlock(nn.Module):
         self.temporal = TemporalResBlock(out, 4 * c.channels, c.groups)
         self.mix = Mix()
 
-    def forward(self, x: Tensor, emb: Tensor, bus: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, stage: Stage | None = None) -> Tensor:
         h = self.spatial(x, emb)
-        return self.mix(h, self.temporal(h, emb, bus))
+        return self.mix(h, self.temporal(h, emb, stage))
 
 
 class SVDTransformer(Transformer):
@@ -107,12 +107,12 @@ class SVDTransformer(Transformer):
         self.position_embedding = EmbeddingMLP(channels, 4 * channels, channels)
         self.mix = Mix()
 
-    def run_blocks(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
-        position = sinusoid(frame_positions(h.shape[1], bus), self.channels).to(h)
+    def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
+        position = sinusoid(frame_positions(h.shape[1], stage), self.channels).to(h)
         embedded = self.position_embedding(position)[:, None]  # f 1 d
         for spatial, temporal in zip(self.blocks, self.temporal_blocks):
-            h = spatial(h, context, bus)
-            h = self.mix(h, temporal(h + embedded, context, bus))
+            h = spatial(h, context, stage)
+            h = self.mix(h, temporal(h + embedded, context, stage))
         return h
 
 
@@ -129,8 +129,8 @@ class SVDTemporalBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+    def forward(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
         h = h + self.ff_in(self.norm_in(h))
-        h = h + self.attn(self.norm1(h), bus)
-        h = h + self.cross_attn(h, context, bus)
+        h = h + self.attn(self.norm1(h), stage)
+        h = h + self.cross_attn(h, context, stage)
         return h + self.ff(self.norm3(h))

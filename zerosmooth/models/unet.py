@@ -34,7 +34,7 @@ class SkeletonConfig:
 class Block(nn.Module):
     """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
 
-    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb, bus) -> x.
+    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb, stage) -> x.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Block(nn.Module):
         self.res2 = res(out, out) if second_res else None
         self.upsample = Upsample(out) if upsample else None
 
-    def forward(self, x: Tensor, emb: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
-        x = self.attend(self.res(x, emb, bus), emb.shape[0], context, bus)
+    def forward(self, x: Tensor, emb: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
+        x = self.attend(self.res(x, emb, stage), emb.shape[0], context, stage)
         if self.res2 is not None:
-            x = self.res2(x, emb, bus)
+            x = self.res2(x, emb, stage)
         return x if self.upsample is None else self.upsample(x)
 
-    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         raise NotImplementedError
 
 
@@ -104,11 +104,11 @@ class Skeleton(nn.Module):
         """The embedding of timesteps. timestep: b; returns b e."""
         return self.time_embedding(sinusoid(timestep, self.config.channels).to(dtype))
 
-    def stem(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
+    def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         """What comes before the first block. x: (b f) c h w."""
         return self.conv_in(x)
 
-    def run(self, x: Tensor, emb: Tensor, context: Tensor | ContextStates, bus: Stage | None) -> Tensor:
+    def forward_embedded(self, x: Tensor, emb: Tensor, context: Tensor | ContextStates, stage: Stage | None) -> Tensor:
         """The network without its embeddings. x: b f c h w, emb: b e; returns b f c h w.
 
         ValueError if h or w is not a multiple of the total downsampling."""
@@ -118,14 +118,14 @@ class Skeleton(nn.Module):
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
         states = self.project_context(context) if isinstance(context, Tensor) else context
         h = rearrange(x, "b f c h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
-        h = self.stem(h, b, bus)  # stays in that layout, in which tokens are a view of pixels
+        h = self.stem(h, b, stage)  # stays in that layout, in which tokens are a view of pixels
         skips = [h]
         for block in self.encoder:
-            h = block(h, emb, states, bus) if isinstance(block, Block) else block(h)
+            h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
             skips.append(h)
-        h = self.middle(h, emb, states, bus)
+        h = self.middle(h, emb, states, stage)
         for block in self.decoder:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, states, bus)
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
         h = norm_across_frames(self.norm_out, h, f) if self.across_frames else self.norm_out(h)
         return rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
 
@@ -140,15 +140,15 @@ class Transformer(nn.Module):
         self.proj_out = Linear(inner, channels)
         self.blocks = nn.ModuleList()
 
-    def forward(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+    def forward(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         height, width = x.shape[-2:]
         h = self.proj_in(rearrange(self.norm(x), "(b f) c h w -> b f (h w) c", b=b))
-        h = self.run_blocks(h, context, bus)
+        h = self.run_blocks(h, context, stage)
         return x + rearrange(self.proj_out(h), "b f (h w) c -> (b f) c h w", h=height, w=width)
 
-    def run_blocks(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
+    def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
         for block in self.blocks:
-            h = block(h, context, bus)
+            h = block(h, context, stage)
         return h
 
 
@@ -169,7 +169,7 @@ class SpatialBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, h: Tensor, context: ContextStates, bus: Stage | None) -> Tensor:
-        h = h + self.self_attn(self.norm1(h), bus)
-        h = h + self.cross_attn(self.norm2(h), context, bus)
+    def forward(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
+        h = h + self.self_attn(self.norm1(h), stage)
+        h = h + self.cross_attn(self.norm2(h), context, stage)
         return h + self.ff(self.norm3(h))

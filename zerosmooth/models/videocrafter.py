@@ -13,8 +13,8 @@ from functools import partial
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import ContextStates, RelativePosition, TemporalAttention, name_attention
-from ..bus import OnBus, Stage
+from ..attention import ContextStates, RelativePosition, TemporalAttention
+from ..bus import OnBus, Stage, name_modules
 from ..kernels import Linear
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
@@ -46,7 +46,7 @@ class UNet(Skeleton):
             self.fps_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
         if c.initial_attention:
             self.init_attn = TemporalTransformer(c, c.channels, heads=8, depth=c.transformer_depth)
-        name_attention(self)
+        name_modules(self)
 
     def forward(
         self,
@@ -54,21 +54,21 @@ class UNet(Skeleton):
         timestep: Tensor,
         context: Tensor | ContextStates,
         condition: Tensor | None = None,
-        bus: Stage | None = None,
+        stage: Stage | None = None,
     ) -> Tensor:
         """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it;
-        condition: b frames a second, where the config has fps_condition; bus: a stage of a `HiddenStateBus`, or None
+        condition: b frames a second, where the config has fps_condition; stage: a stage of a `HiddenStateBus`, or None
         for the plain network. Returns b f c h w. ValueError if h or w is not a multiple of the total downsampling."""
         emb = self.embed(timestep, x.dtype)
         if self.config.fps_condition:
             if condition is None:
                 raise ValueError("this network has an fps condition; pass frames a second, one number a video")
             emb = emb + self.fps_embedding(sinusoid(condition, self.config.channels).to(x.dtype))
-        return self.run(x, emb, context, bus)
+        return self.forward_embedded(x, emb, context, stage)
 
-    def stem(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
+    def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         h = self.conv_in(x)
-        return self.init_attn(h, b, bus) if self.config.initial_attention else h
+        return self.init_attn(h, b, stage) if self.config.initial_attention else h
 
 
 class VideoCrafterBlock(Block):
@@ -79,10 +79,10 @@ class VideoCrafterBlock(Block):
         self.spatial = SpatialTransformer(c, out) if attention else None
         self.temporal = TemporalTransformer(c, out, out // c.head_dim) if attention else None
 
-    def attend(self, x: Tensor, b: int, context: ContextStates, bus: Stage | None) -> Tensor:
+    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         if self.spatial is None or self.temporal is None:
             return x
-        return self.temporal(self.spatial(x, b, context, bus), b, bus)
+        return self.temporal(self.spatial(x, b, context, stage), b, stage)
 
 
 class VideoCrafterResBlock(ResBlock):
@@ -92,10 +92,10 @@ class VideoCrafterResBlock(ResBlock):
         super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, bus: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
         assert emb is not None  # a UNet gives one to every block
         h = super().forward(x, emb)
-        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], bus)
+        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], stage)
 
 
 class TemporalConv(OnBus):
@@ -106,13 +106,13 @@ class TemporalConv(OnBus):
         self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
-    def forward(self, x: Tensor, b: int, bus: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, b: int, stage: Stage | None = None) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         for norm, conv in zip(self.norms, self.convs):
             h = conv(nn.functional.silu(norm(h)))
         h = rearrange(x + h, "b c f h w -> b f c h w")
-        if bus is not None:
-            h = bus.correct_convolution(self.name, h)
+        if stage is not None:
+            h = stage.correct_convolution(self.name, h)
         return h.flatten(0, 1)
 
 
@@ -136,12 +136,12 @@ class TemporalTransformer(nn.Module):
         self.blocks = nn.ModuleList(TemporalBlock(c, inner, heads) for _ in range(depth))
         self.proj_out = Linear(inner, channels)
 
-    def forward(self, x: Tensor, b: int, bus: Stage | None) -> Tensor:
+    def forward(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         height, width = x.shape[-2:]
         h = self.norm(rearrange(x, "(b f) c h w -> b c f h w", b=b))
         h = self.proj_in(rearrange(h, "b c f h w -> b f (h w) c"))
         for block in self.blocks:
-            h = block(h, bus)
+            h = block(h, stage)
         return x + rearrange(self.proj_out(h), "b f (h w) c -> (b f) c h w", h=height, w=width)
 
 
@@ -158,7 +158,7 @@ class TemporalBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, h: Tensor, bus: Stage | None) -> Tensor:
-        h = h + self.attn1(self.norm1(h), bus)
-        h = h + self.attn2(self.norm2(h), bus)
+    def forward(self, h: Tensor, stage: Stage | None) -> Tensor:
+        h = h + self.attn1(self.norm1(h), stage)
+        h = h + self.attn2(self.norm2(h), stage)
         return h + self.ff(self.norm3(h))
