@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zerosmooth.config import ModelConfig
+import numpy as np
 
 from . import diffusers
-from .engine import Table
+from .conversion import Conversion
+from .engine import ConversionError, Table
 from .ldm import PROJECTIONS, cross_attention, feed_forward, norms, self_attention
+from .source import Source, join, open_folder, open_source
+
+if TYPE_CHECKING:
+    from zerosmooth.config import ModelConfig
 
 BLOCK = "transformer_blocks.{}", "blocks.{}"
 TRANSFORMER = Table(
@@ -41,3 +49,24 @@ def table(config: ModelConfig, names: Collection[str]) -> Table:
             "text_encoder.text_model.embeddings.position_ids": "0, 1, 2, ..",
         },
     )
+
+
+class LaVieConversion(Conversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--sd", type=Path, required=True, help="the Stable Diffusion 1.4 folder with vae/ and text_encoder/"
+        )
+
+    def open(self, path: Path, args: argparse.Namespace) -> Source:
+        return join(path, {"unet": open_source(path), **open_folder(args.sd, ("vae", "text_encoder"))})
+
+    def check(self, source: Source, config: ModelConfig) -> None:
+        """The rotary embedding's frequencies are dropped; but they must be the constants that they are taken for."""
+        for name in source.shapes:
+            if name.endswith("rotary_emb.freqs"):
+                theirs = source.read(name).double().numpy()
+                if not np.allclose(theirs, 10_000.0 ** (-np.arange(len(theirs)) / len(theirs)), atol=1e-3):
+                    raise ConversionError(f"the source has other rotary frequencies ({name})")
+
+
+CONVERSION = LaVieConversion(table)

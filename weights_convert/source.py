@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zerosmooth.checkpoint import FORMAT, CheckpointError, is_pickle, read_header, sha256
+from zerosmooth.header import FORMAT, CheckpointError, is_pickle, read_header, sha256
 
 from .engine import ConversionError
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
 from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from zerosmooth.config import ModelConfig
-
 from . import diffusers, ldm
-from .engine import Table
+from .conversion import Conversion
+from .engine import ConversionError, Table
 from .ldm import PROJECTIONS, feed_forward, norms, self_attention
+from .source import Source, join, open_folder, open_source
+
+if TYPE_CHECKING:
+    from zerosmooth.config import ModelConfig
 
 ONE_TOKEN = "softmax over the one token of the image is 1 whatever the query"
 
@@ -151,3 +160,44 @@ def _folder(config: ModelConfig) -> Table:
 
 def _identity(*shape: int) -> Tensor:
     return torch.eye(shape[0]).reshape(shape)
+
+
+def frames_of(path: Path, asked: int | None) -> int:
+    """Frames that a Stable Video Diffusion was trained on: as asked, as its folder's config says, or by its name.
+
+    ConversionError if none of them tells.
+    """
+    if asked is not None:
+        return asked
+    config = path / "unet" / "config.json"
+    if config.exists():
+        try:
+            return int(json.loads(config.read_text())["num_frames"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConversionError(f"{config} does not tell num_frames ({error}); add --num_frames 14 or 25") from error
+    name = path.absolute().stem.lower()
+    if re.search(r"(^|[-_])xt([-_]|$)", name):
+        return 25
+    if re.search(r"(^|[-_])(svd|img2vid)([-_]|$)", name):
+        return 14
+    raise ConversionError(f"{path} does not say which variant it is; add --num_frames 14, or 25 for an xt one")
+
+
+class SVDConversion(Conversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--num_frames",
+            type=int,
+            choices=(14, 25),
+            help="frames the model was trained on (default: as a folder's unet/config.json says; of a file, 25 if xt "
+            "is a word of its name, else 14 if svd is one)",
+        )
+
+    def open(self, path: Path, args: argparse.Namespace) -> Source:
+        return join(path, open_folder(path, ("unet", "vae", "image_encoder"))) if path.is_dir() else open_source(path)
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        return replace(config, unet=replace(config.unet, frames=frames_of(source.path, args.num_frames)))
+
+
+CONVERSION = SVDConversion(table)

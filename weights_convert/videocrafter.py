@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from zerosmooth.config import ModelConfig
+import numpy as np
 
-from .engine import Table
+from zerosmooth.samplers import DDIMConfig
+
+from .conversion import Conversion
+from .engine import ConversionError, Table
 from .ldm import PROJECTIONS, RES, TEXT, VAE, cross_attention, feed_forward, norms, self_attention
+from .source import Source
+
+if TYPE_CHECKING:
+    from zerosmooth.config import ModelConfig
 
 VC_RES = Table(
     [
@@ -104,3 +112,22 @@ def table(config: ModelConfig, names: Collection[str]) -> Table:
             **{name: "of the noise schedule, computed" for name in BUFFERS},
         },
     )
+
+
+class VideoCrafterConversion(Conversion):
+    def check(self, source: Source, config: ModelConfig) -> None:
+        """The schedule's buffers are dropped; but if they are there, they must be the family's."""
+        assert isinstance(config.sampler, DDIMConfig)
+        ours = {"alphas_cumprod": config.sampler.alphas_cumprod()}
+        if config.sampler.data_scale != 1:
+            ours["scale_arr"] = config.sampler.data_scales()
+        elif "scale_arr" in source.shapes:
+            raise ConversionError("the source scales its data (it has scale_arr), this family does not")
+        for name, values in ours.items():
+            if name in source.shapes:
+                theirs = source.read(name).double().numpy()
+                if len(theirs) < len(values) or not np.allclose(theirs[: len(values)], values, atol=1e-4):
+                    raise ConversionError(f"the source has another noise schedule ({name})")
+
+
+CONVERSION = VideoCrafterConversion(table)

@@ -12,24 +12,34 @@ height and width. Read the method in this order: operators, bus, attention, casc
 from .bus import Correction, HiddenStateBus
 from .cascade import Cascade, cascade_step, nested_noise
 from .checkpoint import CheckpointError, describe, load, shipped
-from .config import FAMILIES, ModelConfig
+from .config import Defaults, ModelConfig
+from .families import FAMILIES
+from .family import Family, load_family
 from .images import read_image
-from .pipeline import NonFiniteError, Pipeline, Video
+from .pipeline import NonFiniteError, Pipeline, Subject, Video
+from .settings import PRESETS, Running, Settings
 
 __version__ = "0.1.0"
 __all__ = [
     "FAMILIES",
+    "PRESETS",
     "Cascade",
     "CheckpointError",
     "Correction",
+    "Defaults",
+    "Family",
     "HiddenStateBus",
     "ModelConfig",
     "NonFiniteError",
     "Pipeline",
+    "Running",
+    "Settings",
+    "Subject",
     "Video",
     "cascade_step",
     "describe",
     "load",
+    "load_family",
     "nested_noise",
     "read_image",
     "shipped",

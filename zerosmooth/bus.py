@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ State = dict[str, Tensor]
 class Correction:
     """What is corrected, and with which operator: each part of the paper's Table 3 is one setting."""
 
-    spatial: bool = True  # spatial self-attention and the queries of text cross-attention (Eq. 10-14)
-    temporal: bool = True  # temporal self-attention (Eq. 9)
-    kv_operator: str = "A1/A2"  # spatial keys and values: "A1/A2" drawn module by module, or "S"
-    a1_probability: float = 1 - NormalDist().cdf(0.5)  # of A1: "p > 0.5, p ~ N(0, 1)" is 0.309
-    convolutions: float = 0.0  # weight of correcting temporal convolutions too, 0 to 1; the paper leaves them alone
-    seed: int = 0  # of the draws; they depend on it, the module, the stage and the step, on nothing else
+    spatial: Annotated[bool, "correct spatial self- and cross-attention (Eq. 10-14)"] = True
+    temporal: Annotated[bool, "correct temporal attention (Eq. 9)"] = True
+    kv_operator: Annotated[Literal["A1/A2", "S"], "for spatial keys and values; A1 or A2 is drawn for each"] = "A1/A2"
+    a1_probability: Annotated[float, "of A1 against A2; 'p > 0.5, p ~ N(0, 1)' is 0.309"] = 1 - NormalDist().cdf(0.5)
+    convolutions: Annotated[float, "weight of correcting temporal convolutions too, 0 to 1: not in the paper"] = 0.0
+    draw_seed: Annotated[int, "of the draws of A1 and A2; else they depend on module, stage and step alone"] = 0
 
     def __post_init__(self) -> None:
         if self.kv_operator not in ("A1/A2", "S"):
@@ -136,7 +137,7 @@ class Stage:
         correction = self.bus.correction
         if correction.kv_operator == "S":
             return S(self.n)
-        p = random.Random(f"{correction.seed}/{module}/{self.index}/{self.step}").random()
+        p = random.Random(f"{correction.draw_seed}/{module}/{self.index}/{self.step}").random()
         return A1(self.n) if p < correction.a1_probability else A2(self.n)
 
     def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> State | None:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -28,15 +28,14 @@ METHODS = {  # and what every stage after the first does
 class Cascade:
     """The shape of a cascade and the settings of the method. Stage s denoises frames * scales[0] * .. scales[s-1]."""
 
-    frames: int = 16  # t0, of stage 0: at most what the network was trained on
-    scales: tuple[int, ...] = (2, 2)  # n of each further stage, 2 or more
-    method: str = "zerosmooth"  # or a baseline, see METHODS
+    frames: Annotated[int, "key frames (t0): at most what the network was trained on"] = 16
+    scales: Annotated[tuple[int, ...], "frames of each further stage for one of the stage before, 2 or more"] = (2, 2)
+    method: Annotated[str, f"zerosmooth, or a baseline: {', '.join(METHODS)}"] = "zerosmooth"
     correction: Correction = Correction()
-    strength: float = 0.8  # highest w_t, 0 to 1
-    strength_schedule: str = "linear"  # w_t = strength * t/T ("linear", Eq. 24) or strength ("constant")
-    overlap: int | None = None  # frames two windows share; None: half a window
-    color_correction: bool = False  # pull each frame's latent mean and deviation to the key frames' (A.2)
-    bus_device: str | None = None  # where hidden states wait; None: where they are made
+    strength: Annotated[float, "highest correction strength w_t, 0 to 1"] = 0.8
+    strength_schedule: Annotated[Literal["linear", "constant"], "of w_t: falling with t/T (Eq. 24), or not"] = "linear"
+    overlap: Annotated[int | None, "frames that two attention windows share; half a window if not said"] = None
+    color_correction: Annotated[bool, "pull each frame's latent colours to the key frames' (A.2)"] = False
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -51,6 +50,8 @@ class Cascade:
             raise ValueError(f"strength_schedule={self.strength_schedule!r}; use 'linear' or 'constant'")
         if self.strength == 0 and self.correction.convolutions:
             raise ValueError("convolutions does nothing at strength=0; switch spatial and temporal off instead")
+        if self.overlap is not None and not 0 <= self.overlap < self.frames:
+            raise ValueError(f"overlap={self.overlap} of windows of {self.frames} frames; use 0 to {self.frames - 1}")
         idle = [] if self.method == "zerosmooth" else ["correction", "strength", "strength_schedule"]
         idle += {"direct": ["overlap"], "freenoise": ["color_correction"]}.get(self.method, [])
         for setting in fields(self):
@@ -74,11 +75,12 @@ class Cascade:
             return 0.0
         return self.strength * (share if self.strength_schedule == "linear" else 1.0)
 
-    def bus(self) -> HiddenStateBus | None:
-        """The bus of a run; None for direct inference, where every stage is the plain network."""
+    def bus(self, device: str | None = None) -> HiddenStateBus | None:
+        """The bus of a run; None for direct inference, where every stage is the plain network. device: where hidden
+        states wait, if not where they are made."""
         if self.method == "direct":
             return None
-        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, self.bus_device)
+        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, device)
 
 
 class Sampler(Protocol):

@@ -6,7 +6,6 @@ of `pipeline.Networks`, by name. `describe` looks at any file and says what it i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -20,28 +19,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .config import FAMILIES, ModelConfig
-from .pipeline import Networks, Pipeline
+from .config import ModelConfig
+from .families import FAMILIES
+from .family import Family, Networks
+from .header import FORMAT, VERSION, CheckpointError, looks_like, read_header
+from .pipeline import Pipeline
 
-FORMAT, VERSION = "zerosmooth", "1"
 DEFAULT = "vc2-small"  # ships with the package
 SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-LOOKS = {  # parts of tensor names, and the published checkpoint that has them
-    "time_stack": "Stable Video Diffusion in its authors' layout (weights_convert svd)",
-    "temporal_transformer_blocks": "Stable Video Diffusion in diffusers' layout (weights_convert svd FOLDER)",
-    "attn_temp": "LaVie (weights_convert lavie)",
-    "image_proj_model": "VideoCrafter's image-to-video model",
-    "relative_position_k": "VideoCrafter1 (weights_convert vc1)",
-    "temopral_conv": "VideoCrafter2 (weights_convert vc2)",
-    "model.diffusion_model.": "Stable Diffusion for images",
-}
-
-
-class CheckpointError(ValueError):
-    """A file is not a checkpoint that can be loaded; the text says what it is instead and what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +35,7 @@ class Checkpoint:
     """A checkpoint's header. shapes: of its tensors. source, source_sha256: the file it was converted from."""
 
     path: Path
+    family: Family
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     dtype: str  # of its tensors, as safetensors calls it: "F32", "F16" or "BF16"
@@ -74,48 +61,11 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in (Path(str(files("zerosmooth"))) / "assets").glob("*.safetensors"))
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file starts as `torch.save` files do, zipped or not, and not as safetensors do."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80")
-
-
-def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
-    """Tensors' entries and metadata of a safetensors file. CheckpointError if it is not a whole one."""
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist; give a converted checkpoint, or one that ships with this: {', '.join(shipped())}"
-        )
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; convert it first: python -m weights_convert --help")
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"{path} is empty; download or convert it again")
-    if is_pickle(path):
-        raise CheckpointError(f"{path} is a PyTorch pickle; convert it first: python -m weights_convert --help")
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            raise CheckpointError(f"{path} is not a safetensors file, or it is cut off; download or convert it again")
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    if size != end:
-        raise CheckpointError(
-            f"{path} has {size:,} bytes where its header asks for {end:,}: it is cut off; download or convert it again"
-        )
-    return header, metadata
-
-
-def describe(path: Path) -> Checkpoint:
+def describe(path: Path, family: Family | None = None) -> Checkpoint:
     """What a checkpoint file is, checked against the networks its config asks for. Reads the header only.
 
-    CheckpointError if it is anything else than a whole checkpoint of ours.
+    family: of the file, where it is none of those that are built in. CheckpointError if the file is anything else
+    than a whole checkpoint of ours.
     """
     header, metadata = read_header(path)
     if metadata.get("format") != FORMAT:
@@ -127,15 +77,19 @@ def describe(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has format version {metadata.get('format_version')}, this code reads {VERSION}; convert it again"
         )
-    if metadata.get("family") not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise CheckpointError(f"{path} is of family {metadata.get('family')}, which this code does not know: {known}")
+    name = metadata.get("family", "")
+    known = FAMILIES if family is None else {family.name: family}
+    if name not in known:
+        raise CheckpointError(
+            f"{path} is of family {name!r}, not {', '.join(known)}; add --family with the file that defines it"
+        )
+    family = known[name]
     try:
-        config = ModelConfig.from_json(metadata["config"])
+        config = family.config.like(metadata["config"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} has a config that cannot be read ({error}); convert it again") from error
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-    expected = tensor_shapes(config)
+    expected = tensor_shapes(family, config)
     problems = [f"lacks {n}" for n in expected.keys() - shapes.keys()]
     problems += [f"has an unexpected {n}" for n in shapes.keys() - expected.keys()]
     problems += [f"{n} is {shapes[n]} for {s}" for n, s in expected.items() if n in shapes and shapes[n] != s]
@@ -151,52 +105,45 @@ def describe(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is damaged: {name} does not lie where its shape says; convert it again")
         offset = end
     source = metadata.get("source", ""), metadata.get("source_sha256", "")
-    return Checkpoint(path, config, shapes, dtypes.pop(), path.stat().st_size, *source)
+    return Checkpoint(path, family, config, shapes, dtypes.pop(), path.stat().st_size, *source)
 
 
-def looks_like(names: Iterable[str]) -> str:
-    """What the tensor names of somebody's checkpoint look like."""
-    names = list(names)
-    for part, what in LOOKS.items():
-        if any(part in name for name in names):
-            return what
-    return f"nothing known here; its first tensors are {', '.join(names[:3]) or 'missing'}"
-
-
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that the networks of a config have; builds nothing."""
     with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in Networks(config).state_dict().items()}
+        return {name: tuple(p.shape) for name, p in Networks(family, config).state_dict().items()}
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Pipeline:
+def load(
+    name: str | Path = DEFAULT,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    family: Family | None = None,
+) -> Pipeline:
     """A pipeline from a checkpoint, given by path or by the name of one that ships with the package.
 
-    dtype: of the networks; None: float32 on the CPU, float16 elsewhere. CheckpointError if the file will not do.
+    dtype: of the networks; None: float32 on the CPU, float16 elsewhere. family: see `describe`. CheckpointError if the
+    file will not do.
     """
-    checkpoint = describe(find(name))
+    return load_described(describe(find(name), family), device, dtype)
+
+
+def load_described(checkpoint: Checkpoint, device: str | torch.device, dtype: torch.dtype | None = None) -> Pipeline:
+    """A pipeline from a checkpoint that was looked at."""
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     with torch.device("meta"):
-        networks = Networks(checkpoint.config)
+        networks = Networks(checkpoint.family, checkpoint.config)
     dtypes = networks.dtypes(dtype)
     with safe_open(checkpoint.path, "pt") as file:  # cast before they move: a GPU never holds the file's precision
         tensors = {key: file.get_tensor(key).to(dtypes[key]).to(device) for key in checkpoint.shapes}
     networks.load_state_dict(tensors, assign=True)
-    return Pipeline(checkpoint.config, networks)
+    return Pipeline(checkpoint.family, checkpoint.config, networks)
 
 
 def save(
     path: Path,
+    family: Family,
     config: ModelConfig,
     tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
@@ -205,20 +152,20 @@ def save(
 ) -> None:
     """Write a checkpoint, one tensor after the other, so that it never stands in memory whole.
 
-    tensors: all of `tensor_shapes(config)`, in its order. Nothing is left at `path` if it fails.
+    tensors: all of `tensor_shapes(family, config)`, in its order. Nothing is left at `path` if it fails.
     """
     header: dict[str, object] = {
         "__metadata__": {
             "format": FORMAT,
             "format_version": VERSION,
-            "family": config.family,
+            "family": family.name,
             "config": config.to_json(),
             "source": source,
             "source_sha256": source_sha256,
         }
     }
     offset = 0
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in tensor_shapes(family, config).items():
         end = offset + prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
@@ -228,7 +175,7 @@ def save(
     try:
         with part.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
-            for (name, tensor), expected in zip(tensors, tensor_shapes(config)):
+            for (name, tensor), expected in zip(tensors, tensor_shapes(family, config)):
                 if name != expected:
                     raise AssertionError(f"{name} came where {expected} belongs")
                 file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)

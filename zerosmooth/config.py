@@ -5,106 +5,83 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, fields
-from typing import Any
+from math import isfinite
+from typing import Annotated, Any
 
 from .models.autoencoder import AutoencoderConfig
-from .models.clip import ImageConfig, TextConfig
-from .models.lavie import LaVieConfig
-from .models.svd import SVDConfig
-from .models.videocrafter import VC1, VC2, UNetConfig
+from .models.unet import SkeletonConfig
 from .samplers import DDIMConfig, EulerConfig
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """What `sample.py` uses where it is not told otherwise; the paper's Table 4 for the published checkpoints,
-    but for Stable Video Diffusion's guidance, which the paper's text has as linear and the table as 7.5."""
+class Sampling:
+    """Settings that a checkpoint recommends and that may be changed for a video. Values here are VideoCrafter2's (the
+    paper's Table 4); texts are what `--help` says. ValueError for a value that no checkpoint could take."""
 
-    height: int = 320  # pixels
-    width: int = 512
-    steps: int = 50
-    eta: float = 1.0  # share of fresh noise a step
-    guidance_scale: float = 12.0  # of the last frame
-    first_guidance_scale: float | None = None  # of the first frame, linear in between; None: all frames the same
-    fps: int = 8  # of the key frames: as condition and as playing speed
+    height: Annotated[int, "pixels"] = 320
+    width: Annotated[int, "pixels"] = 512
+    steps: Annotated[int, "denoising steps; best a divisor of 1000"] = 50
+    eta: Annotated[float, "share of fresh noise a step, 0 to 1"] = 1.0
+    guidance_scale: Annotated[float, "of classifier-free guidance, 1 is none; of the last frame, where it grows"] = 12.0
+    first_guidance_scale: Annotated[float | None, "of the first frame, linear to the last one's"] = None
+    fps: Annotated[int, "key frames a second, as the model is told and as they play"] = 8
+    negative_prompt: Annotated[str, "what guidance leads away from"] = ""
+    motion_bucket_id: Annotated[int, "amount of motion, 0 to 255"] = 127
+    noise_aug_strength: Annotated[float, "noise on the image, 0 to 1: more lets the video leave it"] = 0.02
+
+    def __post_init__(self) -> None:
+        if self.fps < 1:
+            raise ValueError(f"fps={self.fps}; it must be at least 1")
+        for name in ("guidance_scale", "first_guidance_scale"):
+            if (scale := getattr(self, name)) is not None and not isfinite(scale):
+                raise ValueError(f"{name}={scale} is no number")
+        if not 0 <= self.motion_bucket_id <= 255:
+            raise ValueError(f"motion_bucket_id={self.motion_bucket_id}; use 0 to 255")
+        if not 0 <= self.noise_aug_strength <= 1:
+            raise ValueError(f"noise_aug_strength={self.noise_aug_strength} is not in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Defaults(Sampling):
+    """A checkpoint's own settings, its own prompt, and the preset (`settings.PRESETS`) that it is best made with."""
+
     prompt: str = "A panda eats a pizza, wearing space suit, closeup, photorealistic"
-    negative_prompt: str = ""  # the unconditional branch of guidance
-    motion_bucket_id: int = 127  # amount of motion, where the network has such a condition
-    noise_aug_strength: float = 0.02  # noise on the reference image, where there is one
+    preset: str = "paper"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """encoder: of what the video is made from; its class is the family's choice, as the network's is."""
+
     family: str
-    unet: UNetConfig | LaVieConfig | SVDConfig
+    unet: SkeletonConfig
     vae: AutoencoderConfig
-    encoder: TextConfig | ImageConfig  # of what the video is made from: a prompt or an image
+    encoder: Any
     sampler: DDIMConfig | EulerConfig
     defaults: Defaults
 
     @property
-    def takes_images(self) -> bool:
-        return isinstance(self.encoder, ImageConfig)
-
-    @property
-    def temporal_convolutions(self) -> bool:
-        """Whether the network convolves along the frames, beside attending along them."""
-        return getattr(self.unet, "temporal_conv", False)
+    def side(self) -> int:
+        """Pixels of which a video's height and width are multiples."""
+        return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
-    @staticmethod
-    def from_json(text: str) -> ModelConfig:
-        """ValueError on anything that is not a config of this version."""
+    def like(self, text: str) -> ModelConfig:
+        """The config of the same classes that `to_json` wrote. ValueError on anything else."""
         try:
-            values = json.loads(text)
-            return _build(FAMILIES[values["family"]], values)
+            return _build(self, json.loads(text))
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a config of this version: {error}") from error
 
 
-LAVIE_DEFAULTS = Defaults(guidance_scale=7.5, prompt="a Corgi walking in the park at sunrise, oil painting style")
-SVD_DEFAULTS = Defaults(
-    height=576,
-    width=1024,
-    steps=25,
-    eta=0.0,
-    guidance_scale=3.0,
-    first_guidance_scale=1.0,
-    fps=7,
-    prompt="",
-    motion_bucket_id=180,
-)
-FAMILIES = {  # the published checkpoints; a small one has the same classes in another size
-    "vc2": ModelConfig(
-        "vc2", VC2, AutoencoderConfig(), TextConfig(), DDIMConfig(data_scale=0.7, more_steps=True), Defaults()
-    ),
-    "vc1": ModelConfig("vc1", VC1, AutoencoderConfig(), TextConfig(), DDIMConfig(more_steps=True), Defaults()),
-    "lavie": ModelConfig(
-        "lavie",
-        LaVieConfig(),
-        AutoencoderConfig(),
-        TextConfig(width=768, heads=12, layers=12, pad_token=49407, activation="quick_gelu"),
-        DDIMConfig(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
-        LAVIE_DEFAULTS,
-    ),
-    "svd": ModelConfig(
-        "svd",
-        SVDConfig(),
-        AutoencoderConfig(temporal=True, float32=True),
-        ImageConfig(),
-        EulerConfig(),
-        SVD_DEFAULTS,
-    ),
-}
-
-
 def _build(like: Any, values: dict[str, Any]) -> Any:
-    """A dataclass from what `asdict` and JSON made of one; like: one of the same classes."""
-    names = {field.name for field in fields(like)}
-    if missing := names ^ values.keys():
-        raise KeyError(f"{type(like).__name__}: {', '.join(sorted(missing))}")
+    """A dataclass from what `asdict` and JSON made of one; like: one of the same classes. What a file of an older
+    version lacks has its class's default."""
+    required = {field.name for field in fields(like) if field.default is dataclasses.MISSING}
+    if wrong := (values.keys() - {field.name for field in fields(like)}) | (required - values.keys()):
+        raise KeyError(f"{type(like).__name__}: {', '.join(sorted(wrong))}")
     built = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(getattr(like, name)):

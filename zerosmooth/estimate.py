@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .bus import HiddenStateBus, Stage
-from .cascade import Cascade, cascade_step
+from .cascade import cascade_step
 from .config import ModelConfig
-from .models.layers import set_frame_chunk
-from .pipeline import Networks, condition, default_chunk
+from .family import Family, Networks
+from .guidance import guided
+from .models.layers import frame_chunks
+from .settings import Running, Settings
 
 FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to reach
 
@@ -88,36 +90,27 @@ class _FusedAttention(TorchFunctionMode):
         return torch.empty_like(q)
 
 
-def needs(
-    config: ModelConfig,
-    cascade: Cascade,
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-    guided: bool,
-    chunk: int | None = None,
-    sequential: bool = False,
-    frame_chunk: int | None = None,
-) -> Needs:
-    """Of one video of height x width pixels, decoded `chunk` frames at a time; settings as of `Pipeline.sample`."""
+def needs(family: Family, config: ModelConfig, settings: Settings, running: Running = Running()) -> Needs:
+    """Of one video."""
+    cascade, dtype = settings.cascade, getattr(torch, settings.dtype)
     with torch.device("meta"):
-        networks = Networks(config).cast(dtype).requires_grad_(False)
-        set_frame_chunk(networks.unet, frame_chunk)
-        runs = 2 if guided and sequential else 1  # of the network, for a step of a stage
-        b, factor = (1 + guided) // runs, config.vae.factor
-        shape = (height // factor, width // factor)
+        networks = Networks(family, config).cast(dtype).requires_grad_(False)
+        branches = 2 if guided(settings.guidance_scale, settings.first_guidance_scale) else 1
+        runs = branches if running.sequential_guidance else 1  # of the network, for a step of a stage
+        b, factor = branches // runs, config.vae.factor
+        shape = (settings.height // factor, settings.width // factor)
         xs = [
             torch.empty(b, cascade.frames_of(s), config.unet.in_channels, *shape, dtype=dtype)
             for s in range(cascade.stages)
         ]
         context = networks.unet.project_context(torch.empty(b, *config.encoder.context_shape, dtype=dtype))
-        told = condition(config, 8, 0, 0)
+        told = family.condition(config, float(settings.fps), settings)
         told = None if told is None else told.to("meta").expand(b, *told.shape)
-        frames = min(chunk or default_chunk(config), cascade.frames_of(cascade.stages - 1))
+        frames = min(settings.decode_chunk_size, cascade.frames_of(cascade.stages - 1))
         z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=networks.vae.dtype)
 
-    def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        return networks.unet(x, torch.empty(b, device="meta"), context, told, view)
+    def network(index: int, x: Tensor, stage: Stage | None) -> Tensor:
+        return networks.unet(x, torch.empty(b, device="meta"), context, told, stage)
 
     def peak(work: Callable[[], object], elsewhere: Callable[[], int] = lambda: 0) -> int:
         with _LiveBytes(elsewhere) as memory:
@@ -125,14 +118,13 @@ def needs(
         return memory.peak
 
     weight = cascade.weight(1.0)
-    bus = replace(cascade, bus_device=None).bus()
-    offloads = cascade.bus_device is not None
+    bus, offloads = cascade.bus(), running.offload
     if bus is not None and offloads:
         bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)
-    with torch.no_grad(), _FusedAttention() as attention:
+    with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
         with FlopCounterMode(display=False) as counter:
             step = peak(
-                lambda: cascade_step(run, xs, bus, 0, weight),
+                lambda: cascade_step(network, xs, bus, 0, weight),
                 elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0,
             )
         flops = counter.get_total_flops() + attention.flops

@@ -13,43 +13,44 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
 from .pipeline import Video
+from .settings import Settings
 from .video import enlargement, picture, write_video
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file, one a line; blank lines and # lines are skipped. ValueError if it has none."""
-    if not path.is_file():
-        raise ValueError(f"the prompt file {path} does not exist")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {path} is not UTF-8 text ({error})") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise ValueError(f"the prompt file {path} has no prompts")
-    return prompts
 
 
 @dataclass(frozen=True)
 class Result:
-    """The files of one prompt or image and seed. settings: all that decides what the videos show."""
+    """The files of one subject and seed, and the record of them. name: what people call the subject; identity: all that
+    it is; checkpoint_sha256: of the checkpoint's file; play_fps: of each stage's file."""
 
     folder: Path
-    subject: str  # the prompt, or the image's file name
+    name: str
+    identity: dict[str, Any]
     seed: int
-    settings: dict[str, Any]
+    settings: Settings
+    checkpoint_sha256: str
+    play_fps: list[float]
     suffix: str = ".mp4"
 
     @property
+    def decided(self) -> dict[str, Any]:
+        """All that decides what the files show."""
+        return {
+            **self.identity,
+            "seed": self.seed,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "settings": self.settings.as_json(),
+            "play_fps": self.play_fps,
+        }
+
+    @property
     def stem(self) -> str:
-        """The prompt or the image's name, the seed, and a digest of all settings."""
-        return stem(self.subject, self.seed, [self.subject, self.seed, self.settings, self.suffix])
+        """The prompt or the image's name, the seed, and a digest of all that decides."""
+        return stem(self.name, self.seed, [self.decided, self.suffix])
 
     @property
     def record(self) -> Path:
@@ -63,20 +64,17 @@ class Result:
         except (OSError, ValueError, KeyError):
             return False
 
-    def write(self, video: Video, play_fps: list[float], facts: dict[str, Any]) -> list[Path]:
+    def write(self, video: Video, facts: dict[str, Any]) -> list[Path]:
         """Write a video a stage, a picture, and the record with `facts` in it too. Returns the videos' paths."""
         frames = [stage.numpy() for stage in video.frames]
         videos = [self.folder / f"{self.stem}_{len(x)}f{self.suffix}" for x in frames]
-        for path, x, fps in zip(videos, frames, play_fps):
+        for path, x, fps in zip(videos, frames, self.play_fps):
             write_video(path, x, fps)
         image = self.folder / f"{self.stem}.png"
-        iio.imwrite(image, picture(frames, play_fps))
+        iio.imwrite(image, picture(frames, self.play_fps))
         record = {
-            "image" if "image_sha256" in self.settings else "prompt": self.subject,
-            "seed": self.seed,
-            **self.settings,
+            **self.decided,
             "frames": [len(x) for x in frames],
-            "play_fps": play_fps,
             "enlarged": enlargement(frames[0]),
             "files": [path.name for path in [*videos, image]],
             **facts,
@@ -116,33 +114,3 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     save_file({name: x.contiguous() for name, x in tensors.items()}, part)
     part.replace(path)
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device asked for, or a GPU where there is one. ValueError if it is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is no device; use cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name} is neither cpu nor cuda, on which alone this is tested; use one of them")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return device
-
-
-def out_of_memory(error: RuntimeError) -> str | None:
-    """What to tell if the device, or the machine, had no more memory, else None; on the CPU torch has no class of its
-    own for that."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        return None
-    return f"the device is out of memory: {str(error).partition(chr(10))[0]}".rstrip(": ")
-
-
-def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
-    """The precision asked for, or what suits the device."""
-    return getattr(torch, name or ("float32" if device.type == "cpu" else "float16"))

@@ -33,6 +33,11 @@ class AutoencoderConfig:
     float32: bool = False  # the networks' precision does not apply to it: it overflows in half precision
 
     @property
+    def decode_chunk_size(self) -> int:
+        """Frames decoded at a time, if nothing is said."""
+        return 8 if self.temporal else 16
+
+    @property
     def factor(self) -> int:
         """Pixels for one latent, along each side."""
         return 2 ** (len(self.channel_mult) - 1)

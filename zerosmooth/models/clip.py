@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .tokenizer import Tokenizer
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -68,6 +71,14 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(TowerBlock(c.width, c.heads, c.activation, causal=True) for _ in range(c.layers))
         self.norm_out = nn.LayerNorm(c.width)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.config.merges, self.config.context_length, self.config.pad_token)
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Prompts as a network's context: n m width."""
+        return self(self.tokenizer(prompts).to(self.positional_embedding.device))
+
     def forward(self, ids: Tensor) -> Tensor:
         """ids: b m with m = context_length; returns b m width, one vector a token, normalised."""
         h = self.token_embedding(ids) + self.positional_embedding
@@ -88,6 +99,10 @@ class ImageTower(nn.Module):
         self.blocks = nn.ModuleList(TowerBlock(c.width, c.heads) for _ in range(c.layers))
         self.norm_out = nn.LayerNorm(c.width)
         self.proj_out = nn.Linear(c.width, c.out, bias=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images as a network's context: n 1 out. images: n 3 h w in [-1, 1], of any size, float32."""
+        return self(self.prepare(images).to(self.class_embedding.dtype))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: b 3 h w of image_size, normalised as CLIP's (see `prepare`); returns b 1 out, one token an image."""

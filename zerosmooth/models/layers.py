@@ -1,12 +1,13 @@
 """Layers that the networks of several families share. Images are (b f) c h w, tokens b f l d.
 
-Where a layer sees its frames one by one, it can take a few at a time: see `set_frame_chunk`.
+Where a layer sees its frames one by one, it can take a few at a time: see `frame_chunks`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,19 @@ class PerFrame(nn.Module):
         return torch.cat([work(*piece) for piece in pieces], dim)
 
 
-def set_frame_chunk(network: nn.Module, frames: int | None) -> None:
-    """Let a network's layers that see frames one by one take `frames` at a time: less memory, the same result up to
+@contextmanager
+def frame_chunks(network: nn.Module, frames: int | None) -> Iterator[None]:
+    """Within, a network's layers that see frames one by one take `frames` at a time: less memory, the same result up to
     rounding. None: all at once."""
-    for module in network.modules():
-        if isinstance(module, PerFrame):
-            module.frame_chunk = frames
+    layers = [module for module in network.modules() if isinstance(module, PerFrame)]
+    before = [layer.frame_chunk for layer in layers]
+    for layer in layers:
+        layer.frame_chunk = frames
+    try:
+        yield
+    finally:
+        for layer, chunk in zip(layers, before):
+            layer.frame_chunk = chunk
 
 
 class FeedForward(PerFrame):

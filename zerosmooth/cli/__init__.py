@@ -1,0 +1,1 @@
+"""What the commands share: their arguments, their errors, and what `--check` says. The library does not know it."""

@@ -1,0 +1,201 @@
+"""Command-line arguments of whatever samples. Those of `Settings` and `Running` are made from their fields."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, shipped
+from ..config import Defaults
+from ..families import FAMILIES
+from ..family import load_family
+from ..header import sha256
+from ..images import find_images, read_image
+from ..pipeline import Subject
+from ..samplers import TRAIN_STEPS
+from ..settings import Option, Running, Settings, options, settings_for
+
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+FLAGS = {"frames": "num_frames"}  # where the field's name would not say enough
+OWN = {option.name for option in options(Defaults)} | {"frames", "decode_chunk_size", "preset"}  # a checkpoint's to say
+
+
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    add = parser.add_argument
+    add("--ckpt", default=DEFAULT, help=f"converted checkpoint: a file, or {', '.join(shipped())} (default: {DEFAULT})")
+    add("--family", metavar="FILE", help="Python file or module that defines the checkpoint's family, if not built in")
+
+
+def add_subjects(parser: argparse._ActionsContainer, prompt: bool) -> None:
+    """What videos are made from. prompt: a single one can be given too."""
+    add = parser.add_argument
+    if prompt:
+        add("--prompt", help="what to show (default: the checkpoint's own)")
+    add("--prompt_file", type=Path, help="prompts, one a line; blank lines and # lines are skipped")
+    add("--image", type=Path, help="first frame of image to video: an image file, or a folder of them")
+    add("--seed", type=int, default=0, help="of the noise; the same key frames at every scale (default: 0)")
+    add("--num_videos", type=int, default=1, help="of each subject, with seeds --seed, --seed + 1, .. (default: 1)")
+
+
+def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """A flag for each field of `Settings` and of `Running`."""
+    add = parser.add_argument_group("how it is sampled").add_argument
+    add(
+        "--scale",
+        dest="scales",
+        type=int,
+        choices=(1, 2, 4, 8),
+        default=4,
+        help="frames of the result for one key frame; each doubling is a stage (default: 4)",
+    )
+    for option in options(Settings):
+        if option.name not in (*leave_out, "scales"):
+            _add(add, option)
+    add = parser.add_argument_group("where it runs").add_argument
+    for option in options(Running):
+        _add(add, option)
+
+
+def _add(add: Any, option: Option) -> None:
+    """None where nothing is said, so that what was asked can be told from what is a default."""
+    name, dest = FLAGS.get(option.name, option.name), option.name
+    if option.kind is bool:
+        flag, action = (f"--no_{name}", "store_false") if option.default else (f"--{name}", "store_true")
+        text = f"do not {option.text}" if option.default else option.text
+        add(flag, dest=dest, action=action, default=None, help=text)
+        return
+    default = "the checkpoint's own" if option.name in OWN else "none" if option.default is None else option.default
+    if option.name in ("device", "dtype"):
+        default = "cuda where there is one, else cpu" if option.name == "device" else "float32 on cpu, else float16"
+    text = f"{option.text} (default: {default})".replace("%", "%%")
+    choices = option.choices or None
+    add(
+        f"--{name}",
+        dest=dest,
+        type=option.kind,
+        choices=choices,
+        help=text,
+        metavar=None if choices else METAVARS[option.kind],
+    )
+
+
+def described(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint that is asked for. ValueError if it will not do."""
+    family = None if args.family is None else load_family(args.family, FAMILIES)
+    path = find(args.ckpt)
+    if not path.exists():
+        names = ", ".join(shipped())
+        raise CheckpointError(
+            f"{path} does not exist; give a converted checkpoint, or one that ships with this: {names}"
+        )
+    return describe(path, family)
+
+
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were said, by name."""
+    names = {option.name for option in options(Settings)}
+    said = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    return said | {"scales": (2,) * (args.scales.bit_length() - 1)}
+
+
+def read_settings(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Settings, Running]:
+    """What was asked for, checked; prints what else a user should know of it. ValueError if it does not fit."""
+    device = device_of(args.device)
+    said = {"dtype": "float32" if device.type == "cpu" else "float16", **asked(args)}
+    settings = settings_for(checkpoint.family, checkpoint.config, **said)
+    sampler = checkpoint.config.sampler.sampler(settings.steps, settings.eta)
+    if len(sampler) != settings.steps:
+        instead = f"not {settings.steps}: one at each of evenly spaced timesteps below {TRAIN_STEPS}"
+        print(f"note: {len(sampler)} steps are taken, {instead}")
+    elif sampler.share(0) < 0.95:
+        first = f"timestep {sampler.timestep(0)} of {TRAIN_STEPS}"
+        print(f"note: {len(sampler)} steps begin at {first}, where noise is not yet all; a divisor begins at the end")
+    given = {o.name: getattr(args, o.name) for o in options(Running) if getattr(args, o.name) is not None}
+    return settings, Running(**{**given, "device": str(device)})
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A subject before it is loaded. name: what people call it, the prompt or the image's file name; identity: all that
+    it is, for records."""
+
+    name: str
+    identity: dict[str, Any]
+    prompt: str | None = None
+    image: Path | None = None
+
+    def load(self) -> Subject:
+        return Subject(self.prompt, None if self.image is None else read_image(self.image))
+
+
+def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Shown]:
+    """Each prompt or image once; of a family that takes both, each image with each prompt. ValueError if there is none,
+    or it cannot be used."""
+    takes, config = checkpoint.family.takes, checkpoint.config
+    given = {"prompt": getattr(args, "prompt", None) or args.prompt_file, "image": args.image}
+    for kind in ("prompt", "image"):
+        if given[kind] is not None and kind not in takes:
+            flag = "prompt_file" if kind == "prompt" and args.prompt_file else kind
+            raise ValueError(f"--{flag} does not fit {args.ckpt}, which makes videos from {' and '.join(takes)}s")
+    if getattr(args, "prompt", None) is not None and args.prompt_file is not None:
+        raise ValueError("--prompt and --prompt_file exclude each other; give one")
+    if "image" in takes and args.image is None:
+        raise ValueError(f"{args.ckpt} makes videos from images: add --image with a file or a folder")
+    prompts: list[str | None] = [None]
+    if "prompt" in takes:
+        own = [config.defaults.prompt if getattr(args, "prompt", None) is None else args.prompt]
+        prompts = list(dict.fromkeys(read_prompts(args.prompt_file) if args.prompt_file else own))
+    images = [None] if "image" not in takes else find_images(args.image)
+    shown = []
+    for image in images:
+        facts = {}
+        if image is not None:
+            read_image(image)  # and let go: there may be thousands
+            facts = {"image": image.name, "image_sha256": sha256(image)}
+        for prompt in prompts:
+            name = " ".join(part for part in (image and image.name, prompt) if part)
+            shown.append(Shown(name, facts if prompt is None else {"prompt": prompt, **facts}, prompt, image))
+    return shown
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file, one a line; blank lines and # lines are skipped. ValueError if it has none."""
+    if not path.is_file():
+        raise ValueError(f"the prompt file {path} does not exist")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt file {path} is not UTF-8 text ({error})") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ValueError(f"the prompt file {path} has no prompts")
+    return prompts
+
+
+def seeds_of(args: argparse.Namespace) -> Sequence[int]:
+    """ValueError if there are none."""
+    if args.num_videos < 1:
+        raise ValueError("--num_videos must be at least 1")
+    return range(args.seed, args.seed + args.num_videos)
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device asked for, or a GPU where there is one. ValueError if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is no device; use cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is neither cpu nor cuda, on which alone this is tested; use one of them")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device

@@ -1,0 +1,44 @@
+"""What `--check` says: what a checkpoint is, and what a video with these settings would need."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..estimate import FLOP_SHARE, matrix_rate, needs
+from ..settings import Running, Settings
+
+
+def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:
+    """Line by line, as it is known."""
+    family, cascade = checkpoint.family, settings.cascade
+    yield f"{checkpoint.path}: a whole {family.name} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
+    yield f"  {len(checkpoint.shapes)} tensors, {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
+    yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
+    frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
+    size = f"{settings.height}x{settings.width}"
+    yield f"  {frames} frames of {size}, {settings.steps} steps, on {running.device} as {settings.dtype}:"
+    need = needs(family, checkpoint.config, settings, running)
+    where = "and in CPU memory" if running.offload else "of which"
+    yield (
+        f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, {where} up to "
+        f"{need.bus / 1e9:.2f} GB of hidden states that wait; then, to decode, up to {need.decoding / 1e9:.2f} GB "
+        "(counted; a process takes up to twice as much)"
+    )
+    rate = matrix_rate(torch.device(running.device), getattr(torch, settings.dtype))
+    yield (
+        f"  time: {need.flops / 1e12:,.2f} TFLOP a step, about {need.flops / rate / FLOP_SHARE:,.2g} s at "
+        f"{FLOP_SHARE:.0%} of this machine's {rate / 1e12:.2f} TFLOP/s (an estimate)"
+    )
+
+
+def check_space(folder: Path, settings: Settings) -> None:
+    """ValueError if a disk could not hold one result even if nothing compressed."""
+    frames = sum(settings.cascade.frames_of(stage) for stage in range(settings.cascade.stages))
+    worst, free = frames * settings.height * settings.width * 3 + 50_000_000, shutil.disk_usage(folder).free
+    if free < worst:
+        raise ValueError(f"{folder} has {free / 1e6:.0f} MB free; one result may need {worst / 1e6:.0f} MB")

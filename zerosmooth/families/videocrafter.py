@@ -1,0 +1,44 @@
+"""VideoCrafter2 and VideoCrafter1: a prompt, and in VideoCrafter2 the frames a second, to video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Defaults, ModelConfig, Sampling
+from ..family import Family
+from ..models import videocrafter as models
+from ..models.autoencoder import AutoencoderConfig
+from ..models.clip import TextConfig
+from ..samplers import DDIMConfig
+
+if TYPE_CHECKING:
+    from weights_convert.conversion import Conversion
+
+
+class VideoCrafter(Family):
+    def __init__(self, name: str, unet: models.UNetConfig, sampler: DDIMConfig) -> None:
+        self.name = name
+        self.config = ModelConfig(name, unet, AutoencoderConfig(), TextConfig(), sampler, Defaults())
+
+    @property
+    def conversion(self) -> Conversion:
+        from weights_convert.videocrafter import CONVERSION
+
+        return CONVERSION
+
+    def unet(self, config: models.UNetConfig) -> nn.Module:
+        return models.UNet(config)
+
+    def told_rate(self, config: ModelConfig) -> bool:
+        assert isinstance(config.unet, models.UNetConfig)
+        return config.unet.fps_condition
+
+    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
+        return torch.tensor(fps) if self.told_rate(config) else None
+
+
+VC2 = VideoCrafter("vc2", models.VC2, DDIMConfig(data_scale=0.7, more_steps=True))
+VC1 = VideoCrafter("vc1", models.VC1, DDIMConfig(more_steps=True))

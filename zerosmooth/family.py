@@ -1,0 +1,132 @@
+"""A family of checkpoints is one object: all that the package needs to know of it.
+
+`sample.py`, `weights_convert`, `evaluation` and `--check` ask it and nothing else. The built-in ones are in
+`families/`; one of your own is a file that defines `FAMILY`, named with `--family FILE` (see docs/new_backbone.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig, Sampling
+from .guidance import Branch
+from .models.autoencoder import Autoencoder
+from .models.clip import TextTower
+
+if TYPE_CHECKING:
+    from weights_convert.conversion import Conversion
+
+
+class Networks(nn.Module):
+    """The networks of a checkpoint; their parameters carry the names they have in its file."""
+
+    unet: Any  # the family's
+    encoder: Any
+
+    def __init__(self, family: Family, config: ModelConfig) -> None:
+        super().__init__()
+        self.unet = family.unet(config.unet)
+        self.vae = Autoencoder(config.vae)
+        self.encoder = family.encoder(config.encoder)
+
+    def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """The precision of every tensor where the networks run in `dtype`: a float32 autoencoder stays so."""
+        vae = torch.float32 if self.vae.config.float32 else dtype
+        return {name: vae if name.startswith("vae.") else dtype for name in self.state_dict()}
+
+    def cast(self, dtype: torch.dtype) -> Networks:
+        """In place, to the precisions of `dtypes`."""
+        self.to(dtype)
+        self.vae.to(torch.float32 if self.vae.config.float32 else dtype)
+        return self
+
+
+class Family:
+    """What a family that makes videos from prompts needs to say; one that takes images overrides more.
+
+    name: as checkpoints and commands call it. config: of the published checkpoint; a small one has the same classes in
+    another size. takes: what a video is made from: "prompt", "image", or both. idle: names of `Settings` that do
+    nothing here, and are refused. conversion: how published files become ours.
+    """
+
+    name: str
+    config: ModelConfig
+    takes: tuple[str, ...] = ("prompt",)
+    idle: tuple[str, ...] = ("motion_bucket_id", "noise_aug_strength", "resize")
+
+    @property
+    def conversion(self) -> Conversion:
+        """How published files become ours; loaded when something is converted."""
+        raise NotImplementedError
+
+    def unet(self, config: Any) -> nn.Module:
+        """The network of a `config.unet`, as `models.unet.Skeleton` is: forward(x, timestep, context, condition, stage)
+        and project_context(context)."""
+        raise NotImplementedError
+
+    def encoder(self, config: Any) -> nn.Module:
+        """What encodes prompts or images, of a `config.encoder`."""
+        return TextTower(config)
+
+    def branches(
+        self,
+        networks: Networks,
+        prompts: Sequence[str],
+        pixels: Tensor | None,
+        noise: Tensor | None,
+        settings: Sampling,
+    ) -> list[Branch]:
+        """What the network is told of n videos in each branch of guidance: the conditional one, the unconditional one.
+
+        prompts: n, empty where none is taken; pixels: n 3 h w in [-1, 1], float32, where an image is; noise: as pixels,
+        standard normal.
+        """
+        told = (list(prompts), [settings.negative_prompt] * len(prompts))
+        return [Branch(networks.encoder.encode(texts)) for texts in told]
+
+    def lost_tokens(self, networks: Networks, prompt: str) -> int:
+        """How many of a prompt's tokens do not fit into the encoder."""
+        return networks.encoder.tokenizer.overflow(prompt)
+
+    def told_rate(self, config: ModelConfig) -> bool:
+        """Whether the network is told the frames a second of a stage."""
+        return False
+
+    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
+        """The numbers that the network is told of a stage of `fps` frames a second, of any shape; None if it takes
+        none."""
+        return None
+
+
+def load_family(name: str, built_in: dict[str, Family]) -> Family:
+    """A family that is built in, or the `FAMILY` of a file or an importable module that the user names.
+
+    ValueError if there is none. The file's code runs: name only what you trust.
+    """
+    if name in built_in:
+        return built_in[name]
+    path = Path(name)
+    if path.suffix == ".py" or path.exists():
+        if not path.is_file():
+            raise ValueError(f"--family {name}: there is no such file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            known = ", ".join(built_in)
+            raise ValueError(f"--family {name} is neither a file, a module, nor one of {known} ({error})") from error
+    family = getattr(module, "FAMILY", None)
+    if not isinstance(family, Family):
+        raise ValueError(f"--family {name} defines no FAMILY, an object of a class derived from zerosmooth.Family")
+    return family
