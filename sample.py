@@ -31,7 +31,7 @@ from zerosmooth.settings import Settings
 from zerosmooth.video import check_writer
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("what to show")
     arguments.add_checkpoint(group)
@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     add("--gif", action="store_true", help="write GIF instead of mp4")
     add("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
     arguments.add_settings(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def make_videos(args: argparse.Namespace) -> int:
@@ -126,7 +126,11 @@ def play_rates(args: argparse.Namespace, settings: Settings) -> list[float]:
     return rates
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
     stopped = "finished videos are whole, and the same command goes on from them"
-    args = parse()
-    sys.exit(run_command("sample.py", lambda: make_videos(args), stopped))
+    return run_command("sample.py", lambda: make_videos(args), stopped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

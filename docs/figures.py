@@ -10,7 +10,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 import zerosmooth
 from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, fusion_matrix, windows
-from zerosmooth.bus import Correction, HiddenStateBus, Stage
+from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import METHODS, Cascade, by_stage, nested_noise
 from zerosmooth.checkpoint import shipped
 from zerosmooth.models.layers import ResBlock
 from zerosmooth.operators import A1, A2, S, back_project
 from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth.settings import change
 from zerosmooth.video import busiest_line, line_over_time
 
 matplotlib.use("agg")
@@ -69,18 +70,20 @@ class RecordingStage(Stage):
         return super().blend(o, o_hat)
 
 
-def make(pipeline: Pipeline, cascade: Cascade, steps: int, see: Callable[..., None] | None = None) -> Video:
-    """The page's video by one cascade; see: called with everything that goes over its bus."""
+def make(pipeline: Pipeline, see: Callable[..., None] | None = None, **asked: Any) -> Video:
+    """The page's video with some settings; see: called with everything that goes over its bus."""
+    settings = pipeline.settings(**{"preset": "paper", **asked})
     if see is not None:
+        cascade = settings.cascade
         bus = Recorder(see, cascade.frames, cascade.scales, cascade.overlap, cascade.correction)
-        object.__setattr__(cascade, "bus", lambda: bus)
-    return gate.make(pipeline, scene(pipeline), SEED, cascade, steps=steps)
+        object.__setattr__(cascade, "bus", lambda device: bus)
+    return gate.make(pipeline, scene(pipeline), SEED, settings)
 
 
 def scene(pipeline: Pipeline) -> Scene:
     """One of PROMPT, as a checkpoint can be asked for it."""
     rng = random.Random(SEED)
-    drawn = (random_scene(rng, tail=pipeline.config.takes_images) for _ in iter(int, 1))
+    drawn = (random_scene(rng, tail="image" in pipeline.family.takes) for _ in iter(int, 1))
     return next(scene for scene in drawn if scene.prompt() == PROMPT)
 
 
@@ -114,7 +117,7 @@ def back_projection(pipeline: Pipeline, steps: int) -> pyplot.Figure:
         if kind == "states" and "k" in states and view.step == steps // 2:
             kept.setdefault((view.index, module), states["k"])
 
-    make(pipeline, Cascade(pipeline.config.unet.frames, (2,)), steps, see)
+    make(pipeline, see, scales=(2,), steps=steps)
     module = [name for index, name in kept if index == 1][-1]
     key, own = kept[0, module][0], kept[1, module][0]  # f l d
     token, channel = divmod(own.std(0).argmax().item(), own.shape[2])
@@ -198,7 +201,7 @@ def strength(pipeline: Pipeline) -> pyplot.Figure:
     """w_t over the steps, of DDIM and of Euler."""
     figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
     for name, family, steps in (("DDIM, 50 steps", "vc2", 50), ("Euler, 25 steps", "svd", 25)):
-        sampler = zerosmooth.FAMILIES[family].sampler.sampler(steps, 0.0)
+        sampler = zerosmooth.FAMILIES[family].config.sampler.sampler(steps, 0.0)
         w = [Cascade().weight(sampler.share(i)) for i in range(len(sampler))]
         axis.plot([i / len(w) for i in range(len(w))], w, ".-", label=name)
     axis.set(xlabel="share of the steps done", ylabel="$w_t = 0.8 \\cdot t / T$", ylim=(0, 1))
@@ -214,7 +217,7 @@ def modules(pipeline: Pipeline, steps: int) -> pyplot.Figure:
         if kind == "output":
             moved[module].append(((o_hat - o).norm() / o.norm()).item())
 
-    make(pipeline, Cascade(pipeline.config.unet.frames, (2,), strength_schedule="constant"), steps, see)
+    make(pipeline, see, scales=(2,), strength_schedule="constant", steps=steps)
     names = list(moved)  # in the order in which they run
     figure, axis = pyplot.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
     image = axis.imshow(torch.tensor([moved[name] for name in names]), aspect="auto", cmap="viridis", vmin=0)
@@ -274,23 +277,22 @@ def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
     changes: dict[str, dict[str, Any]] = {
         "windows alone": {"method": "windowed"},
         "on latents (DDNM)": {"method": "ddnm"},
-        "on spatial states": {"correction": Correction(temporal=False)},
-        "on temporal states": {"correction": Correction(spatial=False)},
+        "on spatial states": {"temporal": False},
+        "on temporal states": {"spatial": False},
         "on both": {},
     }
     base = Cascade(tiny_dit.FRAMES)
-    made = {name: smooth(replace(base, **change)) for name, change in changes.items()}
+    made = {name: smooth(change(base, **changed)) for name, changed in changes.items()}
     rows = {"the example": {"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()}}
     for model, pipeline in pipelines.items():
-        base = Cascade(pipeline.config.unet.frames)
         row = {}
         own = dict(changes)
-        if pipeline.config.temporal_convolutions:
-            own["and on convolutions"] = {"correction": Correction(convolutions=1.0)}
-        for name, change in own.items():
-            frames = make(pipeline, replace(base, **change), steps or pipeline.config.defaults.steps).frames
+        if getattr(pipeline.config.unet, "temporal_conv", False):
+            own["and on convolutions"] = {"convolutions": 1.0}
+        for name, changed in own.items():
+            frames = make(pipeline, steps=steps or pipeline.config.defaults.steps, **changed).frames
             row["key frames"] = frames[0]
-            off = smoothness(read(frames[-1]), base.rate(2), frames[-1].shape[1])["off path"]
+            off = smoothness(read(frames[-1]), 4, frames[-1].shape[1])["off path"]
             row[f"{name}\n{off:.1f} px off"] = frames[-1]
         rows[model] = row
     return slices(rows)
@@ -341,10 +343,9 @@ def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[tuple[float,
     handles = [unet.register_forward_pre_hook(latents, with_kwargs=True)]
     handles += [m.register_forward_hook(res) for m in unet.modules() if isinstance(m, ResBlock)]
     handles += [m.register_forward_pre_hook(attention) for m in unet.modules() if type(m) in kinds]
-    two: dict[str, Any] = {"prompts": [PROMPT] * 2}
-    if pipeline.config.takes_images:
-        two = {"images": [first_frame(scene(pipeline), pipeline.config.defaults.height)] * 2}
-    pipeline.sample(**two, seeds=[SEED, SEED + 1], cascade=Cascade(frames, ()), steps=steps)
+    image = "image" in pipeline.family.takes
+    two = [first_frame(scene(pipeline), pipeline.config.defaults.height) if image else PROMPT] * 2
+    pipeline.sample(two, seeds=[SEED, SEED + 1], scales=(), steps=steps)
     for handle in handles:
         handle.remove()
     return {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zerosmooth.metrics import blend_psnr, psnr, ssim
+from evaluation.metrics import blend_psnr, psnr, ssim
 from zerosmooth.video import find_videos, read_video
 
 from .detectors import Detector

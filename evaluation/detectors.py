@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smallworld import classifier
-from zerosmooth.checkpoint import sha256
-from zerosmooth.results import out_of_memory
+from zerosmooth.cli.command import out_of_memory
+from zerosmooth.header import sha256
 
 CLIP = 16  # frames
 
@@ -25,7 +24,7 @@ CLIP = 16  # frames
 class Detector:
     """clip -> d numbers. clip: float 1 3 f h w, 0 to 255. protocol: all that a number depends on beside the videos."""
 
-    run: Callable[[Tensor], Tensor]
+    answer: Callable[[Tensor], Tensor]
     protocol: str
     device: torch.device
 
@@ -35,7 +34,7 @@ class Detector:
         take such a clip."""
         clip = middle(frames).to(self.device).permute(3, 0, 1, 2)[None].float()
         try:
-            return self.run(clip)[0].float().cpu()
+            return self.answer(clip)[0].float().cpu()
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
@@ -62,12 +61,12 @@ def torchscript(path: Path, device: torch.device, probabilities: bool) -> Detect
     known = {argument.name for argument in network.forward.schema.arguments}
     asked = {name: True for name in ("rescale", "resize", "return_features") if name in known}
 
-    def run(clip: Tensor) -> Tensor:
+    def answer_to(clip: Tensor) -> Tensor:
         return network(clip, **asked)
 
     try:
         with torch.inference_mode():
-            answer = run(torch.zeros(1, 3, CLIP, 64, 64, device=device))
+            answer = answer_to(torch.zeros(1, 3, CLIP, 64, 64, device=device))
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         raise ValueError(f"the detector {path} does not take clips of 1 3 {CLIP} h w ({last})") from error
@@ -79,21 +78,10 @@ def torchscript(path: Path, device: torch.device, probabilities: bool) -> Detect
             f"the detector {path} answers with numbers that do not sum to 1; class probabilities are needed"
         )
     how = " ".join(f"{name}=True" for name in asked) or "frames as they are"
-    return Detector(run, _protocol(path, f"0 to 255, {how}"), device)
+    return Detector(answer_to, protocol(path, f"0 to 255, {how}"), device)
 
 
-def _protocol(path: Path, how: str) -> str:
+def protocol(path: Path, how: str) -> str:
+    """What a detector's numbers depend on. how: it takes clips, and what it answers."""
     frames = f"one clip a video, its middle {CLIP} frames (or all of fewer) at the video's own rate"
     return f"{path.name} (sha256 {sha256(path)[:16]}), {how}; {frames}; covariance over n - 1, no splits"
-
-
-def small_world(device: torch.device, probabilities: bool) -> Detector:
-    """The small world's own classifier."""
-    network = classifier.load(device)
-
-    def run(clip: Tensor) -> Tensor:
-        h = network.features(clip.movedim(1, -1) / 255)
-        return network.probabilities(h) if probabilities else h
-
-    answer = "72 classes" if probabilities else f"{classifier.FEATURES} features"
-    return Detector(run, _protocol(classifier.FILE, f"{answer}, 0 to 1"), device)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from zerosmooth.video import INK, PAPER, busiest_line, line_over_time
 
 from .jobs import TRUTH, Plan
-from .rows import cascade_of
 from .tables import Key, Results
 
 SHOWN = 10  # consecutive frames of the last stage
@@ -33,7 +32,7 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
     for i, ((subject, seed, _), rows) in enumerate(videos.items()):
         paths.append(folder / f"side-by-side-{i}.png")
         iio.imwrite(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
-    weights = {r: [cascade_of(r, plan.base).weight(s) for s in shares] for r in results.rows if r != TRUTH}
+    weights = {r: [plan.settings(r).cascade.weight(s) for s in shares] for r in results.rows if r in plan.rows}
     weights = {row: w for row, w in weights.items() if any(w)}
     if len(set(map(tuple, weights.values()))) > 1:
         try:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from zerosmooth.bus import Correction
 from zerosmooth.cascade import METHODS, Cascade
+from zerosmooth.checkpoint import Checkpoint
+from zerosmooth.settings import PRESETS, Settings, options, settings_for
 
-# each row of Table 3 adds to the one above; the last one is the method
-ABLATION = {
-    "+ spatial": Correction(temporal=False, kv_operator="S"),
-    "+ temporal": Correction(kv_operator="S"),
-    "+ A1/A2": Correction(),
+# each row of Table 3 adds to the one above and corrects at full strength in every step; the last one is the method
+FULL = {"strength": 1.0, "strength_schedule": "constant"}
+ABLATION: dict[str, dict[str, Any]] = {
+    "+ spatial": {"temporal": False, "kv_operator": "S", **FULL},
+    "+ temporal": {"kv_operator": "S", **FULL},
+    "+ A1/A2": FULL,
 }
 TABLES = {
     "1": ("direct", "windowed", "freenoise", "ddnm", "zerosmooth"),
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
-ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth"]
+ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper")]
+CHANGES = {option.name: option for option in options(Cascade) if option.name not in ("frames", "scales", "method")}
 
 # FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 and 3; "windowed" and "freenoise" are not in the paper)
 PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
@@ -44,59 +45,24 @@ PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
 }
 
 
-def cascade_of(row: str, base: Cascade) -> Cascade:
-    """A row's cascade. base: frames, scales and whatever is the same for all rows. ValueError if there is no such row.
+def settings_of_row(row: str, checkpoint: Checkpoint, asked: dict[str, Any]) -> Settings:
+    """A row's settings. asked: those that are the same for all rows, by name. ValueError if there is no such row.
 
-    Rows of the ablation correct with full strength at every step until strength control is added (Table 3). Behind a
-    colon stand settings of `Cascade` and `Correction` that differ: "zerosmooth:a1_probability=0.5,overlap=12".
+    "zerosmooth" is the paper's method; other presets are rows by their names. Behind a colon stand settings of
+    `Cascade` and `Correction` that differ: "zerosmooth:a1_probability=0.5,overlap=12".
     """
     name, _, changes = row.partition(":")
     if name in ABLATION:
-        cascade = replace(base, correction=ABLATION[name], strength=1.0, strength_schedule="constant")
+        own: dict[str, Any] = {"preset": "paper", **ABLATION[name]}
     elif name in METHODS:
-        cascade = replace(base, method=name)
+        own = {"method": name, "preset": "paper"}
+    elif name in PRESETS:
+        own = {"preset": name}
     else:
         raise ValueError(f"no row {name!r}; use {', '.join(ORDER)}")
     for change in filter(None, changes.split(",")):
         key, _, text = change.partition("=")
         if key not in CHANGES:
             raise ValueError(f"row {row!r} changes {key!r}; use one of {', '.join(CHANGES)}")
-        value = CHANGES[key](key, text)
-        if hasattr(cascade.correction, key):
-            cascade = replace(cascade, correction=replace(cascade.correction, **{key: value}))
-        else:
-            cascade = replace(cascade, **{key: value})
-    return cascade
-
-
-def _number(kind: type) -> Callable[[str, str], object]:
-    def read(key: str, text: str) -> object:
-        try:
-            return kind(text)
-        except ValueError as error:
-            raise ValueError(f"{key}={text}: {kind.__name__} is needed") from error
-
-    return read
-
-
-def _switch(key: str, text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(f"{key}={text}: true or false is needed")
-    return text == "true"
-
-
-def _word(key: str, text: str) -> str:
-    return text  # Cascade and Correction refuse what they do not know
-
-
-CHANGES: dict[str, Callable[[str, str], Any]] = {
-    "spatial": _switch,
-    "temporal": _switch,
-    "kv_operator": _word,
-    "a1_probability": _number(float),
-    "convolutions": _number(float),
-    "strength": _number(float),
-    "strength_schedule": _word,
-    "overlap": _number(int),
-    "color_correction": _switch,
-}
+        own[key] = CHANGES[key].read(text)
+    return settings_for(checkpoint.family, checkpoint.config, **{**asked, **own})

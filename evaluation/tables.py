@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zerosmooth.metrics import frechet_distance, gaussian, inception_score
+from evaluation.metrics import frechet_distance, gaussian, inception_score
 
 from .rows import ORDER, PAPER
 

@@ -14,7 +14,7 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from tqdm import tqdm
 import zerosmooth
 from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import shipped
-from zerosmooth.config import ModelConfig
-from zerosmooth.pipeline import Pipeline, Video, default_chunk, told_fps
+from zerosmooth.family import Family
+from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth.settings import Settings
 
 from .draw import MOTION, Scene, first_frame, frame_times, random_scene, render
 from .read import Reading, read
@@ -33,28 +34,26 @@ LIMITS = {"color right": 0.98, "shape right": 0.90, "direction right": 0.90, "sp
 IMAGE_LIMITS = LIMITS | {"shape right": 0.95}  # where the first frame is given
 
 
-def scenes_of(config: ModelConfig, seed: int, n: int) -> list[Scene]:
+def scenes_of(family: Family, seed: int, n: int) -> list[Scene]:
     """Scenes that a checkpoint can be asked for."""
     rng = random.Random(f"gate/{seed}")
-    return [random_scene(rng, tail=config.takes_images) for _ in range(n)]
+    return [random_scene(rng, tail="image" in family.takes) for _ in range(n)]
 
 
-def paced(config: ModelConfig, cascade: Cascade) -> bool:
+def paced(pipeline: Pipeline, cascade: Cascade) -> bool:
     """Whether a scene is asked for with its speed.
 
     A network that is not told the frame rate knows a speed by how far a shape goes from frame to frame, which is less
     where frames are denser: of a longer video it is not asked for one."""
-    return config.takes_images or told_fps(config) or not cascade.scales
+    return pipeline.family.told_rate(pipeline.config) or not cascade.scales
 
 
-def make(pipeline: Pipeline, scene: Scene, seed: int, cascade: Cascade, **settings: Any) -> Video:
-    """The scene's video, from its prompt, or from its first frame and its speed. settings: of `Pipeline.sample`."""
-    if not pipeline.config.takes_images:
-        prompt = scene.prompt(speed=paced(pipeline.config, cascade))
-        return pipeline.sample(prompt, seeds=seed, cascade=cascade, **settings)[0]
-    image = first_frame(scene, pipeline.config.defaults.height)
-    settings |= {"motion_bucket_id": MOTION[scene.speed]}
-    return pipeline.sample(images=[image], seeds=seed, cascade=cascade, **settings)[0]
+def make(pipeline: Pipeline, scene: Scene, seed: int, settings: Settings) -> Video:
+    """The scene's video, from its prompt, or from its first frame and its speed."""
+    if "image" not in pipeline.family.takes:
+        return pipeline.sample(scene.prompt(speed=paced(pipeline, settings.cascade)), settings, seeds=seed)[0]
+    settings = replace(settings, motion_bucket_id=MOTION[scene.speed])
+    return pipeline.sample(first_frame(scene, settings.height), settings, seeds=seed)[0]
 
 
 def measures(readings: Sequence[Reading], scenes: Sequence[Scene], fps: float) -> dict[str, float]:
@@ -76,7 +75,7 @@ def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float, chunk
     video = render([scene], frame_times(frames, fps)[None], pipeline.config.defaults.height)[0]
     vae = pipeline.networks.vae
     latents = vae.encode((video * 2 - 1).to(pipeline.device, vae.dtype))
-    return pipeline.decode(latents, chunk or default_chunk(pipeline.config))
+    return pipeline.decode(latents, chunk or pipeline.config.vae.decode_chunk_size)
 
 
 @torch.inference_mode()
@@ -95,15 +94,16 @@ def main() -> int:
 def gate(name: str, seed: int, n: int, device: str, fps: int | None = None) -> bool:
     """Print a checkpoint's lines. Returns whether it passes."""
     pipeline = zerosmooth.load(name, device)
-    scenes = scenes_of(pipeline.config, seed, n)
-    frames, fps = pipeline.config.unet.frames, fps or pipeline.config.defaults.fps
+    scenes = scenes_of(pipeline.family, seed, n)
+    settings = pipeline.settings(scales=(), **({} if fps is None else {"fps": fps}))
+    frames, fps = settings.cascade.frames, settings.fps
     ours, truth = [], []
     for i, scene in enumerate(tqdm(scenes, desc=str(name), leave=False)):
-        video = make(pipeline, scene, seed + i, Cascade(frames, ()), fps=fps)
+        video = make(pipeline, scene, seed + i, settings)
         ours.append(read(video.frames[0]))
         truth.append(read(true_frames(pipeline, scene, frames, fps)))
     got, best = measures(ours, scenes, fps), measures(truth, scenes, fps)
-    limits = IMAGE_LIMITS if pipeline.config.takes_images else LIMITS
+    limits = IMAGE_LIMITS if "image" in pipeline.family.takes else LIMITS
     missed = False
     for measure, value in got.items():
         limit = limits.get(measure)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from zerosmooth.metrics import between, psnr
+from evaluation.metrics import between, psnr
 
 from .draw import Scene, coverage, tail_color, tails
 from .read import Reading

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zerosmooth.config import FAMILIES, Defaults, ModelConfig
+from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.families import FAMILIES
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
 from zerosmooth.models.lavie import LaVieConfig
@@ -77,7 +78,7 @@ RECIPES = {
             encoder=ImageConfig(image_size=56, patch_size=7, width=64, heads=4, layers=2, out=64),
             sampler=EulerConfig(),
             defaults=replace(
-                FAMILIES["svd"].defaults, height=64, width=64, guidance_scale=2.0, first_guidance_scale=1.0
+                FAMILIES["svd"].config.defaults, height=64, width=64, guidance_scale=2.0, first_guidance_scale=1.0
             ),
         ),
         tail=True,

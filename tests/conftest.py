@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from zerosmooth.checkpoint import save
-from zerosmooth.config import FAMILIES, Defaults, ModelConfig
+from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
 from zerosmooth.models.lavie import LaVieConfig, LaVieUNet
 from zerosmooth.models.svd import SVDConfig, SVDUNet
 from zerosmooth.models.unet import Skeleton
 from zerosmooth.models.videocrafter import UNet, UNetConfig
-from zerosmooth.pipeline import Networks, Pipeline
+from zerosmooth.pipeline import Pipeline
 
 FRAMES = 8
 SIZE = dict(channels=16, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=12, groups=4)
@@ -34,26 +36,26 @@ TINY_CONFIG = ModelConfig(
     unet=TINY,
     vae=AutoencoderConfig(channels=8, channel_mult=(1, 2), res_blocks=1, groups=4),
     encoder=TextConfig(vocab_size=514 + 40, context_length=16, width=12, heads=2, layers=1),
-    sampler=FAMILIES["vc2"].sampler,
+    sampler=FAMILIES["vc2"].config.sampler,
     defaults=Defaults(height=16, width=24, steps=4, guidance_scale=3.0, prompt="a test"),
 )
 TINY_FAMILIES = {
     "vc2": TINY_CONFIG,
-    "vc1": replace(TINY_CONFIG, family="vc1", unet=TINY_VC1, sampler=FAMILIES["vc1"].sampler),
+    "vc1": replace(TINY_CONFIG, family="vc1", unet=TINY_VC1, sampler=FAMILIES["vc1"].config.sampler),
     "lavie": replace(
         TINY_CONFIG,
         family="lavie",
         unet=TINY_LAVIE,
         encoder=replace(TINY_CONFIG.encoder, pad_token=553, activation="quick_gelu"),
-        sampler=FAMILIES["lavie"].sampler,
+        sampler=FAMILIES["lavie"].config.sampler,
     ),
     "svd": ModelConfig(
         family="svd",
         unet=TINY_SVD,
         vae=replace(TINY_CONFIG.vae, temporal=True, float32=True),
         encoder=ImageConfig(image_size=28, patch_size=14, width=16, heads=2, layers=1, out=12),
-        sampler=FAMILIES["svd"].sampler,
-        defaults=replace(FAMILIES["svd"].defaults, height=16, width=24, steps=4),
+        sampler=FAMILIES["svd"].config.sampler,
+        defaults=replace(FAMILIES["svd"].config.defaults, height=16, width=24, steps=4),
     ),
 }
 
@@ -84,32 +86,39 @@ def randomise(network: torch.nn.Module) -> torch.nn.Module:
 def any_pipeline(request) -> Pipeline:
     """Each family's pipeline, tiny, with random weights."""
     torch.manual_seed(0)
-    config = TINY_FAMILIES[request.param]
-    return Pipeline(config, randomise(Networks(config)))
+    pipeline = tiny_pipeline(request.param)
+    randomise(pipeline.networks)
+    return pipeline
+
+
+def tiny_pipeline(name: str) -> Pipeline:
+    """With random weights, zeros where a fresh network has zeros."""
+    family, config = FAMILIES[name], TINY_FAMILIES[name]
+    return Pipeline(family, config, Networks(family, config))
 
 
 def subject(pipeline: Pipeline, count: int = 1) -> dict:
     """What a pipeline makes `count` videos from: the argument of its `sample`."""
-    if not pipeline.config.takes_images:
-        return {"prompts": ["a test", "another"][:count]}
+    if "image" not in pipeline.family.takes:
+        return {"subjects": ["a test", "another"][:count]}
     generator = torch.Generator().manual_seed(3)
-    return {"images": [torch.randint(256, (20, 40, 3), generator=generator).byte() for _ in range(count)]}
+    return {"subjects": [torch.randint(256, (20, 40, 3), generator=generator).byte() for _ in range(count)]}
 
 
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
     torch.manual_seed(0)
-    return Pipeline(TINY_CONFIG, Networks(TINY_CONFIG))
+    return tiny_pipeline("vc2")
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Tiny checkpoints with random weights, by family."""
     folder = tmp_path_factory.mktemp("tiny")
-    for family, config in TINY_FAMILIES.items():
+    for name, config in TINY_FAMILIES.items():
         torch.manual_seed(0)
-        tensors = Networks(config).state_dict().items()
-        save(folder / f"{family}.safetensors", config, tensors, torch.float32, "a test", "0" * 64)
+        tensors = tiny_pipeline(name).networks.state_dict().items()
+        save(folder / f"{name}.safetensors", FAMILIES[name], config, tensors, torch.float32, "a test", "0" * 64)
     return folder
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zerosmooth.config import FAMILIES
+from zerosmooth.families import FAMILIES
 
 from .parity import weight
 
@@ -55,7 +55,7 @@ def buffers(family: str) -> dict[str, Tensor]:
     """The schedule's buffers that say something of VideoCrafter; the others follow from them."""
     if family not in ("vc1", "vc2"):
         return {}
-    sampler = FAMILIES[family].sampler
+    sampler = FAMILIES[family].config.sampler
     values = {"alphas_cumprod": sampler.alphas_cumprod()}
     if family == "vc2":
         values["scale_arr"] = np.append(sampler.data_scales(), np.full(400, sampler.data_scale))

@@ -23,18 +23,20 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
-from weights_convert.__main__ import TABLES
 from weights_convert.engine import convert
 from zerosmooth.bus import Correction, HiddenStateBus, Stage
 from zerosmooth.cascade import Cascade, Sampler, sample_cascade
-from zerosmooth.config import FAMILIES, ModelConfig
+from zerosmooth.config import ModelConfig, Sampling
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
+from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
 from zerosmooth.models.lavie import LaVieConfig
 from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.videocrafter import UNetConfig
-from zerosmooth.pipeline import Branch, Guidance, Networks, Pipeline, condition
+from zerosmooth.pipeline import Pipeline
 from zerosmooth.samplers import DDIM, Euler
 
 BOUND, RUN_BOUND = 1e-4, 1e-3  # of one evaluation; of whole sampling runs, where rounding adds up over the steps
@@ -198,14 +200,14 @@ def parts_of(reference: Reference) -> dict[str, dict]:
 
 def sizes(reference: Reference) -> ModelConfig:
     """The family's config in the reference's size."""
-    family, c = reference.family, FAMILIES[reference.family]
+    family, c = FAMILIES[reference.family], FAMILIES[reference.family].config
     for part, theirs in parts_of(reference).items():
         if part == "unet":
-            c = replace(c, unet=UNETS[family](theirs))
+            c = replace(c, unet=UNETS[family.name](theirs))
         elif part == "vae":
             ours = vae_config(theirs)
             c = replace(c, vae=replace(ours, temporal=c.vae.temporal, float32=c.vae.float32))
-        elif c.takes_images:
+        elif "image" in family.takes:
             out = theirs.get("projection_dim") or int(reference.metadata["embed_dim"])
             c = replace(c, encoder=image_config(theirs, out))
         else:
@@ -217,7 +219,7 @@ def build(reference: Reference) -> tuple[Networks, ModelConfig]:
     """Our networks with the reference's weights; parts that the reference does not have stay empty."""
     parts, config = parts_of(reference), sizes(reference)
     with torch.device("meta"):
-        networks = Networks(config)
+        networks = Networks(FAMILIES[reference.family], config)
     shapes = {name: tuple(shape) for name, shape in reference.json("keys").items()}
     origin = {name: name for name in shapes}  # the name that fixes a tensor's weights
     if reference.metadata["key_layout"] in ("diffusers", "huggingface", "lavie") and len(parts) == 1:
@@ -228,7 +230,7 @@ def build(reference: Reference) -> tuple[Networks, ModelConfig]:
         networks.vae.decoder.middle.attn = networks.vae.decoder.middle.res2 = torch.nn.Identity()
         origin = {ours: name for ours, name in origin.items() if "decoder.mid_block.attentions" not in name}
     expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in parts}
-    table = TABLES[reference.family](config, origin)
+    table = FAMILIES[reference.family].conversion.table(config, origin)
     held = {ours: shapes[name] for ours, name in origin.items()}
     state = dict(convert(table, held, lambda ours: weight(origin[ours], held[ours]), expected))
     networks.load_state_dict(state, strict=False, assign=True)
@@ -298,22 +300,25 @@ def check_cascade(reference: Reference) -> float:
     ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99) if f"y{s}" in reference.tensors]
     frames = [y.shape[1] for y in ys]
     cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
-    if config.takes_images:
+    if "image" in FAMILIES[reference.family].takes:
         context, z = reference["context"], reference["image_latent"]
         branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
         scales = reference.number("max_guidance_scale"), reference.number("min_guidance_scale")
-        told = reference.number("motion_bucket_id"), reference.number("noise_aug_strength")
+        told = Sampling(
+            motion_bucket_id=int(reference.number("motion_bucket_id")),
+            noise_aug_strength=reference.number("noise_aug_strength"),
+        )
     else:
         branches = [Branch(reference["context"]), Branch(reference["uncond"])]
-        scales, told = (reference.number("guidance_scale"),), (0, 0)
+        scales, told = (reference.number("guidance_scale"),), config.defaults
     sampler = config.sampler.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
-    guided = Guidance(networks.unet, branches, *scales)
+    guided, family = Guidance(networks.unet, branches, *scales), FAMILIES[reference.family]
 
     def noise(step: int) -> Tensor:
         return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
 
     def told_network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
-        numbers = condition(config, reference.base_fps * cascade.rate(index), *told)
+        numbers = family.condition(config, reference.base_fps * cascade.rate(index), told)
         return guided(x, sampler.timestep(step), numbers, stage)
 
     return max(error(ours, y) for ours, y in zip(sample_cascade(told_network, sampler, cascade, noise), ys))
@@ -321,10 +326,11 @@ def check_cascade(reference: Reference) -> float:
 
 def check_pipeline(reference: Reference) -> float:
     networks, config = build(reference)
-    pipeline = Pipeline(config, networks)
+    pipeline = Pipeline(FAMILIES[reference.family], config, networks)
     latents = frames_first(reference, reference["latents"])
     settings = {
-        "cascade": Cascade(latents.shape[1], ()),
+        "frames": latents.shape[1],
+        "scales": (),
         "height": latents.shape[3] * config.vae.factor,
         "width": latents.shape[4] * config.vae.factor,
         "steps": int(reference.number("steps")),
@@ -332,11 +338,11 @@ def check_pipeline(reference: Reference) -> float:
         "noise": lambda step: latents if step < 0 else frames_first(reference, reference["noise"][step]),
     }
     errors = []
-    if config.takes_images:
+    if "image" in pipeline.family.takes:
         if config.defaults.first_guidance_scale != reference.number("min_guidance_scale"):
             raise ValueError("the reference's first frame has another guidance scale than ours")
         (video,) = pipeline.sample(
-            images=[reference["image"]],
+            reference["image"],
             guidance_scale=reference.number("max_guidance_scale"),
             motion_bucket_id=int(reference.number("motion_bucket_id")),
             noise_aug_strength=reference.number("noise_aug_strength"),
@@ -348,7 +354,7 @@ def check_pipeline(reference: Reference) -> float:
         (video,) = pipeline.sample(
             prompt, eta=reference.number("eta"), guidance_scale=reference.number("guidance_scale"), **settings
         )
-        errors.append(error(pipeline.encode_text([prompt]), reference["y_context"]))
+        errors.append(error(networks.encoder.encode([prompt]), reference["y_context"]))
     frames = rearrange(networks.vae.decode(video.latents[0]), "f c h w -> 1 c f h w")
     errors.append(error(video.latents[0][None], frames_first(reference, reference["y_latents"])))
     errors.append(error(frames, reference["y_frames"]))
@@ -392,7 +398,7 @@ def check_samplers(reference: Reference) -> float:
     def part(family: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{family}."): x for k, x in reference.tensors.items() if k.startswith(f"{family}.")}
 
-    t, config = part("vc2"), FAMILIES["vc2"].sampler
+    t, config = part("vc2"), FAMILIES["vc2"].config.sampler
     fifty, scales = DDIM(config, 50, eta=1.0), torch.from_numpy(config.data_scales())
     if [int(x) for x in t["timesteps50"]] not in (fifty.timesteps, fifty.timesteps[::-1]):
         return float("inf")
@@ -409,7 +415,7 @@ def check_samplers(reference: Reference) -> float:
         sampler = DDIM(config, len(t["noise"]), eta)
         errors.append(error(run_sampler(sampler, t["x"], guided, t["noise"]), t[f"eta{int(eta)}.y"]))
 
-    t, config = part("lavie"), FAMILIES["lavie"].sampler
+    t, config = part("lavie"), FAMILIES["lavie"].config.sampler
     if any(DDIM(config, n).timesteps != t[f"timesteps{n}"].tolist() for n in (10, 50)):
         return float("inf")
     errors.append(error(torch.from_numpy(config.alphas_cumprod()).float(), t["alphas_cumprod"]))
@@ -418,7 +424,7 @@ def check_samplers(reference: Reference) -> float:
         ours = run_sampler(sampler, t["x"], lambda x, step: toy(x, 0.3, step / 1000), t["noise"])
         errors.append(error(ours, t[f"eta{int(eta)}.y"]))
 
-    t, euler = part("svd"), Euler(FAMILIES["svd"].sampler, 25)
+    t, euler = part("svd"), Euler(FAMILIES["svd"].config.sampler, 25)
     errors.append(error(torch.from_numpy(euler.sigmas).float(), t["sigmas25"]))
     errors.append(error(torch.tensor([euler.timestep(i) for i in range(25)]), t["timesteps25"]))
     errors.append((euler.start(torch.ones(())) / t["init_noise_sigma"] - 1).abs().item())

@@ -17,9 +17,10 @@ from zerosmooth.cascade import (
     repeated_noise,
     sample_cascade,
 )
-from zerosmooth.pipeline import Networks, NonFiniteError, Pipeline
+from zerosmooth.pipeline import NonFiniteError, Pipeline
+from zerosmooth.settings import Running
 
-from .conftest import FRAMES, TINY_CONFIG, latents
+from .conftest import FRAMES, latents, tiny_pipeline
 
 SHAPE = (4, 2, 3)
 
@@ -45,18 +46,14 @@ def test_noise_is_standard_normal_and_new_at_every_seed_and_step():
 
 
 def test_one_seed_gives_the_same_base_video_at_every_scale(pipeline):
-    base = [
-        pipeline.sample("x", seeds=3, cascade=Cascade(FRAMES, scales), steps=3)[0].latents[0]
-        for scales in ((), (2,), (2, 2), (3,))
-    ]
+    base = [pipeline.sample("x", seeds=3, scales=scales, steps=3)[0].latents[0] for scales in ((), (2,), (2, 2), (3,))]
     assert all(torch.equal(x, base[0]) for x in base)
 
 
 def test_two_prompts_at_once_equal_two_single_ones(pipeline):
-    cascade = Cascade(FRAMES, (2,))
-    both = pipeline.sample(["a", "b"], seeds=[1, 2], cascade=cascade, steps=3)
+    both = pipeline.sample(["a", "b"], seeds=[1, 2], scales=(2,), steps=3)
     for video in both:
-        (alone,) = pipeline.sample(video.prompt, seeds=video.seed, cascade=cascade, steps=3)
+        (alone,) = pipeline.sample(video.prompt, seeds=video.seed, scales=(2,), steps=3)
         for x, y in zip(video.latents, alone.latents):  # sums run in another order in a batch
             assert_close(x, y, rtol=0, atol=1e-3)
 
@@ -69,7 +66,7 @@ def test_strength_follows_eq_24():
 
 def test_strength_zero_samples_what_windowed_does(pipeline):
     a, b = (
-        pipeline.sample("x", cascade=Cascade(FRAMES, (2,), **setting), steps=2)[0].latents[1]
+        pipeline.sample("x", scales=(2,), **setting, steps=2)[0].latents[1]
         for setting in (dict(strength=0.0), dict(method="windowed"))
     )
     assert torch.equal(a, b)
@@ -109,8 +106,8 @@ def test_stages_that_run_other_modules_are_an_error(ask):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_offloaded_states_change_nothing_on_cuda(pipeline, dtype):
-    on_gpu = Pipeline(TINY_CONFIG, copy.deepcopy(pipeline.networks).to("cuda", dtype))
-    a, b = (on_gpu.sample("x", cascade=Cascade(FRAMES, (2,), bus_device=d), steps=2)[0] for d in (None, "cpu"))
+    on_gpu = Pipeline(pipeline.family, pipeline.config, copy.deepcopy(pipeline.networks).to("cuda", dtype))
+    a, b = (on_gpu.sample("x", scales=(2,), running=Running(offload=o), steps=2)[0] for o in (False, True))
     assert torch.equal(a.latents[1], b.latents[1])
 
 
@@ -125,10 +122,7 @@ def test_color_correction_gives_key_frames_their_statistics():
 
 
 def test_color_correction_is_off_by_default_and_a_setting(pipeline):
-    plain, colored = (
-        pipeline.sample("x", cascade=Cascade(FRAMES, (2,), color_correction=c), steps=2)[0].latents
-        for c in (False, True)
-    )
+    plain, colored = (pipeline.sample("x", scales=(2,), color_correction=c, steps=2)[0].latents for c in (False, True))
     assert torch.equal(plain[0], colored[0]) and not torch.equal(plain[1], colored[1])
 
 
@@ -142,10 +136,10 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
         lambda: Cascade(method="freenoise", color_correction=True),
         lambda: Cascade(correction=Correction(convolutions=1.5)),
         lambda: Cascade(correction=Correction(convolutions=1), strength=0),
-        lambda: pipeline.sample("x", cascade=Cascade(FRAMES + 1)),
-        lambda: pipeline.sample("x", cascade=Cascade(FRAMES), height=18),
-        lambda: pipeline.sample("x", cascade=Cascade(FRAMES), steps=0),
-        lambda: pipeline.sample(["x", "y"], seeds=[1], cascade=Cascade(FRAMES)),
+        lambda: pipeline.sample("x", frames=FRAMES + 1),
+        lambda: pipeline.sample("x", height=18),
+        lambda: pipeline.sample("x", steps=0),
+        lambda: pipeline.sample(["x", "y"], seeds=[1]),
     ):
         with pytest.raises(ValueError):
             make()
@@ -153,19 +147,17 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
 
 def test_numbers_that_are_not_finite_stop_the_run():
     torch.manual_seed(0)
-    networks = Networks(TINY_CONFIG)
-    networks.unet.conv_out.bias[0] = float("inf")
-    broken = Pipeline(TINY_CONFIG, networks)
+    broken = tiny_pipeline("vc2")
+    broken.networks.unet.conv_out.bias[0] = float("inf")
     with pytest.raises(
         NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try --dtype"
     ):
-        broken.sample("x", cascade=Cascade(FRAMES, (2,)), steps=2)
+        broken.sample("x", scales=(2,), steps=2)
 
 
 def test_half_precision_is_near_single(pipeline):
-    cascade = Cascade(FRAMES, (2,))
-    half = Pipeline(TINY_CONFIG, copy.deepcopy(pipeline.networks).to(torch.bfloat16))
-    (a,), (b,) = (p.sample("x", cascade=cascade, steps=2, guidance_scale=1.0) for p in (pipeline, half))
+    half = Pipeline(pipeline.family, pipeline.config, copy.deepcopy(pipeline.networks).to(torch.bfloat16))
+    (a,), (b,) = (p.sample("x", scales=(2,), steps=2, guidance_scale=1.0) for p in (pipeline, half))
     assert (a.latents[1] - b.latents[1]).abs().mean() < 0.05 * a.latents[1].std()  # bfloat16 has 8 bits
 
 
@@ -193,15 +185,15 @@ def test_latent_ddnm_hands_on_the_key_frames_data():
         def step(self, i, x, x0, noise):
             return x0
 
-    def run(step, stage, x, view):
+    def network(step, index, x, stage):
         return x * 0.5 + torch.arange(x.shape[1])[:, None, None, None]
 
     cascade = Cascade(4, (2, 3), method="ddnm")
     assert cascade.weight(1.0) == 0
-    xs = sample_cascade(run, Direct(), cascade, lambda step: latents(24))
+    xs = sample_cascade(network, Direct(), cascade, lambda step: latents(24))
     assert torch.equal(xs[1][:, ::2], xs[0]) and torch.equal(xs[2][:, ::6], xs[0])
     assert not torch.allclose(xs[2][:, ::3], xs[1])  # what stage 1 inserts does not bind stage 2
-    plain = sample_cascade(run, Direct(), Cascade(4, (2, 3), method="windowed"), lambda step: latents(24))
+    plain = sample_cascade(network, Direct(), Cascade(4, (2, 3), method="windowed"), lambda step: latents(24))
     assert torch.equal(plain[0], xs[0]) and not torch.allclose(plain[1][:, ::2], xs[0])
 
 
@@ -220,15 +212,14 @@ def test_repeated_noise_is_the_first_windows_shuffled(window, stride, frames):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_all_stages_from_one_base_video(pipeline, method):
     settings = dict(seeds=3, steps=3, eta=0.0)
-    (base,) = pipeline.sample("x", cascade=Cascade(FRAMES, ()), **settings)
-    (video,) = pipeline.sample("x", cascade=Cascade(FRAMES, (2, 2), method=method), **settings)
+    (base,) = pipeline.sample("x", scales=(), **settings)
+    (video,) = pipeline.sample("x", scales=(2, 2), method=method, **settings)
     assert torch.equal(video.latents[0], base.latents[0])
     assert [len(x) for x in video.frames] == [FRAMES, 2 * FRAMES, 4 * FRAMES]
 
 
 def test_freenoise_takes_no_fresh_noise(pipeline):
-    cascade = Cascade(FRAMES, (2,), method="freenoise")
     with pytest.raises(ValueError, match="eta=1.0 with freenoise"):
-        pipeline.sample("x", cascade=cascade, eta=1.0)
-    a, b = (pipeline.sample("x", cascade=cascade, steps=2, **eta)[0] for eta in ({}, {"eta": 0.0}))
+        pipeline.sample("x", method="freenoise", eta=1.0)
+    a, b = (pipeline.sample("x", scales=(2,), method="freenoise", steps=2, **eta)[0] for eta in ({}, {"eta": 0.0}))
     assert torch.equal(a.latents[1], b.latents[1])

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, Table, convert, plan
 from weights_convert.source import open_source
-from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import CheckpointError, describe, load, save
-from zerosmooth.config import FAMILIES, ModelConfig
+from zerosmooth.families import FAMILIES
 from zerosmooth.models.clip import TextConfig
 
 from .conftest import TINY_CONFIG
@@ -71,20 +70,21 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 
 SMALL = replace(
-    FAMILIES["vc2"],
+    FAMILIES["vc2"].config,
     unet=replace(videocrafter_unet(read(GOLDEN / "golden_windowed_vc2.safetensors").json("config")), context_dim=64),
     vae=vae_config(read(GOLDEN / "golden_vc2_vae.safetensors").json("config")),
     encoder=TextConfig(vocab_size=554, width=64, heads=4, layers=2),
-    defaults=replace(FAMILIES["vc2"].defaults, height=16, width=16),
+    defaults=replace(FAMILIES["vc2"].config.defaults, height=16, width=16),
 )
 
 
 @pytest.fixture
 def small_family(monkeypatch):
     """vc2 and vc1 in a small size, so that the command itself can run on small files."""
-    monkeypatch.setitem(FAMILIES, "vc2", SMALL)
+    monkeypatch.setattr(FAMILIES["vc2"], "config", SMALL)
     vc1 = replace(SMALL.unet, temporal_conv=False, relative_position=True, fps_condition=False)
-    monkeypatch.setitem(FAMILIES, "vc1", replace(SMALL, family="vc1", unet=vc1, sampler=FAMILIES["vc1"].sampler))
+    sampler = FAMILIES["vc1"].config.sampler
+    monkeypatch.setattr(FAMILIES["vc1"], "config", replace(SMALL, family="vc1", unet=vc1, sampler=sampler))
 
 
 def published(tmp_path, **extra):
@@ -115,7 +115,7 @@ def test_a_checkpoint_converts_and_says_what_it_is(tmp_path, monkeypatch, small_
     assert torch.equal(ours, q.to(ours.dtype))
     pipeline = load(out)
     assert pipeline.dtype == torch.float32
-    (video,) = pipeline.sample("x", cascade=Cascade(4, (2,)), steps=1)
+    (video,) = pipeline.sample("x", frames=4, scales=(2,), steps=1)
     assert [tuple(frames.shape) for frames in video.frames] == [(4, 16, 16, 3), (8, 16, 16, 3)]
 
 
@@ -185,7 +185,7 @@ def test_deepspeed_files_and_safetensors_open_too(tmp_path):
 @pytest.fixture
 def converted(tmp_path, pipeline):
     path = tmp_path / "tiny.safetensors"
-    save(path, TINY_CONFIG, pipeline.networks.state_dict().items(), torch.float32, "a test", "0" * 64)
+    save(path, FAMILIES["vc2"], TINY_CONFIG, pipeline.networks.state_dict().items(), torch.float32, "a test", "0" * 64)
     return path
 
 
@@ -200,7 +200,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        save(tmp_path / "x.safetensors", TINY_CONFIG, broken(), torch.float32, "", "")
+        save(tmp_path / "x.safetensors", FAMILIES["vc2"], TINY_CONFIG, broken(), torch.float32, "", "")
     assert not list(tmp_path.iterdir())
 
 
@@ -218,7 +218,9 @@ def test_damaged_checkpoints_are_told_apart(converted, tmp_path):
     refuse(b"", "empty")
     refuse(b"PK\x03\x04 zip", "PyTorch pickle")
     refuse(whole.replace(b'"format_version": "1"', b'"format_version": "9"'), "format version 9")
-    refuse(whole.replace(b'"family": "vc2"', b'"family": "vc9"'), "family vc9, which this code does not know")
+    refuse(
+        whole.replace(b'"family": "vc2"', b'"family": "vc9"'), "family 'vc9', not vc2, vc1, lavie, svd; add --family"
+    )
     refuse(whole.replace(b'"data_offsets": [0, ', b'"data_offsets": [4, '), "is damaged")
     refuse(whole.replace(b"unet.conv_in.bias", b"unet.conv_in.bios"), "does not fit its config")
     with pytest.raises(CheckpointError, match="does not exist"):
@@ -231,12 +233,22 @@ def test_damaged_checkpoints_are_told_apart(converted, tmp_path):
 
 
 def test_configs_survive_json():
-    for config in (*FAMILIES.values(), TINY_CONFIG):
-        assert ModelConfig.from_json(config.to_json()) == config
+    for config in (*(family.config for family in FAMILIES.values()), TINY_CONFIG):
+        assert config.like(config.to_json()) == config
     values = json.loads(TINY_CONFIG.to_json())
     values["unet"]["surprise"] = 1
     with pytest.raises(ValueError, match="surprise"):
-        ModelConfig.from_json(json.dumps(values))
+        TINY_CONFIG.like(json.dumps(values))
+
+
+def test_what_an_older_file_does_not_say_has_its_default():
+    values = json.loads(TINY_CONFIG.to_json())
+    del values["defaults"]["preset"], values["unet"]["groups"]
+    read = TINY_CONFIG.like(json.dumps(values))
+    assert read.defaults.preset == "paper" and read.unet.groups == 32
+    del values["encoder"]
+    with pytest.raises(ValueError, match="encoder"):
+        TINY_CONFIG.like(json.dumps(values))
 
 
 def test_the_command_runs_as_a_module():

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weights_convert import __main__ as cli
+from weights_convert import svd
 from weights_convert.engine import ConversionError, Table, convert, plan
-from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import describe, load, tensor_shapes
-from zerosmooth.config import FAMILIES, ModelConfig
+from zerosmooth.config import ModelConfig
+from zerosmooth.families import FAMILIES
 
 from .full_size import LAYOUTS, Shapes, shapes, write
 
@@ -52,7 +53,7 @@ def published(layout: str) -> Shapes:
 
 def small(family: str) -> ModelConfig:
     """The published config with fewer channels."""
-    c = FAMILIES[family]
+    c = FAMILIES[family].config
     unet = {"channels": 32, "context_dim": 16}
     if family == "svd":
         return replace(
@@ -74,7 +75,7 @@ def small(family: str) -> ModelConfig:
 def sources(layout: str, config: ModelConfig) -> Iterator[tuple[str, str, int, int, bool]]:
     """Of each published tensor that has a place: name, our tensor, which part of it, of how many, transposed."""
     full = published(layout)
-    table: Table = cli.TABLES[family_of(layout)](config, full)
+    table: Table = FAMILIES[family_of(layout)].conversion.table(config, full)
     transposed = {target.removesuffix("^T") for _, target in table.rows if target.endswith("^T")}
     for target, names in plan(table, full)[0].items():
         for i, name in enumerate(names):
@@ -83,7 +84,7 @@ def sources(layout: str, config: ModelConfig) -> Iterator[tuple[str, str, int, i
 
 def small_shapes(layout: str, config: ModelConfig) -> dict[str, Shapes]:
     """The layout's files with the shapes that a small config gives them; what has no place keeps a few numbers."""
-    ours, full = tensor_shapes(config), published(layout)
+    ours, full = tensor_shapes(FAMILIES[family_of(layout)], config), published(layout)
     found: Shapes = {}
     for name, target, _, parts, transposed in sources(layout, config):
         shape = ours[target][::-1] if transposed else ours[target]
@@ -103,7 +104,7 @@ def small_shapes(layout: str, config: ModelConfig) -> dict[str, Shapes]:
 @pytest.fixture
 def small_families(monkeypatch):
     for family in ("lavie", "svd"):
-        monkeypatch.setitem(FAMILIES, family, small(family))
+        monkeypatch.setattr(FAMILIES[family], "config", small(family))
 
 
 def run(monkeypatch, *arguments) -> int:
@@ -123,15 +124,18 @@ def lavie_arguments(folder: Path) -> list:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_tensor_of_the_published_checkpoints_has_its_place(layout):
     """At full size: names and shapes only. Every one is read once, but for those that are dropped on purpose."""
-    config, source, read = FAMILIES[family_of(layout)], published(layout), []
+    config, source, read = FAMILIES[family_of(layout)].config, published(layout), []
 
     def read_meta(name: str) -> Tensor:
         read.append(name)
         return torch.empty(source[name], device="meta")
 
-    table = cli.TABLES[family_of(layout)](config, source)
-    made = {name: tuple(x.shape) for name, x in convert(table, source, read_meta, tensor_shapes(config))}
-    assert made == tensor_shapes(config)
+    table = FAMILIES[family_of(layout)].conversion.table(config, source)
+    made = {
+        name: tuple(x.shape)
+        for name, x in convert(table, source, read_meta, tensor_shapes(FAMILIES[family_of(layout)], config))
+    }
+    assert made == tensor_shapes(FAMILIES[family_of(layout)], config)
     assert len(read) == len(set(read))
     left = {name for name in source if name not in read}
     text = "cond_stage_model.model."
@@ -147,12 +151,17 @@ def test_every_tensor_of_the_published_checkpoints_has_its_place(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_tensor_of_any_part_is_named(layout):
-    config, source = FAMILIES[family_of(layout)], published(layout)
+    config, source = FAMILIES[family_of(layout)].config, published(layout)
     used = [name for name, *_ in sources(layout, config)]
     for name in (used[0], used[len(used) // 2], used[-1]):
         rest = {k: v for k, v in source.items() if k != name}
         with pytest.raises(ConversionError, match="has no tensor for 1|of another shape 1"):
-            convert(cli.TABLES[family_of(layout)](config, rest), rest, lambda n: None, tensor_shapes(config))
+            convert(
+                FAMILIES[family_of(layout)].conversion.table(config, rest),
+                rest,
+                lambda n: None,
+                tensor_shapes(FAMILIES[family_of(layout)], config),
+            )
 
 
 @pytest.mark.parametrize("layout", ["lavie", "svd", "svd_folder"])
@@ -166,8 +175,8 @@ def test_a_small_checkpoint_converts_and_samples(tmp_path, monkeypatch, small_fa
     checkpoint = describe(out)
     assert checkpoint.config == small(family_of(layout)) and len(checkpoint.source_sha256) == 64
     pipeline = load(out)
-    what = {"images": [torch.zeros(30, 50, 3, dtype=torch.uint8)]} if "svd" in layout else {"prompts": "x"}
-    (video,) = pipeline.sample(**what, cascade=Cascade(4, (2,)))
+    what = torch.zeros(30, 50, 3, dtype=torch.uint8) if "svd" in layout else "x"
+    (video,) = pipeline.sample(what, frames=4, scales=(2,))
     assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 
@@ -244,7 +253,7 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
     out = tmp_path / "out.safetensors"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConversionError, match="add --num_frames"):
-        cli.frames_of(Path("model.safetensors"), None)
+        svd.frames_of(Path("model.safetensors"), None)
     for name, frames in {
         "svd_xt.safetensors": 25,
         "stable-video-diffusion-img2vid-xt-1-1": 25,
@@ -252,10 +261,10 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
         "my_text_svd.safetensors": 14,
         "svd_next": 14,
     }.items():
-        assert cli.frames_of(Path(name), None) == frames
+        assert svd.frames_of(Path(name), None) == frames
     (tmp_path / "snapshot/unet").mkdir(parents=True)
     (tmp_path / "snapshot/unet/config.json").write_text('{"num_frames": 25}')
-    assert cli.frames_of(tmp_path / "snapshot", None) == 25 and cli.frames_of(tmp_path / "snapshot", 14) == 14
+    assert svd.frames_of(tmp_path / "snapshot", None) == 25 and svd.frames_of(tmp_path / "snapshot", 14) == 14
     for name, flags, frames in (
         ("svd_xt_1_1.safetensors", [], 25),
         ("svd.safetensors", [], 14),
@@ -274,21 +283,26 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
 def test_wrong_sources_are_told(tmp_path, monkeypatch, small_families, capsys):
     folder, out = make("lavie", tmp_path / "lavie"), tmp_path / "out.safetensors"
     sd = folder / "stable-diffusion-v1-4"
-    svd = make("svd", tmp_path / "svd.safetensors")
+    single = make("svd", tmp_path / "svd.safetensors")
 
     def refuse(reason: str, *arguments) -> None:
         assert run(monkeypatch, *arguments, "-o", out) == 1
         assert reason in (said := capsys.readouterr().err), said
         assert not out.exists()
 
-    refuse("add --sd", "lavie", folder / "lavie_base.pt")
-    refuse("--sd is for LaVie", "svd", svd, "--sd", sd)
-    refuse("--num_frames is for svd", *lavie_arguments(folder), "--num_frames", 14)
-    refuse("looks like Stable Video Diffusion in its authors' layout", "lavie", svd, "--sd", sd)
+    for said, *arguments in (  # flags of another family, by argparse
+        ("required: --sd", "lavie", folder / "lavie_base.pt"),
+        ("unrecognized arguments: --sd", "svd", single, "--sd", sd),
+        ("unrecognized arguments: --num_frames", *lavie_arguments(folder), "--num_frames", 14),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *arguments, "-o", out)
+        assert said in capsys.readouterr().err
+    refuse("looks like Stable Video Diffusion in its authors' layout", "lavie", single, "--sd", sd)
     refuse("looks like LaVie", "svd", folder / "lavie_base.pt", "--num_frames", 14)
     refuse("unet has no weights", "svd", sd, "--num_frames", 14)
-    refuse("is not a folder with vae, text_encoder", "lavie", folder / "lavie_base.pt", "--sd", svd)
-    whole = load_file(svd)
+    refuse("is not a folder with vae, text_encoder", "lavie", folder / "lavie_base.pt", "--sd", single)
+    whole = load_file(single)
     save_file({name: x for name, x in whole.items() if not name.endswith("out.2.bias")}, tmp_path / "part.safetensors")
     refuse("it is incomplete, or changed", "svd", tmp_path / "part.safetensors", "--num_frames", 14)
     state = torch.load(folder / "lavie_base.pt", weights_only=True)["ema"]

@@ -12,15 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zerosmooth.cascade import Cascade, cascade_step
 from zerosmooth.estimate import needs
+from zerosmooth.families import FAMILIES
+from zerosmooth.settings import Running, settings_for
 
 from .conftest import FRAMES, TINY_CONFIG, subject
 
 
+def count(running=Running(), config=TINY_CONFIG, **asked):
+    return needs(FAMILIES["vc2"], config, settings_for(FAMILIES["vc2"], config, **asked), running)
+
+
 @torch.inference_mode(False)  # in which older versions of the counter see nothing
 def test_counts_are_those_of_a_real_step(pipeline):
-    cascade = Cascade(FRAMES, (2,))
-    guess = needs(TINY_CONFIG, cascade, 16, 24, torch.float32, guided=False)
-    bus, unet = cascade.bus(), pipeline.networks.unet
+    guess = count(scales=(2,), guidance_scale=1.0)
+    bus, unet = Cascade(FRAMES, (2,)).bus(), pipeline.networks.unet
     xs = [torch.randn(1, FRAMES * n, 4, 8, 12) for n in (1, 2)]
     text, one = unet.project_context(torch.randn(1, 16, 12)), torch.ones(1)
     # the counter knows matrix products, so attention is spelt out in them
@@ -31,30 +36,29 @@ def test_counts_are_those_of_a_real_step(pipeline):
     assert abs(guess.flops / counter.get_total_flops() - 1) < 0.01
 
 
-@pytest.mark.parametrize("setting", [dict(bus_device="cpu"), dict(method="direct"), dict(scales=())])
+@pytest.mark.parametrize("setting", [dict(offload=True), dict(method="direct"), dict(scales=())])
 def test_every_setting_is_counted(setting):
-    plain = needs(TINY_CONFIG, Cascade(FRAMES, (2, 2)), 16, 24, torch.float32, guided=True)
-    got = needs(
-        TINY_CONFIG, Cascade(**{"frames": FRAMES, "scales": (2, 2), **setting}), 16, 24, torch.float32, guided=True
-    )
+    plain, running = count(scales=(2, 2)), Running(offload=setting.pop("offload", False))
+    got = count(running, **{"scales": (2, 2), **setting})
     assert got.weights == plain.weights and 0 < got.step and 0 < got.flops <= plain.flops and got.decoding > 0
-    if "bus_device" in setting:  # what waits is elsewhere
+    if running.offload:  # what waits is elsewhere
         assert replace(got, step=0) == replace(plain, step=0) and plain.step - plain.bus <= got.step < plain.step
 
 
 def test_settings_that_save_memory_are_counted(any_pipeline):
-    config, cascade = any_pipeline.config, Cascade(FRAMES, (2,))
-
-    def count(cascade=cascade, **settings):
-        return needs(config, cascade, 32, 48, torch.float32, guided=True, **settings)
-
-    plain = count()
-    assert count(sequential=True).step < 0.9 * plain.step
-    assert count(sequential=True, frame_chunk=2).step < count(sequential=True).step
-    guess = count(sequential=True)
-    settings = dict(height=32, width=48, steps=1, guidance_scale=2.0, sequential_guidance=True)
-    (video,) = any_pipeline.sample(**subject(any_pipeline), cascade=cascade, **settings)
-    assert guess.bus == video.bus_peak_bytes and abs(guess.flops / plain.flops - 1) < 0.01
+    settings = any_pipeline.settings(scales=(2,), height=32, width=48, steps=1, guidance_scale=2.0)
+    plain, sequential, chunked = (
+        needs(any_pipeline.family, any_pipeline.config, settings, running)
+        for running in (
+            Running(),
+            Running(sequential_guidance=True),
+            Running(sequential_guidance=True, frame_chunk=2),
+        )
+    )
+    assert sequential.step < 0.9 * plain.step and chunked.step < sequential.step
+    running = Running(sequential_guidance=True)
+    (video,) = any_pipeline.sample(**subject(any_pipeline), settings=settings, running=running)
+    assert sequential.bus == video.bus_peak_bytes and abs(sequential.flops / plain.flops - 1) < 0.01
 
 
 MEASURE = """
@@ -80,7 +84,7 @@ LARGER = replace(TINY_CONFIG, unet=replace(TINY_CONFIG.unet, channels=64, frames
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_about_what_a_process_takes():
     """1.3 to 1.8 times on our machines: allocators keep what they are given back, convolutions have scratch."""
-    guess = needs(LARGER, Cascade(16, (2,)), 64, 64, torch.float32, guided=False)
+    guess = count(config=LARGER, scales=(2,), height=64, width=64, guidance_scale=1.0)
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout)

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from evaluation import __main__ as command
 from evaluation import compare, detectors, figures, reference, rows, tables
 from evaluation.jobs import measures
+from evaluation.metrics import inception_score
 from smallworld import classifier
 from smallworld.draw import frame_times, random_scene, render
+from smallworld.world import SmallWorld
 from zerosmooth.cascade import Cascade
-from zerosmooth.metrics import inception_score
+from zerosmooth.checkpoint import describe, find
 from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.results import write_tensors
 from zerosmooth.video import write_video
@@ -56,9 +58,18 @@ def stand_ins(tmp_path_factory) -> dict[str, Path]:
 # --- rows
 
 
+def settings_of(row, **asked):
+    return rows.settings_of_row(row, describe(find("vc2-small")), asked)
+
+
+def test_rows_share_what_is_asked_and_freenoise_has_its_own_eta():
+    direct, freenoise = (settings_of(row, steps=7, scales=(2,)) for row in ("direct", "freenoise"))
+    assert (direct.steps, direct.eta, direct.cascade.scales) == (7, 1.0, (2,))
+    assert (freenoise.steps, freenoise.eta, freenoise.cascade.scales) == (7, 0.0, (2,))
+
+
 def test_each_row_of_the_ablation_adds_one_part():
-    base = Cascade(8, (2, 2))
-    chain = [rows.cascade_of(row, base) for row in rows.TABLES["3"]]
+    chain = [settings_of(row).cascade for row in rows.TABLES["3"]]
     assert [c.method for c in chain] == ["direct"] + ["zerosmooth"] * 4
     parts = [(c.correction.spatial, c.correction.temporal, c.correction.kv_operator, c.weight(0.5)) for c in chain[1:]]
     assert parts == [
@@ -67,13 +78,11 @@ def test_each_row_of_the_ablation_adds_one_part():
         (True, True, "A1/A2", 1.0),
         (True, True, "A1/A2", 0.4),
     ]
-    assert chain[-1] == base  # the last one is the method as it is
+    assert chain[-1] == Cascade(16)  # the last one is the method as it is
 
 
 def test_a_row_may_change_settings():
-    row = rows.cascade_of(
-        "zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant,spatial=false", Cascade(8)
-    )
+    row = settings_of("zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant,spatial=false").cascade
     assert (row.correction.a1_probability, row.overlap, row.strength_schedule) == (0.5, 2, "constant")
     assert not row.correction.spatial and row.correction.temporal
 
@@ -93,7 +102,7 @@ def test_a_row_may_change_settings():
 )
 def test_a_row_that_cannot_be_is_refused(row, message):
     with pytest.raises(ValueError, match=message):
-        rows.cascade_of(row, Cascade(8))
+        settings_of(row)
 
 
 # --- measures
@@ -107,25 +116,32 @@ def true():
     return scene, (short * 255).round().byte(), (long * 255).round().byte()
 
 
+def measured(frames, base, n, scene):
+    """What a record of a scene holds."""
+    return measures(frames, base, n) | SmallWorld().measures(frames, scene, n, 8.0 * n, paced=True)
+
+
 def test_a_true_video_measures_as_well_as_can_be(true):
     scene, short, long = true
-    got = measures(long, short, 4, scene, fps=8)
+    got = measured(long, short, 4, scene)
     assert got["PSNR"] > 60 and got["SSIM"] > 0.999
     assert got["jitter"] < 0.2 and got["off path"] < 0.2 and got["area"] < 0.02 and got["lost"] == 0
     assert got["redrawn"] > 30 and abs(got["redrawn"] - got["redrawn keys"]) < 1.5
     assert all(got[f"{what} right"] == 1 for what in ("color", "shape", "direction", "speed"))
     right = {f"{what} right" for what in ("color", "shape", "direction", "speed")}
-    assert set(measures(short, short, 1, scene, 8)) == right | {"lost", "jitter"}
+    assert set(measured(short, short, 1, scene)) == right | {"lost", "jitter"}
+    unpaced = SmallWorld().measures(short, scene, 1, 8.0, paced=False)
+    assert set(unpaced) == (right | {"lost", "jitter"}) - {"speed right"}
 
 
 def test_held_and_blended_frames_lose_what_they_should(true):
     """Holding key frames and fading between them keep key frames; what they insert is not where it should be."""
     scene, short, long = true
-    good = measures(long, short, 4, scene, 8)
-    held = measures(short.repeat_interleave(4, 0), short, 4, scene, 8)
+    good = measured(long, short, 4, scene)
+    held = measured(short.repeat_interleave(4, 0), short, 4, scene)
     after = torch.cat([short[1:], short[-1:]]).float()
     faded = torch.stack([torch.lerp(short.float(), after, i / 4) for i in range(4)], 1).flatten(0, 1).round().byte()
-    fade = measures(faded, short, 4, scene, 8)
+    fade = measured(faded, short, 4, scene)
     assert held["PSNR"] == fade["PSNR"] == 100 and fade["blend"] > good["blend"] + 5
     assert held["redrawn"] < good["redrawn"] - 3 and fade["redrawn"] < good["redrawn"] - 3
     assert held["jitter"] > 3 * good["jitter"]
@@ -133,7 +149,7 @@ def test_held_and_blended_frames_lose_what_they_should(true):
 
 def test_videos_without_a_scene_are_measured_against_their_key_frames_alone(true):
     _, short, long = true
-    assert set(measures(long, short, 4, None, 8)) == {"PSNR", "SSIM", "blend"}
+    assert set(measures(long, short, 4)) == {"PSNR", "SSIM", "blend"}
 
 
 # --- detectors
@@ -376,8 +392,8 @@ def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch,
             raise NonFiniteError("NaN")
         return whole_run(pipeline, plan, job, keep)
 
-    whole_run = command.run
-    monkeypatch.setattr(command, "run", run)
+    whole_run = command.measure_job
+    monkeypatch.setattr(command, "measure_job", run)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     prompts = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", tmp_path / "prompts.txt", "--num_videos", "2"]
     scenes = ["--scenes", "1"]
@@ -390,8 +406,7 @@ def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch,
         ("none", prompts, lambda job: False, None),
     ):
         arguments = [*subjects, "--rows", "direct", "ddnm", "--steps", "2", "--scale", "2", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments), "--outdir", str(tmp_path / name)])
-        assert command.main() == int(said is not None)
+        assert command.main([*map(str, arguments), "--outdir", str(tmp_path / name)]) == int(said is not None)
         err = capsys.readouterr().err
         assert said in err if said else "turned NaN" not in err
         assert (tmp_path / name / "table.md").exists() == (said != every)

@@ -1,24 +1,22 @@
 """What must hold of every family's pipeline, from prompt or image to frames."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from zerosmooth import attention
-from zerosmooth.cascade import Cascade
+from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.autoencoder import Autoencoder
-from zerosmooth.pipeline import Branch, Guidance, Networks, Pipeline
+from zerosmooth.pipeline import Pipeline, Subject
+from zerosmooth.settings import Running
 
-from .conftest import FRAMES, SIZE, TINY_FAMILIES, subject
-
-CASCADE = Cascade(FRAMES, (2,))
+from .conftest import FRAMES, SIZE, TINY_FAMILIES, subject, tiny_pipeline
 
 
 def test_frames_of_every_stage(any_pipeline):
-    (video,) = any_pipeline.sample(**subject(any_pipeline), cascade=Cascade(FRAMES, (2, 2)), steps=2)
+    (video,) = any_pipeline.sample(**subject(any_pipeline), scales=(2, 2), steps=2)
     fps = any_pipeline.config.defaults.fps
     assert [tuple(x.shape) for x in video.frames] == [(FRAMES * n, 16, 24, 3) for n in (1, 2, 4)]
     assert video.fps == [fps, 2 * fps, 4 * fps] and all(x.dtype == torch.uint8 for x in video.frames)
@@ -27,11 +25,11 @@ def test_frames_of_every_stage(any_pipeline):
 @pytest.mark.parametrize(
     "setting", [dict(sequential_guidance=True), dict(frame_chunk=3), dict(sequential_guidance=True, frame_chunk=3)]
 )
-@pytest.mark.parametrize("cascade", [CASCADE, replace(CASCADE, bus_device="cpu")])
-def test_memory_settings_change_nothing(any_pipeline, setting, cascade):
+@pytest.mark.parametrize("offload", [False, True])
+def test_memory_settings_change_nothing(any_pipeline, setting, offload):
     plain, other = (
-        any_pipeline.sample(**subject(any_pipeline, 2), seeds=[1, 2], cascade=c, steps=3, **s)
-        for c, s in ((CASCADE, {}), (cascade, setting))
+        any_pipeline.sample(**subject(any_pipeline, 2), seeds=[1, 2], running=running, scales=(2,), steps=3)
+        for running in (Running(), Running(offload=offload, **setting))
     )
     for a, b in zip(plain, other):
         for x, y in zip(a.latents, b.latents):  # sums run in another order in another batch
@@ -40,10 +38,10 @@ def test_memory_settings_change_nothing(any_pipeline, setting, cascade):
 
 def test_one_seed_gives_the_same_base_video_at_every_scale_and_in_every_batch(any_pipeline):
     settings = dict(steps=2, seeds=4)
-    (alone,) = any_pipeline.sample(**subject(any_pipeline), cascade=Cascade(FRAMES, ()), **settings)
-    (longer,) = any_pipeline.sample(**subject(any_pipeline), cascade=CASCADE, **settings)
+    (alone,) = any_pipeline.sample(**subject(any_pipeline), scales=(), **settings)
+    (longer,) = any_pipeline.sample(**subject(any_pipeline), scales=(2,), **settings)
     assert torch.equal(alone.latents[0], longer.latents[0])
-    both = any_pipeline.sample(**subject(any_pipeline, 2), cascade=CASCADE, **settings)
+    both = any_pipeline.sample(**subject(any_pipeline, 2), scales=(2,), **settings)
     for x, y in zip(both[0].latents, longer.latents):
         assert_close(x, y, rtol=0, atol=2e-3 * y.abs().max().item())
 
@@ -51,7 +49,7 @@ def test_one_seed_gives_the_same_base_video_at_every_scale_and_in_every_batch(an
 @pytest.fixture
 def svd() -> Pipeline:
     torch.manual_seed(0)
-    return Pipeline(TINY_FAMILIES["svd"], Networks(TINY_FAMILIES["svd"]))
+    return tiny_pipeline("svd")
 
 
 def test_prompts_and_images_are_not_mixed_up(svd, pipeline):
@@ -67,7 +65,7 @@ def test_guidance_grows_over_the_frames_of_every_stage():
         def project_context(self, context):
             return context
 
-        def forward(self, x, timestep, context, condition, bus):
+        def forward(self, x, timestep, context, condition, stage):
             return context.mean((1, 2)).view(-1, 1, 1, 1, 1).expand_as(x)
 
     branches = [Branch(torch.full((1, 1, 2), 3.0)), Branch(torch.full((1, 1, 2), 1.0))]
@@ -79,7 +77,7 @@ def test_guidance_grows_over_the_frames_of_every_stage():
 
 def test_the_conditions_of_image_to_video_have_an_effect(svd):
     def latents(**settings):
-        (video,) = svd.sample(**{**subject(svd), **settings}, cascade=Cascade(FRAMES, ()), steps=2)
+        (video,) = svd.sample(**{**subject(svd), **settings}, scales=(), steps=2)
         return video.latents[0]
 
     plain = latents()
@@ -88,7 +86,7 @@ def test_the_conditions_of_image_to_video_have_an_effect(svd):
         dict(motion_bucket_id=20),
         dict(fps=20),
         dict(noise_aug_strength=0.3),
-        dict(images=other),
+        dict(subjects=other),
         dict(guidance_scale=9.0),
         dict(resize="stretch"),
     ):
@@ -101,7 +99,7 @@ def test_the_reference_image_is_the_same_in_all_stages(svd, monkeypatch):
     seen = []
     forward = svd.networks.unet.forward
     monkeypatch.setattr(svd.networks.unet, "forward", lambda x, *rest: (seen.append(x[:, :, 4:]), forward(x, *rest))[1])
-    svd.sample(**subject(svd), cascade=CASCADE, steps=2)
+    svd.sample(**subject(svd), scales=(2,), steps=2)
     assert all(torch.equal(x[0], seen[0][0, :1].expand_as(x[0])) and not x[1].any() for x in seen)
     assert {x.shape[1] for x in seen} == {FRAMES, 2 * FRAMES}
 
@@ -114,9 +112,9 @@ def test_the_autoencoder_of_image_to_video_stays_in_float32(svd):
 
 def test_half_precision_runs(any_pipeline):
     """bfloat16, which the CPU has too; the result is that of float32, roughly."""
-    half = Pipeline(any_pipeline.config, copy.deepcopy(any_pipeline.networks).cast(torch.bfloat16))
+    half = Pipeline(any_pipeline.family, any_pipeline.config, copy.deepcopy(any_pipeline.networks).cast(torch.bfloat16))
     assert half.dtype == torch.bfloat16
-    settings = dict(cascade=Cascade(FRAMES, (2,)), steps=2, guidance_scale=1.5, seeds=1)
+    settings = dict(scales=(2,), steps=2, guidance_scale=1.5, seeds=1)
     (a,), (b,) = (p.sample(**subject(p), **settings) for p in (any_pipeline, half))
     error = (a.latents[-1] - b.latents[-1]).std() / a.latents[-1].std()
     assert error < 0.1
@@ -124,15 +122,14 @@ def test_half_precision_runs(any_pipeline):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_in_float16_with_all_that_saves_memory(any_pipeline):
-    on_card = Pipeline(any_pipeline.config, copy.deepcopy(any_pipeline.networks).cast(torch.float16).to("cuda"))
-    plain, saving = (
-        on_card.sample(**subject(on_card), cascade=cascade, steps=2, guidance_scale=1.5, seeds=1, **settings)
-        for cascade, settings in (
-            (CASCADE, {}),
-            (replace(CASCADE, bus_device="cpu"), dict(sequential_guidance=True, frame_chunk=3)),
-        )
+    on_card = Pipeline(
+        any_pipeline.family, any_pipeline.config, copy.deepcopy(any_pipeline.networks).cast(torch.float16).to("cuda")
     )
-    (reference,) = any_pipeline.sample(**subject(on_card), cascade=CASCADE, steps=2, guidance_scale=1.5, seeds=1)
+    plain, saving = (
+        on_card.sample(**subject(on_card), scales=(2,), steps=2, guidance_scale=1.5, seeds=1, running=running)
+        for running in (Running(), Running(offload=True, sequential_guidance=True, frame_chunk=3))
+    )
+    (reference,) = any_pipeline.sample(**subject(on_card), scales=(2,), steps=2, guidance_scale=1.5, seeds=1)
     for video in (plain[0], saving[0]):
         error = (video.latents[-1] - reference.latents[-1]).std() / reference.latents[-1].std()
         assert error < 0.05
@@ -140,7 +137,7 @@ def test_cuda_in_float16_with_all_that_saves_memory(any_pipeline):
 
 def test_sequences_beyond_a_kernels_limit_are_split(any_pipeline, monkeypatch):
     def latents():
-        return any_pipeline.sample(**subject(any_pipeline), cascade=CASCADE, steps=2)[0].latents[-1]
+        return any_pipeline.sample(**subject(any_pipeline), scales=(2,), steps=2)[0].latents[-1]
 
     plain = latents()
     monkeypatch.setattr(attention, "BATCH_LIMIT", 7)
@@ -149,17 +146,20 @@ def test_sequences_beyond_a_kernels_limit_are_split(any_pipeline, monkeypatch):
 
 def test_what_is_no_image_or_does_not_fit_is_refused(svd, pipeline):
     good = torch.zeros(20, 20, 3, dtype=torch.uint8)
-    for images in ([], [good.float()], [good[..., :1]], [good[0]], good):
+    for images in ([], [good.float()], [good[..., :1]], [good[0]]):
         with pytest.raises(ValueError):
-            svd.sample(images=images, steps=1)
-    svd.sample(images=[good.numpy()], steps=1, cascade=Cascade(2, ()))
-    for setting in (dict(frame_chunk=0), dict(decode_chunk_size=-1), dict(decode_chunk_size=0)):
+            svd.sample(images, steps=1)
+    for image in (good, good.numpy()):
+        svd.sample(Subject(image=image), steps=1, frames=2, scales=())
+    for size in (-1, 0):
         for p in (svd, pipeline):
             with pytest.raises(ValueError, match="must be at least 1"):
-                p.sample(**subject(p), **setting)
-    with pytest.raises(ValueError, match="no prompts"):
-        svd.sample(images=[good], negative_prompt="x")
-    with pytest.raises(ValueError, match="from prompts"):
+                p.sample(**subject(p), decode_chunk_size=size)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Running(frame_chunk=0)
+    with pytest.raises(ValueError, match="negative_prompt does nothing to svd, which makes videos from images"):
+        svd.sample(good, negative_prompt="x")
+    with pytest.raises(ValueError, match="motion_bucket_id does nothing to vc2, which makes videos from prompts"):
         pipeline.sample("x", motion_bucket_id=3)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zerosmooth.metrics import blend_psnr, frechet_distance, gaussian, inception_score, psnr, ssim
+from evaluation.metrics import blend_psnr, frechet_distance, gaussian, inception_score, psnr, ssim
 
 
 def flat(value: int, frames: int = 2) -> torch.Tensor:

@@ -7,8 +7,7 @@ from torch.testing import assert_close
 
 from zerosmooth.attention import Attention, CrossAttention, TokenCrossAttention
 from zerosmooth.bus import Correction, HiddenStateBus
-from zerosmooth.cascade import Cascade
-from zerosmooth.models.layers import TemporalResBlock, Upsample, set_frame_chunk
+from zerosmooth.models.layers import TemporalResBlock, Upsample, frame_chunks
 from zerosmooth.models.videocrafter import TemporalConv
 
 from .conftest import FRAMES, latents, told
@@ -128,9 +127,8 @@ def test_the_order_of_frames_matters(ask):
 def test_frames_in_chunks_change_nothing(unet, ask):
     plain, _ = run_stages(ask)
     for frames in (1, 3):
-        set_frame_chunk(unet, frames)
-        chunked, _ = run_stages(ask)
-        set_frame_chunk(unet, None)
+        with frame_chunks(unet, frames):
+            chunked, _ = run_stages(ask)
         for a, b in zip(plain, chunked):  # sums run in another order
             assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -152,15 +150,16 @@ def test_upsampling_is_a_nearest_neighbour_and_a_convolution(channels):
     layer, x = Upsample(channels).double(), torch.randn(4, channels, 3, 5, dtype=torch.float64)
     expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     assert_close(layer(x), expected, rtol=0, atol=1e-12)
-    set_frame_chunk(layer, 3)
-    assert_close(layer(x), expected, rtol=0, atol=1e-12)
+    with frame_chunks(layer, 3):
+        assert_close(layer(x), expected, rtol=0, atol=1e-12)
+    assert layer.frame_chunk is None
 
 
 def test_text_is_projected_once_a_prompt_and_not_once_a_step(pipeline):
     modules = [m for m in pipeline.networks.unet.modules() if isinstance(m, CrossAttention)]
     calls = []
     hooks = [m.to_kv.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
-    pipeline.sample("x", cascade=Cascade(FRAMES, (2,)), steps=3)
+    pipeline.sample("x", scales=(2,), steps=3)
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(modules)

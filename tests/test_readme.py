@@ -16,7 +16,8 @@ import torch
 
 from tests.conftest import TINY_FAMILIES
 from zerosmooth.checkpoint import save
-from zerosmooth.pipeline import Networks
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -84,7 +85,8 @@ def test_the_walks_pictures_can_be_made_again(tmp_path):
         config = TINY_FAMILIES[family]
         config = replace(config, defaults=replace(config.defaults, width=config.defaults.height))
         files.append(tmp_path / f"{family}.safetensors")
-        save(files[-1], config, Networks(config).state_dict().items(), torch.float32, "a test", "")
+        tensors = Networks(FAMILIES[family], config).state_dict().items()
+        save(files[-1], FAMILIES[family], config, tensors, torch.float32, "a test", "")
     command = [
         sys.executable,
         "docs/figures.py",

@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from zerosmooth.arguments import settings_of
-from zerosmooth.cascade import Cascade
-from zerosmooth.config import FAMILIES
+from zerosmooth.checkpoint import Checkpoint
+from zerosmooth.cli.arguments import read_settings
+from zerosmooth.families import FAMILIES
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 
 from .conftest import TINY_FAMILIES
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import sample  # noqa: E402
+
 QUICK = ["--steps", "2", "--num_frames", "4", "--scale", "2", "--device", "cpu"]
 
 
@@ -48,8 +51,13 @@ def test_it_writes_videos_a_picture_and_a_record(made):
     assert stem.name.startswith("a-green-square-moving-up_seed5_")
     assert sorted([*facts["files"], f"{stem.name}.json"]) == sorted(path.name for path in stem.parent.iterdir())
     assert "4 frames, 8 fps, 0.5 s" in said and "8 frames, 16 fps, 0.5 s" in said and "denser, not longer" in said
-    assert facts["frames"] == [4, 8] and facts["play_fps"] == [8, 16] and facts["cascade"]["scales"] == [2]
-    assert facts["seed"] == 5 and facts["steps"] == 2 and facts["versions"]["torch"] and len(facts["sha256"]) == 64
+    assert facts["frames"] == [4, 8] and facts["play_fps"] == [8, 16] and facts["settings"]["cascade"]["scales"] == [2]
+    assert (
+        facts["seed"] == 5
+        and facts["settings"]["steps"] == 2
+        and facts["versions"]["torch"]
+        and len(facts["checkpoint_sha256"]) == 64
+    )
 
 
 def test_mp4_is_h264_that_browsers_play(made):
@@ -131,11 +139,12 @@ def test_images_become_videos(tmp_path, tiny, photos):
     records = {json.loads(path.read_text())["image"]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert records.keys() == {"photo0.png", "photo1.jpg"}
     record = records["photo1.jpg"]
-    assert record["motion_bucket_id"] == 180 and record["resize"] == "crop" and record["eta"] == 0
+    settings = record["settings"]
+    assert settings["motion_bucket_id"] == 180 and settings["resize"] == "crop" and settings["eta"] == 0
     assert record["image_sha256"] == hashlib.sha256((photos / "photo1.jpg").read_bytes()).hexdigest()
     again = run(*command, "--decode_chunk_size", "4", "--outdir", tmp_path)
     assert "2 of 2 videos are in" in again.stdout  # settings of memory make no other result
-    assert record["decode_chunk_size"] == 4  # but this one, where the decoder mixes frames
+    assert settings["decode_chunk_size"] == 4  # but this one, where the decoder mixes frames
     one = run(*command, "--outdir", tmp_path, "--image", photos / "photo0.png", "--resize", "pad")
     assert one.returncode == 0 and len(list(tmp_path.glob("*.json"))) == 3
 
@@ -160,7 +169,7 @@ def bad_images(tiny, photos):
     return [
         (svd, "add --image"),
         ([*svd, "--prompt", "x"], "--prompt does not fit"),
-        ([*svd, "--image", photos, "--negative_prompt", "x"], "--negative_prompt does not fit"),
+        ([*svd, "--image", photos, "--negative_prompt", "x"], "negative_prompt does nothing to svd"),
         ([*svd, "--image", tiny / "none.png"], "does not exist"),
         ([*svd, "--image", tiny / "cut.png"], "cannot be read"),
         ([*svd, "--image", tiny / "svd.safetensors"], "cannot be read"),
@@ -173,8 +182,9 @@ def bad_images(tiny, photos):
         (["--check", "--frame_chunk", "-1"], "frame_chunk=-1"),
         (["--check", "--decode_chunk_size", "0"], "decode_chunk_size=0"),
         (["--image", photos], "--image does not fit"),
-        (["--motion_bucket_id", "100"], "--motion_bucket_id does not fit"),
-        (["--resize", "pad"], "--resize does not fit"),
+        (["--motion_bucket_id", "100"], "motion_bucket_id does nothing to vc2"),
+        (["--resize", "pad"], "resize does nothing to vc2"),
+        (["--prompt", "a", "--prompt_file", "b"], "exclude each other"),
     ]
 
 
@@ -213,14 +223,10 @@ def bad_inputs(tmp_path):
 
 
 def test_bad_input_is_told_before_anything_is_made(tmp_path, tiny, photos, monkeypatch, capsys):
-    sys.path.insert(0, str(ROOT))
-    import sample
-
-    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("the networks were loaded"))
+    monkeypatch.setattr(sample, "load_described", lambda *_: pytest.fail("the networks were loaded"))
     for arguments, reason in bad_inputs(tmp_path) + bad_images(tiny, photos):
         out = [] if "--outdir" in arguments else ["--outdir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments), *out])
-        assert sample.main() == 1, arguments
+        assert sample.main([*map(str, arguments), *out]) == 1, arguments
         assert reason in (said := capsys.readouterr().err), said
         assert said.count("\n") == 1  # one sentence, no traceback
     assert not list(tmp_path.glob("out/*"))
@@ -228,25 +234,18 @@ def test_bad_input_is_told_before_anything_is_made(tmp_path, tiny, photos, monke
 
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB.\nSee the manual", ""])
 def test_running_out_of_memory_tells_which_settings_take_less(message, tiny, tmp_path, monkeypatch, capsys):
-    sys.path.insert(0, str(ROOT))
-    import sample
-
     def fails(*_, **__):
         raise torch.OutOfMemoryError(message)
 
     monkeypatch.setattr(Pipeline, "sample", fails)
     arguments = ["--ckpt", tiny / "vc2.safetensors", "--scale", "1", "--prompt", "a", "--outdir", tmp_path]
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
-    assert sample.main() == 1
+    assert sample.main([*map(str, arguments)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("sample.py: the device is out of memory") and "try --offload" in said
     assert ("Tried to allocate 2 GiB." in said) == bool(message) and "manual" not in said
 
 
 def test_a_video_that_turns_nan_does_not_keep_the_others_back(tmp_path, tiny, monkeypatch, capsys):
-    sys.path.insert(0, str(ROOT))
-    import sample
-
     whole = Pipeline.sample
 
     def fails_once(pipeline, *args, seeds, **settings):
@@ -267,8 +266,7 @@ def test_a_video_that_turns_nan_does_not_keep_the_others_back(tmp_path, tiny, mo
         "--prompt",
         "a",
     ]
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments), "--outdir", str(tmp_path)])
-    assert sample.main() == 1
+    assert sample.main([*map(str, arguments), "--outdir", str(tmp_path)]) == 1
     assert "no video of 'a', seed 0: step 1 made NaN" in capsys.readouterr().err
     assert [json.loads(path.read_text())["seed"] for path in tmp_path.glob("*.json")] == [1]
 
@@ -303,7 +301,7 @@ def test_interrupting_leaves_finished_videos_whole(tmp_path):
 
 def test_the_installed_package_brings_its_files(tmp_path):
     """From another folder, as `pip install` left it."""
-    code = "import zerosmooth, weights_convert; print(zerosmooth.__file__); zerosmooth.load().encode_text(['a'])"
+    code = "import zerosmooth, weights_convert; zerosmooth.load().networks.encoder.encode(['a'])"
     try:
         version("zerosmooth")
     except PackageNotFoundError:
@@ -324,10 +322,8 @@ def test_the_installed_package_brings_its_files(tmp_path):
     ],
 )
 def test_steps_that_do_not_come_out_even_are_told(family, steps, said, capsys):
-    sys.path.insert(0, str(ROOT))
-    import sample
-
-    config = FAMILIES[family]
-    settings_of(sample.arguments().parse_args(["--steps", str(steps)]), config, Cascade(config.unet.frames))
+    family, args = FAMILIES[family], sample.parse(["--steps", str(steps), "--device", "cpu"])
+    checkpoint = Checkpoint(Path("x"), family, family.config, {}, "F32", 0, "", "")
+    read_settings(args, checkpoint)
     out = capsys.readouterr().out
     assert out.startswith(said) if said else out == ""

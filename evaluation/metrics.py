@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operators import Interpolated
+from zerosmooth.operators import Interpolated
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

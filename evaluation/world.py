@@ -1,0 +1,47 @@
+"""Subjects whose truth is known, as `python -m evaluation` takes them: `smallworld.world` is such."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from zerosmooth.checkpoint import Checkpoint
+from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth.settings import Settings
+
+from .detectors import Detector
+
+
+class World(Protocol):
+    """A scene is whatever the world says it is; str(scene) is what people call it."""
+
+    def scenes(self, checkpoint: Checkpoint, seed: int, n: int) -> list[Any]:
+        """Scenes that a checkpoint can be asked for. ValueError if there are none."""
+        ...
+
+    def make(self, pipeline: Pipeline, scene: Any, seed: int, settings: Settings) -> Video:
+        """The checkpoint's video of a scene."""
+        ...
+
+    def truth(self, pipeline: Pipeline, scene: Any, frames: int, fps: float, settings: Settings) -> Tensor:
+        """The scene itself, sent through the checkpoint's autoencoder: uint8 f h w 3."""
+        ...
+
+    def measures(self, frames: Tensor, scene: Any, n: int, fps: float, paced: bool) -> dict[str, float]:
+        """What a video shows and how it moves, by names of `tables.MEASURES`. frames: uint8 f h w 3, n for one key
+        frame; fps: theirs; paced: whether the scene's speed was asked for."""
+        ...
+
+    def paced(self, pipeline: Pipeline, settings: Settings) -> bool:
+        """Whether `make` asks for the scene's speed."""
+        ...
+
+    def detector(self, device: torch.device, probabilities: bool) -> Detector:
+        """The world's own, of features or of classes' probabilities."""
+        ...
+
+    def references(self, checkpoint: Checkpoint, settings: Settings, stage: int, detector: Detector) -> Tensor:
+        """Features of other scenes than those measured, at a stage's frame rate: n d."""
+        ...
