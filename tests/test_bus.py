@@ -61,7 +61,7 @@ def test_blend_is_eq_15():
 
 def test_draws_depend_on_module_stage_step_and_seed_alone():
     def draws(seed=0, **change):
-        bus = HiddenStateBus(4, (2, 2), correction=Correction(seed=seed))
+        bus = HiddenStateBus(4, (2, 2), correction=Correction(draw_seed=seed))
         at = {"index": 1, "step": 0, **change}
         return [type(bus.stage(**at).kv_operator(f"m{i}")) for i in range(64)]
 

@@ -424,7 +424,7 @@ def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, tiny):
         (["--guidance_scale", "nan"], "is no number"),
         (["--real", tmp_path / "nowhere"], "does not exist"),
         (["--detector", tiny / "vc2.safetensors"], "no TorchScript file"),
-        (["--rows", "zerosmooth", "--scenes", "2"], "whose videos are square"),
+        (["--rows", "zerosmooth", "--scenes", "2"], "leave --prompt_file out"),
     ):
         process = evaluate(*experiment, "--outdir", tmp_path / "out", *extra)
         _, err = process.communicate(timeout=120)
