@@ -286,10 +286,7 @@ def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
     rows = {"the example": {"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()}}
     for model, pipeline in pipelines.items():
         row = {}
-        own = dict(changes)
-        if getattr(pipeline.config.unet, "temporal_conv", False):
-            own["and on convolutions"] = {"convolutions": 1.0}
-        for name, changed in own.items():
+        for name, changed in {**changes, "anchored": {"preset": "anchored"}}.items():
             frames = make(pipeline, steps=steps or pipeline.config.defaults.steps, **changed).frames
             row["key frames"] = frames[0]
             off = smoothness(read(frames[-1]), 4, frames[-1].shape[1])["off path"]

@@ -20,7 +20,7 @@ from zerosmooth.cascade import (
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Running
 
-from .conftest import FRAMES, latents, tiny_pipeline
+from .conftest import FRAMES, latents, subject, tiny_pipeline
 
 SHAPE = (4, 2, 3)
 
@@ -134,8 +134,9 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
         lambda: Cascade(method="direct", overlap=1),
         lambda: Cascade(method="windowed", strength=0.5),
         lambda: Cascade(method="freenoise", color_correction=True),
-        lambda: Cascade(correction=Correction(convolutions=1.5)),
-        lambda: Cascade(correction=Correction(convolutions=1), strength=0),
+        lambda: Cascade(method="windowed", correction=Correction(prediction=True)),
+        lambda: pipeline.sample("x", preset="anchored", strength=1.0),
+        lambda: pipeline.sample("x", preset="magic"),
         lambda: pipeline.sample("x", frames=FRAMES + 1),
         lambda: pipeline.sample("x", height=18),
         lambda: pipeline.sample("x", steps=0),
@@ -223,3 +224,31 @@ def test_freenoise_takes_no_fresh_noise(pipeline):
         pipeline.sample("x", method="freenoise", eta=1.0)
     a, b = (pipeline.sample("x", scales=(2,), method="freenoise", steps=2, **eta)[0] for eta in ({}, {"eta": 0.0}))
     assert torch.equal(a.latents[1], b.latents[1])
+
+
+@pytest.mark.parametrize("scales", [(2,), (2, 2), (4,), (3, 2)])
+def test_anchored_key_frames_are_those_of_the_base_video(any_pipeline, scales):
+    """Bitwise, in every family and at every scale; what they anchor is not what windows alone make."""
+    settings = dict(seeds=3, steps=3, scales=scales)
+    anchored, windowed = (
+        any_pipeline.sample(**subject(any_pipeline), **settings, **more)[0].latents
+        for more in (dict(preset="anchored"), dict(method="windowed"))
+    )
+    assert torch.equal(anchored[0], windowed[0])
+    rate = 1
+    for n, x, other in zip(scales, anchored[1:], windowed[1:]):
+        rate *= n
+        assert torch.equal(x[::rate], anchored[0]) and not torch.allclose(other[::rate], anchored[0])
+        assert not torch.allclose(x[1::rate], other[1::rate])
+
+
+def test_predictions_may_be_corrected_besides_the_papers_states(pipeline):
+    """One setting each: neither takes the other's place."""
+
+    def latents(**asked):
+        return pipeline.sample("x", seeds=3, steps=3, scales=(2,), **asked)[0].latents[1]
+
+    paper, both, anchored = latents(preset="paper"), latents(prediction=True), latents(preset="anchored")
+    assert torch.equal(both[::2], anchored[::2]) and not torch.allclose(both[1::2], anchored[1::2])
+    assert not torch.allclose(paper, both)
+    assert torch.equal(latents(preset="paper", prediction=True), both)

@@ -7,8 +7,7 @@ from torch.testing import assert_close
 
 from zerosmooth.attention import Attention, CrossAttention, TokenCrossAttention
 from zerosmooth.bus import Correction, HiddenStateBus
-from zerosmooth.models.layers import TemporalResBlock, Upsample, frame_chunks
-from zerosmooth.models.videocrafter import TemporalConv
+from zerosmooth.models.layers import Upsample, frame_chunks
 
 from .conftest import FRAMES, latents, told
 
@@ -60,40 +59,6 @@ def test_every_attention_module_publishes_once_a_stage(unet, ask):
     bus.publish = lambda stage, module, *rest: (published.append(module), publish(stage, module, *rest))
     ask(latents(FRAMES), bus.stage(0))
     assert sorted(published) == sorted(n for n, m in unet.named_modules() if isinstance(m, Attention))
-
-
-def convolutions_of(unet) -> list[str]:
-    return [path for path, m in unet.named_modules() if isinstance(m, (TemporalConv, TemporalResBlock))]
-
-
-def test_temporal_convolutions_are_corrected_if_asked_for(unet, ask):
-    """Off is the method as it is; on, key frames' convolutions measure back to those of the stage before."""
-    paths, made = convolutions_of(unet), {}
-    handles = [
-        unet.get_submodule(path).register_forward_hook(lambda m, args, out: made.setdefault(m.name, []).append(out))
-        for path in paths
-    ]
-    try:
-        on, bus = run_stages(ask, correction=Correction(convolutions=1.0))
-    finally:
-        for handle in handles:
-            handle.remove()
-    off, _ = run_stages(ask)
-    assert torch.equal(on[0], off[0]) and bus.held_bytes == 0
-    assert all(torch.equal(a, b) != bool(paths) for a, b in zip(on[1:], off[1:]))
-    assert sorted(made) == sorted(paths)
-    for stages in made.values():
-        first, second, third = (out.unflatten(0, (1, -1)) for out in stages)
-        assert_close(second[:, ::2], first, rtol=0, atol=1e-5)
-        assert_close(third[:, ::4], first, rtol=0, atol=1e-5)
-
-
-def test_corrected_convolutions_obey_strength_zero(unet, ask):
-    if not convolutions_of(unet):
-        pytest.skip("this network has none")
-    windowed, _ = run_stages(ask, correction=Correction(spatial=False, temporal=False))
-    off, _ = run_stages(ask, strength=0.0, correction=Correction(convolutions=1.0))
-    assert all(torch.equal(a, b) for a, b in zip(off, windowed))
 
 
 def test_a_batch_equals_single_runs(ask):

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from .operators import A1, A2, Interpolated, Operator, S, back_project
+from .operators import A1, A2, Operator, S, back_project
 
 State = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ class Correction:
     temporal: Annotated[bool, "correct temporal attention (Eq. 9)"] = True
     kv_operator: Annotated[Literal["A1/A2", "S"], "for spatial keys and values; A1 or A2 is drawn for each"] = "A1/A2"
     a1_probability: Annotated[float, "of A1 against A2; 'p > 0.5, p ~ N(0, 1)' is 0.309"] = 1 - NormalDist().cdf(0.5)
-    convolutions: Annotated[float, "weight of correcting temporal convolutions too, 0 to 1: not in the paper"] = 0.0
+    prediction: Annotated[bool, "correct predicted frames by what lies between key frames: not in the paper"] = False
     draw_seed: Annotated[int, "of the draws of A1 and A2; else they depend on module, stage and step alone"] = 0
 
     def __post_init__(self) -> None:
@@ -37,8 +37,6 @@ class Correction:
             raise ValueError(f"kv_operator={self.kv_operator!r}; use 'A1/A2' or 'S'")
         if not 0 <= self.a1_probability <= 1:
             raise ValueError(f"a1_probability={self.a1_probability} is not in [0, 1]")
-        if not 0 <= self.convolutions <= 1:
-            raise ValueError(f"convolutions={self.convolutions} is not in [0, 1]")
 
 
 class BusError(RuntimeError):
@@ -143,7 +141,7 @@ class Stage:
     def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> State | None:
         """Correct a module's states with those of the stage before, and publish the corrected ones.
 
-        part: "spatial", "temporal" or "convolutions". states: name=(x, M), x: b f .. Returns x^ by name, or None where
+        part: "spatial" or "temporal". states: name=(x, M), x: b f .. Returns x^ by name, or None where
         there is nothing to correct: in stage 0, at strength 0, and for a part that is switched off.
         """
         if self.strength == 0 or not getattr(self.bus.correction, part):
@@ -159,15 +157,6 @@ class Stage:
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
         """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""
         return torch.lerp(o, o_hat, self.strength)
-
-    def correct_convolution(self, module: str, x: Tensor) -> Tensor:
-        """What a temporal convolution made, x: b f ..., corrected: not in the paper, and off unless asked for.
-
-        In networks whose frames carry no positions, a frame's place can lie in the temporal convolutions, where
-        correcting attention alone does not reach it: see docs/evaluation.md.
-        """
-        corrected = self.exchange(module, "convolutions", x=(x, Interpolated(self.n)))
-        return x if corrected is None else torch.lerp(x, corrected["x"], self.bus.correction.convolutions)
 
 
 class OnBus(nn.Module):

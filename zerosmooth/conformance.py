@@ -152,8 +152,7 @@ class _SpyStage(Stage):
     def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> dict[str, Tensor] | None:
         self.bus.keys = {}
         corrected = super().exchange(module, part, **states)
-        if part != "convolutions":  # that is not the paper's, and off
-            self.bus.exchanges.append((self, module, part, states, self.bus.keys, corrected))
+        self.bus.exchanges.append((self, module, part, states, self.bus.keys, corrected))
         return corrected
 
 

@@ -72,8 +72,8 @@ class S(Operator):
 class Interpolated(S):
     """S with another right inverse, which is not the paper's: `lift` goes linearly from key frame to key frame.
 
-    Behind the last it stays. S lift(y) is y, so a corrected state still measures back; but the frames between two key
-    frames are corrected by what lies between their corrections, where Moore-Penrose's inverse leaves them alone.
+    Behind the last it stays. S lift(y) is y, so what is corrected still measures back, bitwise; but frames between two
+    key frames are corrected by what lies between their corrections, where Moore-Penrose's inverse leaves them alone.
     """
 
     def lift(self, y: Tensor) -> Tensor:
@@ -83,7 +83,9 @@ class Interpolated(S):
         return torch.lerp(y[:, left], y[:, right], share.to(y.dtype).view(-1, *[1] * (y.ndim - 2)))
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.lift(y - self.measure(x))  # Eq. 5 with this inverse, both terms lifted at once
+        x_hat = x + self.lift(y - self.measure(x))  # Eq. 5 with this inverse, both terms lifted at once
+        x_hat[:, :: self.n] = y  # as it is, but for rounding
+        return x_hat
 
 
 class A1(Operator):

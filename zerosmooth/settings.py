@@ -19,7 +19,9 @@ from .family import Family
 
 PRESETS: dict[str, dict[str, Any]] = {  # named sets of settings; what is said beside one goes before it
     "paper": {},
+    "anchored": {"prediction": True, "spatial": False, "temporal": False},  # key frames are those of the base video
 }
+STATES = ("kv_operator", "a1_probability", "draw_seed", "strength", "strength_schedule")  # of correcting hidden states
 T = TypeVar("T")
 
 
@@ -51,10 +53,6 @@ class Settings(Sampling):
             if size < config.side or size % config.side:
                 near = max(config.side, round(size / config.side) * config.side)
                 raise ValueError(f"{name} {size} is not a multiple of {config.side} pixels; {near} is")
-        if self.cascade.correction.convolutions and not getattr(config.unet, "temporal_conv", False):
-            raise ValueError(
-                "this network has no temporal convolutions that could be corrected; leave convolutions out"
-            )
         config.sampler.sampler(self.steps, self.eta)
 
     def as_json(self) -> dict[str, Any]:
@@ -99,6 +97,11 @@ def settings_for(family: Family, config: ModelConfig, **asked: Any) -> Settings:
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}; use one of {', '.join(PRESETS)}")
     settings = change(Settings(), **{**own, **PRESETS[preset], **asked, "preset": preset})
+    correction = settings.cascade.correction
+    if not (correction.spatial or correction.temporal) and (idle := [name for name in asked if name in STATES]):
+        raise ValueError(
+            f"{idle[0]} does nothing where no hidden states are corrected (preset {preset!r}); use 'paper'"
+        )
     settings.check(config)
     return settings
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..bus import OnBus, Stage
 from ..kernels import Conv2d, Linear
 
 
@@ -126,8 +125,7 @@ class ResBlock(PerFrame):
         self.conv2 = Conv2d(out, out, 3, padding=1)
         self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
-        """stage: for blocks of networks that have temporal convolutions in them."""
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         if self.emb is None or emb is None:
             return self.in_chunks(self.convolve, 0, x)
         f = x.shape[0] // emb.shape[0]
@@ -145,7 +143,7 @@ class ResBlock(PerFrame):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class TemporalResBlock(OnBus):
+class TemporalResBlock(nn.Module):
     """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
 
     x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
@@ -159,16 +157,13 @@ class TemporalResBlock(OnBus):
         self.norm2 = nn.GroupNorm(groups, channels)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         b = 1 if emb is None else emb.shape[0]
         x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         h = self.conv1(F.silu(self.norm1(x)))
         if self.emb is not None and emb is not None:
             h = h + self.emb(F.silu(emb))[:, :, None, None, None]
-        h = rearrange(x + self.conv2(F.silu(self.norm2(h))), "b c f h w -> b f c h w")
-        if stage is not None:
-            h = stage.correct_convolution(self.name, h)
-        return h.flatten(0, 1)
+        return rearrange(x + self.conv2(F.silu(self.norm2(h))), "b c f h w -> (b f) c h w")
 
 
 class Mix(nn.Module):

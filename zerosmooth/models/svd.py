@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -26,7 +25,6 @@ class SVDConfig(SkeletonConfig):
     transformer_depth: int = 1  # spatial and temporal blocks a transformer
     condition_dim: int = 256  # channels of the sinusoid of each number of the condition
     frames: int = 14  # frames the network was trained on; 25 in the xt variants
-    temporal_conv: ClassVar[bool] = True
     outer_eps: float = 1e-5  # of ResNet norms on attention levels down and on all levels up; diffusers takes 1e-6 there
 
 
@@ -87,9 +85,9 @@ class SVDResBlock(nn.Module):
         self.temporal = TemporalResBlock(out, 4 * c.channels, c.groups)
         self.mix = Mix()
 
-    def forward(self, x: Tensor, emb: Tensor, stage: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.spatial(x, emb)
-        return self.mix(h, self.temporal(h, emb, stage))
+        return self.mix(h, self.temporal(h, emb))
 
 
 class SVDTransformer(Transformer):

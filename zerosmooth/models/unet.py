@@ -51,9 +51,9 @@ class Block(nn.Module):
         self.upsample = Upsample(out) if upsample else None
 
     def forward(self, x: Tensor, emb: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        x = self.attend(self.res(x, emb, stage), emb.shape[0], context, stage)
+        x = self.attend(self.res(x, emb), emb.shape[0], context, stage)
         if self.res2 is not None:
-            x = self.res2(x, emb, stage)
+            x = self.res2(x, emb)
         return x if self.upsample is None else self.upsample(x)
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:

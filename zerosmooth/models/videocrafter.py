@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import ContextStates, RelativePosition, TemporalAttention
-from ..bus import OnBus, Stage, name_modules
+from ..bus import Stage, name_modules
 from ..kernels import Linear
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
@@ -92,13 +92,13 @@ class VideoCrafterResBlock(ResBlock):
         super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         assert emb is not None  # a UNet gives one to every block
         h = super().forward(x, emb)
-        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], stage)
+        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0])
 
 
-class TemporalConv(OnBus):
+class TemporalConv(nn.Module):
     """Four norm, SiLU, convolution over 3 frames, and a residual. All frames share the norm's statistics."""
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
@@ -106,14 +106,11 @@ class TemporalConv(OnBus):
         self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
-    def forward(self, x: Tensor, b: int, stage: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, b: int) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         for norm, conv in zip(self.norms, self.convs):
             h = conv(nn.functional.silu(norm(h)))
-        h = rearrange(x + h, "b c f h w -> b f c h w")
-        if stage is not None:
-            h = stage.correct_convolution(self.name, h)
-        return h.flatten(0, 1)
+        return rearrange(x + h, "b c f h w -> (b f) c h w")
 
 
 class SpatialTransformer(Transformer):
