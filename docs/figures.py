@@ -77,7 +77,7 @@ def make(pipeline: Pipeline, see: Callable[..., None] | None = None, **asked: An
         cascade = settings.cascade
         bus = Recorder(see, cascade.frames, cascade.scales, cascade.overlap, cascade.correction)
         object.__setattr__(cascade, "bus", lambda device: bus)
-    return gate.make(pipeline, scene(pipeline), SEED, settings)
+    return gate.make(pipeline, [scene(pipeline)], [SEED], settings)[0]
 
 
 def scene(pipeline: Pipeline) -> Scene:

@@ -48,7 +48,7 @@ from zerosmooth.settings import options
 
 from . import detectors, figures, reference, tables
 from .compare import compare
-from .jobs import TRUTH, Job, Plan, measure_job, read_records
+from .jobs import TRUTH, Job, Plan, measure_jobs, read_records
 from .rows import ORDER, TABLES, settings_of_row
 from .world import World
 
@@ -73,6 +73,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--classifier", type=Path, help="TorchScript file whose class probabilities give IS (default: likewise)")
     add("--real", type=Path, help="folder of the real videos that FVD compares with, searched through")
     add("--compare", nargs=2, metavar=("A", "B"), help="measure videos B against A, fewer frames of the same, and stop")
+    add("--batch_size", type=int, default=1, help="videos sampled at once (default: 1)")
     add("--show", type=int, default=3, help="subjects of which pictures are made (default: 3)")
     add("--outdir", type=Path, default=Path("evaluations"), help="folder of the results (default: evaluations)")
     rows_say = [option.name for option in options(Cascade)]
@@ -129,13 +130,15 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
     if waiting:
         pipeline = load_described(checkpoint, plan.running.device, getattr(torch, plan.base.dtype))
         with tqdm(total=len(waiting), unit="video", disable=rank > 0) as bar:
-            for job, keep in waiting:
-                bar.set_postfix_str(f"{job.row}, {job.subject.name[:30]}")
+            for batch in batches(waiting, args.batch_size):
+                some, keep = zip(*batch)
+                bar.set_postfix_str(f"{some[0].row}, {some[0].subject.name[:30]}")
                 try:
-                    measure_job(pipeline, plan, job, keep)
+                    measure_jobs(pipeline, plan, some, keep)
                 except NonFiniteError as error:  # the others need not suffer; what is left out is said at the end
-                    tqdm.write(f"left out: {job.row}, {job.subject.name}, seed {job.seed}: {error}", file=sys.stderr)
-                bar.update()
+                    names = "; ".join(f"{job.subject.name}, seed {job.seed}" for job in some)
+                    tqdm.write(f"left out: {some[0].row}, {names}: {error}", file=sys.stderr)
+                bar.update(len(batch))
     if world > 1:
         torch.distributed.barrier()
     if rank > 0:
@@ -157,6 +160,16 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
             f"evaluation: {len(left_out)} of {len(asked)} videos turned NaN and were left out: {rows}", file=sys.stderr
         )
     return int(bool(left_out))
+
+
+def batches(waiting: list[tuple[Job, bool]], size: int) -> Iterator[list[tuple[Job, bool]]]:
+    """Jobs of one row each, at most `size`. Those of a subject stay together where the size is one."""
+    by_row = [[pair] for pair in waiting]
+    if size > 1:
+        rows = dict.fromkeys(job.row for job, _ in waiting)
+        by_row = [[pair for pair in waiting if pair[0].row == row] for row in rows]
+    for of_row in by_row:
+        yield from (of_row[i : i + size] for i in range(0, len(of_row), size))
 
 
 def measuring(args: argparse.Namespace, world: World | None) -> dict[str, detectors.Detector]:

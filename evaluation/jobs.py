@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,26 @@ class Plan:
         return all(self.path(job, suffix).exists() for suffix in wanted)
 
 
-def measure_job(pipeline: Pipeline, plan: Plan, job: Job, keep: bool) -> None:
-    """Sample, measure in memory, and write: frames if they are to be kept, features, and last the record."""
-    settings = plan.settings(job.row)
+def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequence[bool]) -> None:
+    """Sample jobs of one row, as one batch, measure in memory, and write what each has: see `write`."""
+    settings = plan.settings(jobs[0].row)
     began = time.perf_counter()
-    frames, peak = _frames(pipeline, plan, job, settings)
-    seconds = time.perf_counter() - began
-    stages = []
+    videos, peak = _videos(pipeline, plan, jobs, settings)
+    facts = {
+        "seconds": round((time.perf_counter() - began) / len(jobs), 2),
+        "bus_peak_bytes": peak,
+        "running": asdict(replace(plan.running, device=str(pipeline.device))) | {"batch_size": len(jobs)},
+        "versions": versions(),
+    }
+    for job, frames, kept in zip(jobs, videos, keep):
+        write(pipeline, plan, job, frames, kept, facts)
+
+
+def write(
+    pipeline: Pipeline, plan: Plan, job: Job, frames: Sequence[Tensor], keep: bool, facts: dict[str, Any]
+) -> None:
+    """A job's frames if they are to be kept, features, and last its record. frames: of each stage, uint8 f h w 3."""
+    settings, stages = plan.settings(job.row), []
     for s, x in enumerate(frames):
         n, fps = settings.cascade.rate(s), settings.fps_of(s)
         stages.append({"frames": len(x), "fps": fps, **measures(x, frames[0], n)})
@@ -99,25 +112,23 @@ def measure_job(pipeline: Pipeline, plan: Plan, job: Job, keep: bool) -> None:
         "seed": job.seed,
         "settings": plan.decided(job.row),
         "stages": stages,
-        "seconds": round(seconds, 2),
-        "bus_peak_bytes": peak,
-        "running": asdict(replace(plan.running, device=str(pipeline.device))),
-        "versions": versions(),
+        **facts,
     }
     write_json(plan.path(job, ".json"), record)
 
 
-def _frames(pipeline: Pipeline, plan: Plan, job: Job, settings: Settings) -> tuple[list[Tensor], int]:
-    """uint8 f h w 3 of every stage, and the bytes that the bus held at most."""
+def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], settings: Settings) -> tuple[list[list[Tensor]], int]:
+    """uint8 f h w 3 of every stage of every job, and the bytes that the bus held at most."""
+    seeds = [job.seed for job in jobs]
     if plan.world is None:
-        (video,) = pipeline.sample(job.subject.load(), settings, seeds=job.seed, running=plan.running)
-    elif job.row == TRUTH:
-        stages = range(settings.cascade.stages)
-        sizes = [(settings.cascade.frames_of(s), settings.fps_of(s)) for s in stages]
-        return [plan.world.truth(pipeline, job.scene, f, fps, settings) for f, fps in sizes], 0
+        subjects = [job.subject.load() for job in jobs]
+        videos = pipeline.sample(subjects, settings, seeds=seeds, running=plan.running)
+    elif jobs[0].row == TRUTH:
+        sizes = [(settings.cascade.frames_of(s), settings.fps_of(s)) for s in range(settings.cascade.stages)]
+        return [[plan.world.truth(pipeline, job.scene, f, fps, settings) for f, fps in sizes] for job in jobs], 0
     else:
-        video = plan.world.make(pipeline, job.scene, job.seed, settings)
-    return video.frames, video.bus_peak_bytes
+        videos = plan.world.make(pipeline, [job.scene for job in jobs], seeds, settings, plan.running)
+    return [video.frames for video in videos], max(video.bus_peak_bytes for video in videos)
 
 
 def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.pipeline import Pipeline, Video
-from zerosmooth.settings import Settings
+from zerosmooth.settings import Running, Settings
 
 from .detectors import Detector
 
@@ -21,8 +22,10 @@ class World(Protocol):
         """Scenes that a checkpoint can be asked for. ValueError if there are none."""
         ...
 
-    def make(self, pipeline: Pipeline, scene: Any, seed: int, settings: Settings) -> Video:
-        """The checkpoint's video of a scene."""
+    def make(
+        self, pipeline: Pipeline, scenes: Sequence[Any], seeds: Sequence[int], settings: Settings, running: Running
+    ) -> list[Video]:
+        """The checkpoint's videos of scenes, a seed each, as one batch where that can be."""
         ...
 
     def truth(self, pipeline: Pipeline, scene: Any, frames: int, fps: float, settings: Settings) -> Tensor:

@@ -25,7 +25,7 @@ from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import shipped
 from zerosmooth.family import Family
 from zerosmooth.pipeline import Pipeline, Video
-from zerosmooth.settings import Settings
+from zerosmooth.settings import Running, Settings
 
 from .draw import MOTION, Scene, first_frame, frame_times, random_scene, render
 from .read import Reading, read
@@ -48,12 +48,24 @@ def paced(pipeline: Pipeline, cascade: Cascade) -> bool:
     return pipeline.family.told_rate(pipeline.config) or not cascade.scales
 
 
-def make(pipeline: Pipeline, scene: Scene, seed: int, settings: Settings) -> Video:
-    """The scene's video, from its prompt, or from its first frame and its speed."""
+def make(
+    pipeline: Pipeline,
+    scenes: Sequence[Scene],
+    seeds: Sequence[int],
+    settings: Settings,
+    running: Running = Running(),
+) -> list[Video]:
+    """The scenes' videos, from their prompts in one batch, or from their first frames in one of each speed."""
     if "image" not in pipeline.family.takes:
-        return pipeline.sample(scene.prompt(speed=paced(pipeline, settings.cascade)), settings, seeds=seed)[0]
-    settings = replace(settings, motion_bucket_id=MOTION[scene.speed])
-    return pipeline.sample(first_frame(scene, settings.height), settings, seeds=seed)[0]
+        speed = paced(pipeline, settings.cascade)
+        return pipeline.sample([s.prompt(speed) for s in scenes], settings, seeds=seeds, running=running)
+    made: dict[int, Video] = {}
+    for name, bucket in MOTION.items():
+        if those := [i for i, scene in enumerate(scenes) if scene.speed == name]:
+            images = [first_frame(scenes[i], settings.height) for i in those]
+            own = replace(settings, motion_bucket_id=bucket)
+            made |= zip(those, pipeline.sample(images, own, seeds=[seeds[i] for i in those], running=running))
+    return [made[i] for i in range(len(scenes))]
 
 
 def measures(readings: Sequence[Reading], scenes: Sequence[Scene], fps: float) -> dict[str, float]:
@@ -99,7 +111,7 @@ def gate(name: str, seed: int, n: int, device: str, fps: int | None = None) -> b
     frames, fps = settings.cascade.frames, settings.fps
     ours, truth = [], []
     for i, scene in enumerate(tqdm(scenes, desc=str(name), leave=False)):
-        video = make(pipeline, scene, seed + i, settings)
+        (video,) = make(pipeline, [scene], [seed + i], settings)
         ours.append(read(video.frames[0]))
         truth.append(read(true_frames(pipeline, scene, frames, fps)))
     got, best = measures(ours, scenes, fps), measures(truth, scenes, fps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from evaluation.detectors import CLIP, Detector, protocol
 from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.pipeline import Pipeline, Video
-from zerosmooth.settings import Settings
+from zerosmooth.settings import Running, Settings
 
 from . import classifier, gate
 from .draw import Scene, frame_times, random_scene, render
@@ -32,8 +33,10 @@ class SmallWorld:
             )
         return gate.scenes_of(checkpoint.family, seed, n)
 
-    def make(self, pipeline: Pipeline, scene: Scene, seed: int, settings: Settings) -> Video:
-        return gate.make(pipeline, scene, seed, settings)
+    def make(
+        self, pipeline: Pipeline, scenes: Sequence[Scene], seeds: Sequence[int], settings: Settings, running: Running
+    ) -> list[Video]:
+        return gate.make(pipeline, scenes, seeds, settings, running)
 
     def truth(self, pipeline: Pipeline, scene: Scene, frames: int, fps: float, settings: Settings) -> Tensor:
         return gate.true_frames(pipeline, scene, frames, fps, settings.decode_chunk_size)

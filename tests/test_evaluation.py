@@ -387,13 +387,13 @@ def test_image_to_video_from_a_folder_of_first_frames(experiment, tmp_path, tiny
 
 
 def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch, capsys):
-    def run(pipeline, plan, job, keep):
-        if broken(job):
+    def run(pipeline, plan, jobs, keep):
+        if any(map(broken, jobs)):
             raise NonFiniteError("NaN")
-        return whole_run(pipeline, plan, job, keep)
+        return whole_run(pipeline, plan, jobs, keep)
 
-    whole_run = command.measure_job
-    monkeypatch.setattr(command, "measure_job", run)
+    whole_run = command.measure_jobs
+    monkeypatch.setattr(command, "measure_jobs", run)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     prompts = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", tmp_path / "prompts.txt", "--num_videos", "2"]
     scenes = ["--scenes", "1"]
@@ -430,6 +430,24 @@ def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, tiny):
         _, err = process.communicate(timeout=120)
         assert process.returncode == 1 and message in err and "Traceback" not in err
         assert not (tmp_path / "out/videos").exists()
+
+
+@pytest.mark.parametrize("ckpt", ["vc2-small", "svd-small"])
+def test_a_batch_measures_what_single_videos_do(ckpt, tmp_path):
+    """Scenes of both speeds, which svd-small is told by a setting; up to rounding."""
+    records = []
+    for size in ("1", "4"):
+        out = tmp_path / size
+        arguments = ["--ckpt", ckpt, "--scenes", "4", "--rows", "anchored", "--steps", "2", "--scale", "2"]
+        assert command.main([*arguments, "--device", "cpu", "--outdir", str(out), "--batch_size", size]) == 0
+        records.append({p.name: json.loads(p.read_text()) for p in (out / "videos").glob("*.json")})
+    one, four = records
+    assert one.keys() == four.keys() and len(one) == 8
+    for name, record in one.items():
+        for x, y in zip(record["stages"], four[name]["stages"]):
+            assert x.keys() == y.keys()
+            for measure in x:
+                assert y[measure] == pytest.approx(x[measure], rel=0.02, abs=0.02, nan_ok=True)
 
 
 # --- two folders
