@@ -119,8 +119,13 @@ def describe(path: Path, family: Family | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} has tensors of {', '.join(sorted(dtypes))}; one of F32, F16, BF16 is needed: convert it again"
         )
-    origin = (metadata.get(key, "") for key in ("source", "source_sha256", "tensors_sha256"))
-    return Checkpoint(path, family, config, shapes, dtypes.pop(), path.stat().st_size, *origin, header.start)
+    source, source_sha256, tensors_sha256 = (
+        metadata.get(key, "") for key in ("source", "source_sha256", "tensors_sha256")
+    )
+    size = path.stat().st_size
+    return Checkpoint(
+        path, family, config, shapes, dtypes.pop(), size, source, source_sha256, tensors_sha256, header.start
+    )
 
 
 def try_out(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:

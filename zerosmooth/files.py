@@ -47,9 +47,10 @@ def scratch(path: Path) -> Iterator[Path]:
                 _lock(lock.fileno())
             yield part
     except OSError as error:
-        if error.errno not in FULL and error.filename != str(part):
+        reason = FULL.get(error.errno or 0) or (error.strerror if error.filename == str(part) else None)
+        if reason is None:  # of something else
             raise
-        raise OSError(f"{path} cannot be written: {FULL.get(error.errno, error.strerror)}") from error
+        raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
         part.unlink(missing_ok=True)
 
