@@ -23,7 +23,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .families import FAMILIES
 from .family import Family, Networks
-from .files import whole
+from .files import one_line, whole
 from .guidance import Guidance
 from .header import FORMAT, VERSION, CheckpointError, looks_like, read_header, sha256
 from .pipeline import Pipeline
@@ -143,8 +143,7 @@ def try_out(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:
             guided = Guidance(networks.unet, branches, settings.guidance_scale, settings.first_guidance_scale)
             networks.vae.decode(guided(x, 1.0, None if told is None else told.to("meta"), None)[0])
     except (RuntimeError, ArithmeticError, LookupError, EinopsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"its networks do not fit together ({reason})") from error
+        raise ValueError(f"its networks do not fit together ({one_line(error)})") from error
     return {name: tuple(p.shape) for name, p in networks.state_dict().items()}
 
 

@@ -79,3 +79,9 @@ def _lock(file: int) -> bool:
         return True
     except OSError:
         return False
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an exception says, or what it is if that is nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

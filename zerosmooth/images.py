@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .files import one_line
+
 RESIZE = ("crop", "pad", "stretch")
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
 UNREAD_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")
@@ -63,8 +65,7 @@ def read_image(path: Path) -> Tensor:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(f"the image {path} has more than {most:.0f} million pixels; shrink it first") from error
     except Exception as error:  # whatever the decoder of some format raises
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the image {path} cannot be read, or is damaged ({first})") from error
+        raise ValueError(f"the image {path} cannot be read, or is damaged ({one_line(error)})") from error
 
 
 class _Unfit(ValueError):
