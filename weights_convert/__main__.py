@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from math import prod
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
 
 import torch
 from tqdm import tqdm
