@@ -123,7 +123,7 @@ def _open_pickle(path: Path) -> Source:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     tensors = {
-        name.removeprefix("_forward_module."): value
+        name.removeprefix("_forward_module.").removeprefix("module."): value
         for name, value in (content.items() if isinstance(content, dict) else ())
         if isinstance(value, Tensor)
     }

@@ -1,0 +1,219 @@
+"""Reference files of the families in `examples/` that make videos from prompts: what `tests.parity` does with them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from weights_convert.engine import convert
+from zerosmooth.bus import HiddenStateBus, Stage
+from zerosmooth.cascade import Cascade, Sampler, sample_cascade
+from zerosmooth.models.autoencoder import Autoencoder
+from zerosmooth.models.unet import SkeletonConfig
+from zerosmooth.models.videocrafter import UNet, UNetConfig
+from zerosmooth.pipeline import Branch, Guidance
+from zerosmooth.samplers import DDIM, DDIMConfig
+
+from .parity import (
+    Reference,
+    diffusers_skeleton,
+    error,
+    frames_first,
+    operators_of,
+    run_unet,
+    scales_of,
+    toy,
+    vae_config,
+    weight,
+)
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+import animatediff  # noqa: E402 - the package does not know it
+import modelscope  # noqa: E402
+
+
+def animatediff_unet(c: dict) -> animatediff.AnimateDiffConfig:
+    if "motion_module_kwargs" in c:  # the authors' own
+        motion = c["motion_module_kwargs"]
+        late = "v2" if c["motion_module_mid_block"] else "v3"
+        return animatediff.AnimateDiffConfig(
+            **diffusers_skeleton(c),
+            heads=c["attention_head_dim"],
+            groups=c["norm_num_groups"],
+            motion_heads=motion["num_attention_heads"],
+            version=late if c["use_inflated_groupnorm"] else "v1",
+        )
+    return animatediff.AnimateDiffConfig(
+        **diffusers_skeleton(c),
+        heads=c["num_attention_heads"],
+        groups=c["norm_num_groups"],
+        motion_heads=c["motion_num_attention_heads"],
+        motion_groups=c["norm_num_groups"],
+        version="v2" if c["use_motion_mid_block"] else "v3",
+        norms="diffusers",
+    )
+
+
+def modelscope_unet(c: dict) -> UNetConfig:
+    return replace(
+        modelscope.CONFIG.unet,
+        **diffusers_skeleton(c),
+        head_dim=c["attention_head_dim"],
+        groups=c["norm_num_groups"],
+    )
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A family's module, and what makes its network and the network's config of the author's config."""
+
+    family: ModuleType
+    network: Callable[[SkeletonConfig], nn.Module]
+    unet: Callable[[dict], SkeletonConfig]
+
+
+BACKBONES = {
+    "animatediff": Backbone(animatediff, animatediff.AnimateDiffUNet, animatediff_unet),
+    "modelscope": Backbone(modelscope, UNet, modelscope_unet),
+}
+
+
+def build(reference: Reference) -> nn.Module:
+    """Our networks with the reference's weights, `unet` and where the reference has one `vae`.
+
+    Positions' tables are among its keys: a converter drops them, so nothing is made of them here.
+    """
+    backbone = BACKBONES[reference.family]
+    c = reference.json("config")
+    config = replace(backbone.family.CONFIG, unet=backbone.unet(c.get("unet", c)))
+    networks = nn.Module()
+    networks.unet = backbone.network(config.unet)
+    if "vae" in c:
+        config = replace(config, vae=vae_config(c["vae"]))
+        networks.vae = Autoencoder(config.vae)
+    whole = "unet" in c  # names begin with their folder, which is no part of what fixes their weights
+    shapes = {name if whole else f"unet.{name}": tuple(shape) for name, shape in reference.json("keys").items()}
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()}
+    tensors = convert(
+        backbone.family.table(config, shapes),
+        shapes,
+        lambda name: weight(name.partition(".")[2], shapes[name]),
+        expected,
+    )
+    networks.load_state_dict(dict(tensors), assign=True)
+    return networks.eval().requires_grad_(False)
+
+
+def ddim(c: dict) -> DDIMConfig:
+    """diffusers' DDIM scheduler, of its config."""
+    return DDIMConfig(
+        beta_start=c["beta_start"],
+        beta_end=c["beta_end"],
+        beta_schedule={"linear": "linear", "scaled_linear": "sqrt_linear"}[c["beta_schedule"]],
+        spacing=c.get("timestep_spacing", "leading"),
+        ends_clean=c.get("set_alpha_to_one", True),
+    )
+
+
+def sampler_of(reference: Reference) -> DDIM:
+    c = reference.json("scheduler") if "scheduler" in reference.metadata else reference.json("config").get("scheduler")
+    config = ddim(c) if c else BACKBONES[reference.family].family.CONFIG.sampler
+    return config.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
+
+
+def guided(reference: Reference, networks: nn.Module) -> Guidance:
+    branches = [Branch(reference["context"]), Branch(reference["uncond"])]
+    return Guidance(networks.unet, branches, reference.number("guidance_scale"))
+
+
+def walk(sampler: Sampler, x: Tensor, network: Callable[[int, Tensor], Tensor], noise: Tensor | None) -> Iterator[Tensor]:
+    """x after every step."""
+    for i in range(len(sampler)):
+        output = network(i, sampler.network_input(i, x))
+        x = sampler.step(i, x, sampler.x0(i, x, output), None if noise is None else noise[i])
+        yield x
+
+
+def check_unet(reference: Reference) -> float:
+    return run_unet(reference, build(reference))
+
+
+def check_zerosmooth(reference: Reference) -> float:
+    networks, frames = build(reference), reference.json("frames")
+    bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
+    strength = float(reference["strength"])
+    return max(run_unet(reference, networks, str(s), bus.stage(s, strength=strength)) for s in range(len(frames)))
+
+
+def check_cascade(reference: Reference) -> float:
+    ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99) if f"y{s}" in reference.tensors]
+    frames = [y.shape[1] for y in ys]
+    cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
+    sampler, network = sampler_of(reference), guided(reference, build(reference))
+
+    def noise(step: int) -> Tensor:
+        return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
+
+    def told(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
+        return network(x, sampler.timestep(step), None, stage)
+
+    return max(error(ours, y) for ours, y in zip(sample_cascade(told, sampler, cascade, noise), ys))
+
+
+def check_pipeline(reference: Reference) -> float:
+    """Latents after the first and the last step, and the frames."""
+    networks, sampler = build(reference), sampler_of(reference)
+    network, y = guided(reference, networks), {name: x for name, x in reference.tensors.items() if name[:2] == "y_"}
+    noise = [frames_first(reference, x) for x in reference["noise"]] if sampler.stochastic else None
+    x = sampler.start(frames_first(reference, reference["latents"]))
+    steps = list(walk(sampler, x, lambda i, x: network(x, sampler.timestep(i), None, None), noise))
+    frames = rearrange(networks.vae.decode(steps[-1][0]), "f c h w -> 1 c f h w")
+    return max(
+        float("inf") if [sampler.timestep(i) for i in range(len(sampler))] != reference["timesteps"].tolist() else 0.0,
+        error(steps[0], frames_first(reference, y["y_step0"])),
+        error(steps[-1], frames_first(reference, y["y_latents"])),
+        error(frames, y["y_frames"]),
+    )
+
+
+def check_samplers(reference: Reference) -> float:
+    """DDIM in each of the settings that the file has, on a toy network."""
+    t, errors = reference.tensors, []
+    for name in {name.partition(".")[0] for name in t if "." in name}:
+        scheduler = re.search(r"\{.*\}", reference.metadata[name])
+        assert scheduler is not None
+        config = ddim(json.loads(scheduler[0]))
+        errors.append(error(torch.from_numpy(config.alphas_cumprod()).float(), t["alphas_cumprod"]))
+        errors.append(float(np.abs(DDIM(config, 10).alpha_prev[-1] ** 2 - float(t[f"{name}.final_alpha_cumprod"]))))
+        for steps in (10, 25):
+            if DDIM(config, steps).timesteps != t[f"{name}.timesteps{steps}"].tolist():
+                return float("inf")
+        for eta in (0.0, 1.0):
+            sampler = DDIM(config, len(t["noise"]), eta)
+
+            def network(i: int, x: Tensor, sampler: DDIM = sampler) -> Tensor:
+                step = sampler.timestep(i) / 1000
+                return toy(x, -0.2, step) + 7.5 * (toy(x, 0.3, step) - toy(x, -0.2, step))
+
+            *_, ours = walk(sampler, t["x"], network, t["noise"] if eta else None)
+            errors.append(error(ours, t[f"{name}.eta{int(eta)}.y"]))
+    return max(errors)
+
+
+CHECKS: dict[str, Callable[[Reference], float]] = {
+    "unet": check_unet,
+    "zerosmooth": check_zerosmooth,
+    "cascade": check_cascade,
+    "pipeline": check_pipeline,
+    "samplers": check_samplers,
+}
