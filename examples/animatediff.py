@@ -11,9 +11,10 @@ was trained with ResNet blocks whose norms see all frames together.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from weights_convert import diffusers, ldm
+from weights_convert.conversion import Conversion
 from weights_convert.engine import ConversionError, Shapes, Table
 from weights_convert.source import Source, join, open_folder, open_source
 from weights_convert.videocrafter import BUFFERS, SPATIAL
 from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
 from zerosmooth.bus import Stage, name_modules
 from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.family import Family
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import TextConfig
 from zerosmooth.models.layers import FeedForward, ResBlock, sinusoid
@@ -36,6 +39,8 @@ from zerosmooth.samplers import DDIMConfig
 
 # --- the network
 
+VERSIONS, NORMS = ("v1", "v2", "v3"), ("authors", "diffusers")
+
 
 @dataclass(frozen=True)
 class AnimateDiffConfig(SkeletonConfig):
@@ -43,15 +48,14 @@ class AnimateDiffConfig(SkeletonConfig):
     heads: int = 8  # at every level
     motion_heads: int = 8
     motion_groups: int = 32  # of the motion modules' norms
-    version: str = "v3"  # of the motion modules: "v1", "v2" or "v3"
-    norms: str = "authors"  # as the weights were trained, frame by frame but in v1's ResNet blocks; or "diffusers", which
-    # does the opposite: motion modules' norms see all frames together, the others one frame
+    version: str = VERSIONS[-1]  # of the motion modules
+    norms: str = NORMS[0]  # as the weights were trained: frame by frame, but for v1's ResNet blocks; or as diffusers has
+    # them: motion modules' norms see all frames together, the others one frame
+
 
     def __post_init__(self) -> None:
-        if self.version not in ("v1", "v2", "v3"):
-            raise ValueError(f"version={self.version!r}; use 'v1', 'v2' or 'v3'")
-        if self.norms not in ("authors", "diffusers"):
-            raise ValueError(f"norms={self.norms!r}; use 'authors' or 'diffusers'")
+        if self.version not in VERSIONS or self.norms not in NORMS:
+            raise ValueError(f"version={self.version!r}, norms={self.norms!r}; use one of {VERSIONS} and of {NORMS}")
 
     @property
     def res_across_frames(self) -> bool:
@@ -266,29 +270,54 @@ def merged(source: Source, table: Table, lora: Source, scale: float) -> Source:
     return Source(source.path, source.shapes, read, (*source.files, *lora.files))
 
 
-def open_sources(path: Path, motion: Path | None) -> Source:
-    """A folder of Stable Diffusion, or one file in the names of latent diffusion; and motion modules, if apart."""
-    parts = open_folder(path, ("unet", "vae", "text_encoder")) if path.is_dir() else {"sd": open_source(path)}
-    if motion is not None:
-        folder = motion.is_dir()
-        parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
-    return join(path, parts)
+class AnimateDiffConversion(Conversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--motion", type=Path, help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
+        parser.add_argument("--lora", type=Path, action="append", default=[], help="merged; may be said several times")
+        parser.add_argument("--lora_scale", type=float, action="append", default=[], help="of each --lora (default: 1)")
+        parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s')")
+
+    def open(self, path: Path, args: argparse.Namespace) -> Source:
+        """A folder of Stable Diffusion or one file in the names of latent diffusion; motion modules; LoRAs."""
+        parts = open_folder(path, ("unet", "vae", "text_encoder")) if path.is_dir() else {"sd": open_source(path)}
+        if (motion := args.motion) is not None:
+            folder = motion.is_dir()
+            parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
+        source, scales = join(path, parts), args.lora_scale or [1.0] * len(args.lora)
+        if len(scales) != len(args.lora):
+            raise ConversionError(f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
+        for lora, scale in zip(args.lora, scales):
+            source = merged(source, table(FAMILY.config), open_source(lora), scale)
+        return source
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        return replace(config, unet=replace(config.unet, version=version_of(source.shapes), norms=args.norms))
 
 
 # --- the family
 
-CONFIG = ModelConfig(
-    family="animatediff",
-    unet=AnimateDiffConfig(),
-    vae=AutoencoderConfig(),
-    encoder=TextConfig(width=768, heads=12, layers=12, pad_token=49407, activation="quick_gelu"),
-    sampler=DDIMConfig(beta_schedule="linear", ends_clean=True),
-    defaults=Defaults(
-        height=512,
-        width=512,
-        steps=25,
-        eta=0.0,
-        guidance_scale=7.5,
-        negative_prompt="low quality, blurry, distorted, watermark",
-    ),
-)
+
+class AnimateDiff(Family):
+    name = "animatediff"
+    config = ModelConfig(
+        "animatediff",
+        AnimateDiffConfig(),
+        AutoencoderConfig(),
+        TextConfig(width=768, heads=12, layers=12, pad_token=49407, activation="quick_gelu"),
+        DDIMConfig(beta_schedule="linear", ends_clean=True),
+        Defaults(
+            height=512,
+            width=512,
+            steps=25,
+            eta=0.0,
+            guidance_scale=7.5,
+            negative_prompt="low quality, blurry, distorted, watermark",
+        ),
+    )
+    conversion = AnimateDiffConversion(table)
+
+    def unet(self, config: AnimateDiffConfig) -> nn.Module:
+        return AnimateDiffUNet(config)
+
+
+FAMILY = AnimateDiff()

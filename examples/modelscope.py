@@ -8,15 +8,22 @@ What is new is the names in diffusers' folder, and the settings.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection
+from pathlib import Path
+
+from torch import nn
 
 from weights_convert import diffusers
+from weights_convert.conversion import Conversion
 from weights_convert.engine import Table
+from weights_convert.source import Source, join, open_folder
 from weights_convert.videocrafter import SPATIAL, TEMPORAL, TEMPORAL_CONV
 from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.family import Family
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import TextConfig
-from zerosmooth.models.videocrafter import UNetConfig
+from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.samplers import DDIMConfig
 
 
@@ -39,11 +46,25 @@ def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
     )
 
 
-CONFIG = ModelConfig(
-    family="modelscope",
-    unet=UNetConfig(fps_condition=False),
-    vae=AutoencoderConfig(),
-    encoder=TextConfig(),
-    sampler=DDIMConfig(),
-    defaults=Defaults(height=256, width=256, eta=0.0, guidance_scale=9.0),
-)
+class ModelScopeConversion(Conversion):
+    def open(self, path: Path, args: argparse.Namespace) -> Source:
+        return join(path, open_folder(path, ("unet", "vae", "text_encoder")))
+
+
+class ModelScope(Family):
+    name = "modelscope"
+    config = ModelConfig(
+        "modelscope",
+        UNetConfig(fps_condition=False),
+        AutoencoderConfig(),
+        TextConfig(),
+        DDIMConfig(),
+        Defaults(height=256, width=256, eta=0.0, guidance_scale=9.0),
+    )
+    conversion = ModelScopeConversion(table)
+
+    def unet(self, config: UNetConfig) -> nn.Module:
+        return UNet(config)
+
+
+FAMILY = ModelScope()
