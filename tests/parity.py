@@ -461,8 +461,8 @@ def check(path: Path) -> tuple[float, float]:
     reference = read(path)
     from . import parity_backbones_a  # which needs what is above
 
-    checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.BACKBONES else CHECKS
-    known = *FAMILIES, *parity_backbones_a.BACKBONES, "all"
+    checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS
+    known = *FAMILIES, *parity_backbones_a.FAMILIES, "all"
     if reference.kind not in checks or reference.family not in known:
         raise ValueError(f"{path.name}: kind {reference.kind!r} of family {reference.family!r} is not known here")
     bound = RUN_BOUND if reference.kind in ("pipeline", "cascade") else BOUND

@@ -6,22 +6,21 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from weights_convert.engine import convert
 from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import Cascade, Sampler, sample_cascade
-from zerosmooth.models.autoencoder import Autoencoder
+from zerosmooth.family import Family, Networks
+from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.unet import SkeletonConfig
-from zerosmooth.models.videocrafter import UNet, UNetConfig
-from zerosmooth.pipeline import Branch, Guidance
+from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIM, DDIMConfig
 
 from .parity import (
@@ -66,51 +65,35 @@ def animatediff_unet(c: dict) -> animatediff.AnimateDiffConfig:
 
 def modelscope_unet(c: dict) -> UNetConfig:
     return replace(
-        modelscope.CONFIG.unet,
+        modelscope.FAMILY.config.unet,
         **diffusers_skeleton(c),
         head_dim=c["attention_head_dim"],
         groups=c["norm_num_groups"],
     )
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A family's module, and what makes its network and the network's config of the author's config."""
-
-    family: ModuleType
-    network: Callable[[SkeletonConfig], nn.Module]
-    unet: Callable[[dict], SkeletonConfig]
+FAMILIES: dict[str, Family] = {family.name: family for family in (animatediff.FAMILY, modelscope.FAMILY)}
+UNETS: dict[str, Callable[[dict], SkeletonConfig]] = {"animatediff": animatediff_unet, "modelscope": modelscope_unet}
 
 
-BACKBONES = {
-    "animatediff": Backbone(animatediff, animatediff.AnimateDiffUNet, animatediff_unet),
-    "modelscope": Backbone(modelscope, UNet, modelscope_unet),
-}
-
-
-def build(reference: Reference) -> nn.Module:
-    """Our networks with the reference's weights, `unet` and where the reference has one `vae`.
+def build(reference: Reference) -> Networks:
+    """Our networks with the reference's weights; parts that the reference does not have stay empty.
 
     Positions' tables are among its keys: a converter drops them, so nothing is made of them here.
     """
-    backbone = BACKBONES[reference.family]
-    c = reference.json("config")
-    config = replace(backbone.family.CONFIG, unet=backbone.unet(c.get("unet", c)))
-    networks = nn.Module()
-    networks.unet = backbone.network(config.unet)
-    if "vae" in c:
+    family, c = FAMILIES[reference.family], reference.json("config")
+    parts = {"unet", "vae"} & c.keys() or {"unet"}
+    config = replace(family.config, unet=UNETS[family.name](c.get("unet", c)))
+    if "vae" in parts:
         config = replace(config, vae=vae_config(c["vae"]))
-        networks.vae = Autoencoder(config.vae)
-    whole = "unet" in c  # names begin with their folder, which is no part of what fixes their weights
-    shapes = {name if whole else f"unet.{name}": tuple(shape) for name, shape in reference.json("keys").items()}
-    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()}
-    tensors = convert(
-        backbone.family.table(config, shapes),
-        shapes,
-        lambda name: weight(name.partition(".")[2], shapes[name]),
-        expected,
-    )
-    networks.load_state_dict(dict(tensors), assign=True)
+    with torch.device("meta"):
+        networks = Networks(family, config)
+    folder = "" if "unet" in c else "unet."  # before a name it is no part of what fixes the weights
+    shapes = {f"{folder}{name}": tuple(shape) for name, shape in reference.json("keys").items()}
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in parts}
+    table = family.conversion.table(config, shapes)
+    state = convert(table, shapes, lambda name: weight(name.partition(".")[2], shapes[name]), expected)
+    networks.load_state_dict(dict(state), strict=False, assign=True)
     return networks.eval().requires_grad_(False)
 
 
@@ -127,11 +110,11 @@ def ddim(c: dict) -> DDIMConfig:
 
 def sampler_of(reference: Reference) -> DDIM:
     c = reference.json("scheduler") if "scheduler" in reference.metadata else reference.json("config").get("scheduler")
-    config = ddim(c) if c else BACKBONES[reference.family].family.CONFIG.sampler
+    config = ddim(c) if c else FAMILIES[reference.family].config.sampler
     return config.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
 
 
-def guided(reference: Reference, networks: nn.Module) -> Guidance:
+def guided(reference: Reference, networks: Networks) -> Guidance:
     branches = [Branch(reference["context"]), Branch(reference["uncond"])]
     return Guidance(networks.unet, branches, reference.number("guidance_scale"))
 
