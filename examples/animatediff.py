@@ -49,9 +49,10 @@ class AnimateDiffConfig(SkeletonConfig):
     motion_heads: int = 8
     motion_groups: int = 32  # of the motion modules' norms
     version: str = VERSIONS[-1]  # of the motion modules
-    norms: str = NORMS[0]  # as the weights were trained: frame by frame, but for v1's ResNet blocks; or as diffusers has
+    norms: str = NORMS[
+        0
+    ]  # as the weights were trained: frame by frame, but for v1's ResNet blocks; or as diffusers has
     # them: motion modules' norms see all frames together, the others one frame
-
 
     def __post_init__(self) -> None:
         if self.version not in VERSIONS or self.norms not in NORMS:
@@ -291,6 +292,7 @@ class AnimateDiffConversion(Conversion):
         return source
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        assert isinstance(config.unet, AnimateDiffConfig)
         return replace(config, unet=replace(config.unet, version=version_of(source.shapes), norms=args.norms))
 
 
