@@ -48,11 +48,8 @@ class AnimateDiffConfig(SkeletonConfig):
     heads: int = 8  # at every level
     motion_heads: int = 8
     motion_groups: int = 32  # of the motion modules' norms
-    version: str = VERSIONS[-1]  # of the motion modules
-    norms: str = NORMS[
-        0
-    ]  # as the weights were trained: frame by frame, but for v1's ResNet blocks; or as diffusers has
-    # them: motion modules' norms see all frames together, the others one frame
+    version: str = "v3"  # of the motion modules, one of VERSIONS
+    norms: str = "authors"  # or "diffusers", one of NORMS: whether frames share statistics (see `AnimateDiffBlock`)
 
     def __post_init__(self) -> None:
         if self.version not in VERSIONS or self.norms not in NORMS:
@@ -60,6 +57,7 @@ class AnimateDiffConfig(SkeletonConfig):
 
     @property
     def res_across_frames(self) -> bool:
+        """Whether all frames share the statistics of the norms in ResNet blocks and of the last norm."""
         return self.version == "v1" and self.norms == "authors"
 
 
@@ -84,6 +82,11 @@ class AnimateDiffUNet(Skeleton):
 
 
 class AnimateDiffBlock(Block):
+    """Norms see one frame each, as the weights were trained, but for v1's ResNet blocks, where they see all together.
+
+    diffusers has it otherwise: its ResNet blocks' norms see one frame, and its motion modules' all frames.
+    """
+
     def __init__(
         self, c: AnimateDiffConfig, channels: int, out: int, attention: bool, second_res: bool = False, **more: bool
     ) -> None:
@@ -229,7 +232,7 @@ def layer_of(name: str) -> str:
             name = part + name.removeprefix(kohya).replace("_", ".")
             for word in WORDS:
                 name = name.replace(word.replace("_", "."), word)
-    name = name.removeprefix("base_model.model.").replace(".processor.", ".").replace("to_out_lora", "to_out.0")
+    name = name.removeprefix("base_model.model.").replace(".processor.", ".")
     name = name if name.startswith(("unet.", "text_encoder.")) else f"unet.{name}"
     return f"{name}.0.weight" if name.endswith("to_out") else f"{name}.weight"
 
@@ -244,10 +247,11 @@ def merged(source: Source, table: Table, lora: Source, scale: float) -> Source:
             layers.setdefault(layer_of(match[1]), {})[{"A": "down", "B": "up"}.get(kind, kind)] = name
         else:
             unknown.append(name)
-    places = {table.place(name): name for name in source.shapes}
+    places = {place: name for name in source.shapes if (place := table.place(name)) is not None}
     updates = {}
     for layer, names in layers.items():
-        changed = places.get(table.place(layer))
+        place = table.place(layer)
+        changed = None if place is None else places.get(place)
         if changed is None or not {"down", "up"} <= names.keys():
             unknown += names.values()
             continue
@@ -276,7 +280,7 @@ class AnimateDiffConversion(Conversion):
         parser.add_argument("--motion", type=Path, help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
         parser.add_argument("--lora", type=Path, action="append", default=[], help="merged; may be said several times")
         parser.add_argument("--lora_scale", type=float, action="append", default=[], help="of each --lora (default: 1)")
-        parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s')")
+        parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s)")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         """A folder of Stable Diffusion or one file in the names of latent diffusion; motion modules; LoRAs."""
