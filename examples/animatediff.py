@@ -200,7 +200,7 @@ def version_of(shapes: Shapes) -> str:
     """Of the motion modules. ConversionError if there are none, or nothing tells."""
     motion = {name: shape for name, shape in shapes.items() if "motion_modules." in name}
     if not motion:
-        raise ConversionError("no motion modules in it; add --motion with v3_sd15_mm.ckpt or another file of them")
+        raise ConversionError("there are no motion modules; add --motion with v3_sd15_mm.ckpt or another file of them")
     if any("mid_block." in name for name in motion):
         return "v2"
     lengths = {shape[1] for name, shape in motion.items() if name.endswith(".pe")}
