@@ -26,7 +26,7 @@ from zerosmooth.config import ModelConfig
 from zerosmooth.conformance import check, report
 from zerosmooth.samplers import DDIMConfig
 
-from .full_size import Shapes, shapes
+from .full_size import EXAMPLES, Shapes, shapes
 from .parity import weight
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +49,7 @@ def published(image: str, version: str, owner: str) -> Shapes:
             "vae.": ("lavie_vae_diffusers",),
             "text_encoder.": ("lavie_text_hf",),
         },
-        "file": {
-            "sd.": ("animatediff_sd15_unet_ldm", "vc2_vae"),
-            "sd.cond_stage_model.transformer.": ("lavie_text_hf",),
-        },
+        "file": {"sd.": EXAMPLES["animatediff_file"]["fine_tune.safetensors"]},
     }[image]
     files = {**files, "motion.": (f"animatediff_{version}_motion_{owner}",)}
     return {prefix + name: shape for prefix, names in files.items() for name, shape in shapes(*names).items()}
