@@ -4,6 +4,9 @@
     python -m tests.full_size lavie folder/              # 5.4 GB: lavie_base.pt and stable-diffusion-v1-4/
     python -m tests.full_size svd svd.safetensors        # 10 GB: the authors' single file
     python -m tests.full_size svd_folder folder/         # 9 GB: diffusers' folder
+    python -m tests.full_size animatediff folder/        # 6 GB: sd15/ and adapter_v2/
+    python -m tests.full_size animatediff_file folder/   # 6 GB: fine_tune.safetensors and v3_sd15_mm.ckpt
+    python -m tests.full_size modelscope folder/         # 7.3 GB
 
 Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the whole way works; what
 such a network shows is noise.
@@ -41,13 +44,33 @@ LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # files of a checkpoint, and
         "image_encoder/model.safetensors": ("svd_image_encoder_hf",),
     },
 }
+SD_TEXT = "cond_stage_model.transformer./lavie_text_hf"  # its names have a prefix there
+EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/
+    "animatediff": {
+        "sd15/unet/diffusion_pytorch_model.safetensors": ("animatediff_sd15_unet_diffusers",),
+        "sd15/vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
+        "sd15/text_encoder/model.safetensors": ("lavie_text_hf",),
+        "adapter_v2/diffusion_pytorch_model.safetensors": ("animatediff_v2_motion_diffusers",),
+    },
+    "animatediff_file": {
+        "fine_tune.safetensors": ("animatediff_sd15_unet_ldm", "vc2_vae", SD_TEXT),
+        "v3_sd15_mm.ckpt": ("animatediff_v3_motion_authors",),
+    },
+    "modelscope": {
+        "unet/diffusion_pytorch_model.safetensors": ("modelscope_unet_diffusers",),
+        "vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
+        "text_encoder/model.safetensors": ("modelscope_text_hf",),
+    },
+}
 
 
 def shapes(*manifests: str) -> Shapes:
-    """Names and shapes of the tensors of published files."""
+    """Names and shapes of the tensors of published files. manifests: some behind their names' prefix and a slash."""
     found: Shapes = {}
-    for name in manifests:
-        found |= {k: tuple(v) for k, v in json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"].items()}
+    for manifest in manifests:
+        prefix, _, name = manifest.rpartition("/")
+        tensors = json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"]
+        found |= {prefix + k: tuple(v) for k, v in tensors.items()}
     return found
 
 
@@ -63,15 +86,16 @@ def buffers(family: str) -> dict[str, Tensor]:
 
 
 def constant(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of a published file: by the rule, but for the rotary frequencies, which are constants."""
+    """A tensor of a published file: by the rule, but for the rotary frequencies, which are constants, and tables of
+    positions, which nothing reads."""
     if name.endswith("rotary_emb.freqs"):
         return 10_000.0 ** (-torch.arange(shape[0]) / shape[0])
-    return weight(name, shape)
+    return torch.zeros(shape) if name.endswith(".pe") else weight(name, shape)
 
 
 def write(layout: str, path: Path, held: dict[str, Shapes] | None = None) -> None:
     """held: the tensors of each file of the layout, instead of the published ones."""
-    for file, manifests in LAYOUTS[layout].items():
+    for file, manifests in {**LAYOUTS, **EXAMPLES}[layout].items():
         target = path / file if file else path
         target.parent.mkdir(parents=True, exist_ok=True)
         wanted = shapes(*manifests) if held is None else held[file]
@@ -86,7 +110,7 @@ def write(layout: str, path: Path, held: dict[str, Shapes] | None = None) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", choices=LAYOUTS)
+    parser.add_argument("layout", choices=[*LAYOUTS, *EXAMPLES])
     parser.add_argument("path", type=Path, help="the file, or the folder for what is several files")
     args = parser.parse_args()
     write(args.layout, args.path)

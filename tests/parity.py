@@ -459,10 +459,14 @@ def check(path: Path) -> tuple[float, float]:
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
     reference = read(path)
-    if reference.kind not in CHECKS or reference.family not in (*FAMILIES, "all"):
+    from . import parity_backbones_a  # which needs what is above
+
+    checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS
+    known = *FAMILIES, *parity_backbones_a.FAMILIES, "all"
+    if reference.kind not in checks or reference.family not in known:
         raise ValueError(f"{path.name}: kind {reference.kind!r} of family {reference.family!r} is not known here")
     bound = RUN_BOUND if reference.kind in ("pipeline", "cascade") else BOUND
-    return CHECKS[reference.kind](reference), bound
+    return checks[reference.kind](reference), bound
 
 
 def main(paths: list[str]) -> int:

@@ -45,6 +45,25 @@ def test_timesteps_are_those_of_the_authors():
     assert DDIM(DDIMConfig(), 50).share(0) == 0.981
 
 
+def test_steps_of_linspace_span_all_timesteps_and_lead_a_fixed_way_down():
+    """As diffusers' scheduler: evenly from 0 to 999, but each step leads to t - 1000 // steps, where no step begins."""
+    config = DDIMConfig(spacing="linspace")
+    sampler = DDIM(config, 10)
+    assert sampler.timesteps == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+    a = config.alphas_cumprod()
+    np.testing.assert_allclose(sampler.alpha_prev**2, a[[899, 788, 677, 566, 455, 344, 233, 122, 11, 0]])
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_the_last_step_can_lead_to_clean_data(spacing):
+    """And then a perfect network's end is the data itself; the other steps are the same."""
+    clean, usual = (DDIM(DDIMConfig(spacing=spacing, ends_clean=ends), 10) for ends in (True, False))
+    assert clean.alpha_prev[-1] == 1 and clean.sigma_prev[-1] == 0 == clean.fresh[-1]
+    assert usual.alpha_prev[-1] < 1
+    for name in ("alpha", "sigma", "alpha_prev", "sigma_prev", "fresh"):
+        np.testing.assert_array_equal(getattr(clean, name)[:-1], getattr(usual, name)[:-1])
+
+
 def test_data_scale_falls_and_stays():
     scales = DDIMConfig(data_scale=0.7).data_scales()
     assert scales[0] == 1 and scales[399] == 0.7 == scales[999] and len(scales) == 1000
@@ -87,6 +106,7 @@ def test_settings_out_of_range_are_refused():
         lambda: Euler(EulerConfig(), 0),
         lambda: EulerConfig().sampler(25, eta=0.5),
         lambda: DDIMConfig(beta_schedule="cosine"),
+        lambda: DDIMConfig(spacing="trailed"),
     ):
         with pytest.raises(ValueError):
             make()

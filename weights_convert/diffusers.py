@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.unet import SkeletonConfig
 
@@ -54,22 +56,24 @@ def mlp(source: str, target: str) -> list[tuple[str, str]]:
     return [(f"{source}.linear_1.*", f"{target}.0.*"), (f"{source}.linear_2.*", f"{target}.2.*")]
 
 
-def unet(c: SkeletonConfig, res: Table, transformer: Table) -> Table:
-    """A UNet's skeleton. Its levels hold lists of blocks; ours are one list down and one up."""
+def unet(c: SkeletonConfig, lists: Sequence[tuple[str, str, Table]]) -> Table:
+    """A UNet's skeleton. Its levels hold lists of ResNet blocks, of transformers, ..; ours are blocks of one each, in
+    one list down and one up. lists: (their name, what it is in a block of ours, names inside)."""
     levels, each = len(c.channel_mult), c.res_blocks + 1  # blocks of a level, and what leads to the next one
     rows = [("conv_in.*", "conv_in.*"), *mlp("time_embedding", "time_embedding")]
+    for theirs, ours, table in lists:
+        for level in range(levels):
+            for i in range(each):
+                block = level * each + i
+                rows += table.within(f"down_blocks.{level}.{theirs}.{i}.", f"encoder.{block}.{ours}.")
+                rows += table.within(f"up_blocks.{level}.{theirs}.{i}.", f"decoder.{block}.{ours}.")
+        rows += table.within(f"mid_block.{theirs}.0.", f"middle.{ours}.")
+        if ours.startswith("res"):  # of which the middle has two
+            rows += table.within(f"mid_block.{theirs}.1.", f"middle.{ours.replace('res', 'res2', 1)}.")
     for level in range(levels):
-        for i in range(each):
-            down, up = f"encoder.{level * each + i}.", f"decoder.{level * each + i}."
-            rows += res.within(f"down_blocks.{level}.resnets.{i}.", f"{down}res.")
-            rows += transformer.within(f"down_blocks.{level}.attentions.{i}.", f"{down}transformer.")
-            rows += res.within(f"up_blocks.{level}.resnets.{i}.", f"{up}res.")
-            rows += transformer.within(f"up_blocks.{level}.attentions.{i}.", f"{up}transformer.")
-        rows.append((f"down_blocks.{level}.downsamplers.0.conv.*", f"encoder.{level * each + each - 1}.*"))
-        rows.append((f"up_blocks.{level}.upsamplers.0.conv.*", f"decoder.{level * each + each - 1}.upsample.conv.*"))
-    rows += res.within("mid_block.resnets.0.", "middle.res.")
-    rows += transformer.within("mid_block.attentions.0.", "middle.transformer.")
-    rows += res.within("mid_block.resnets.1.", "middle.res2.")
+        last = level * each + each - 1
+        rows.append((f"down_blocks.{level}.downsamplers.0.conv.*", f"encoder.{last}.*"))
+        rows.append((f"up_blocks.{level}.upsamplers.0.conv.*", f"decoder.{last}.upsample.conv.*"))
     return Table([*rows, ("conv_norm_out.*", "norm_out.*"), ("conv_out.*", "conv_out.*")])
 
 

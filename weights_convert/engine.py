@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,24 +36,26 @@ class Table:
         """The rows, with prefixes put before both sides."""
         return [(source + left, target + right) for left, right in self.rows]
 
+    def place(self, name: str) -> tuple[str, int] | None:
+        """Our tensor that a source tensor goes to, and the part of it that it is; None if no row knows it."""
+        matches = ((_compile(source).fullmatch(name), target) for source, target in self.rows)
+        match, target = next(((m, t) for m, t in matches if m), (None, ""))
+        if match is None:
+            return None
+        base, _, part = _fill(target.removesuffix("^T"), match).partition("#")
+        return base, int(part or 0)
+
 
 def plan(table: Table, names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Which source tensors make each target, and the source names that have no place: those that no row and no
     `dropped` pattern knows, and those whose place is taken."""
-    rows = [(_compile(source), target) for source, target in table.rows]
-    dropped = [_compile(source) for source in table.dropped]
     parts: dict[str, dict[int, str]] = {}
     unknown = []
     for name in names:
-        if any(pattern.fullmatch(name) for pattern in dropped):
+        if any(_compile(pattern).fullmatch(name) for pattern in table.dropped):
             continue
-        matches = ((pattern.fullmatch(name), target) for pattern, target in rows)
-        match, target = next(((m, t) for m, t in matches if m), (None, ""))
-        if match is None:
-            unknown.append(name)
-            continue
-        base, _, part = _fill(target.removesuffix("^T"), match).partition("#")
-        if parts.setdefault(base, {}).setdefault(int(part or 0), name) != name:
+        place = table.place(name)
+        if place is None or parts.setdefault(place[0], {}).setdefault(place[1], name) != name:
             unknown.append(name)
     return {target: [names[i] for i in sorted(names)] for target, names in parts.items()}, unknown
 
@@ -96,6 +99,7 @@ def convert(
     return tensors()
 
 
+@cache
 def _compile(pattern: str) -> re.Pattern[str]:
     text = re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", r"(.+)")
     return re.compile(text)

@@ -38,9 +38,10 @@ TRANSFORMER = Table(
 
 def table(config: ModelConfig, names: Collection[str]) -> Table:
     """All three networks, with the names of their folders before their tensors'."""
+    lists = ("resnets", "res", diffusers.RES), ("attentions", "transformer", TRANSFORMER)
     return Table(
         [
-            *diffusers.unet(config.unet, diffusers.RES, TRANSFORMER).within("unet.", "unet."),
+            *diffusers.unet(config.unet, lists).within("unet.", "unet."),
             *diffusers.vae(config.vae).within("vae.", "vae."),
             *diffusers.TEXT.within("text_encoder.", "encoder."),
         ],

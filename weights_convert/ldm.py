@@ -48,6 +48,27 @@ def norms(source: str, target: str, *names: str) -> list[tuple[str, str]]:
     return [(f"{source}.{name}.*", f"{target}.{name}.*") for name in names]
 
 
+def unet(res: Table, transformer: Table) -> Table:
+    """A UNet of Stable Diffusion's skeleton, whose blocks are a ResNet block and a transformer."""
+    return Table(
+        [
+            ("time_embed.*", "time_embedding.*"),
+            ("input_blocks.0.0.*", "conv_in.*"),
+            ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
+            *res.within("input_blocks.{}.0.", "encoder.{-1}.res."),
+            *transformer.within("input_blocks.{}.1.", "encoder.{-1}.transformer."),
+            *res.within("middle_block.0.", "middle.res."),
+            *transformer.within("middle_block.1.", "middle.transformer."),
+            *res.within("middle_block.2.", "middle.res2."),
+            *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
+            *res.within("output_blocks.{}.0.", "decoder.{}.res."),
+            *transformer.within("output_blocks.{}.1.", "decoder.{}.transformer."),
+            ("out.0.*", "norm_out.*"),
+            ("out.2.*", "conv_out.*"),
+        ]
+    )
+
+
 VAE_RES = Table(
     [
         ("norm1.*", "norm1.*"),

@@ -59,24 +59,7 @@ SGM_RES = Table(
     ]
 )
 SGM_TRANSFORMER = transformer("time_stack", [("time_pos_embed.*", "position_embedding.*")])
-SGM_UNET = Table(
-    [
-        ("time_embed.*", "time_embedding.*"),
-        ("label_emb.0.*", "condition_embedding.*"),
-        ("input_blocks.0.0.*", "conv_in.*"),
-        ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
-        *SGM_RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
-        *SGM_TRANSFORMER.within("input_blocks.{}.1.", "encoder.{-1}.transformer."),
-        *SGM_RES.within("middle_block.0.", "middle.res."),
-        *SGM_TRANSFORMER.within("middle_block.1.", "middle.transformer."),
-        *SGM_RES.within("middle_block.2.", "middle.res2."),
-        *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
-        *SGM_RES.within("output_blocks.{}.0.", "decoder.{}.res."),
-        *SGM_TRANSFORMER.within("output_blocks.{}.1.", "decoder.{}.transformer."),
-        ("out.0.*", "norm_out.*"),
-        ("out.2.*", "conv_out.*"),
-    ]
-)
+SGM_UNET = Table([*ldm.unet(SGM_RES, SGM_TRANSFORMER).rows, ("label_emb.0.*", "condition_embedding.*")])
 SGM_DECODER_RES = Table(
     [
         *ldm.VAE_RES.within("", "spatial."),
@@ -138,7 +121,8 @@ HF_TRANSFORMER = transformer("temporal_transformer_blocks", diffusers.mlp("time_
 
 
 def _folder(config: ModelConfig) -> Table:
-    unet = diffusers.unet(config.unet, HF_RES, HF_TRANSFORMER)
+    lists = ("resnets", "res", HF_RES), ("attentions", "transformer", HF_TRANSFORMER)
+    unet = diffusers.unet(config.unet, lists)
     vae = diffusers.vae(config.vae, HF_RES)
     return Table(
         [

@@ -17,15 +17,15 @@ from .source import Source
 if TYPE_CHECKING:
     from zerosmooth.config import ModelConfig
 
-VC_RES = Table(
+TEMPORAL_CONV = Table(
     [
-        *RES.rows,
-        ("temopral_conv.conv1.0.*", "temporal_conv.norms.0.*"),  # spelt so in the checkpoint
-        ("temopral_conv.conv1.2.*", "temporal_conv.convs.0.*"),
-        *((f"temopral_conv.conv{i + 1}.0.*", f"temporal_conv.norms.{i}.*") for i in (1, 2, 3)),
-        *((f"temopral_conv.conv{i + 1}.3.*", f"temporal_conv.convs.{i}.*") for i in (1, 2, 3)),
+        ("conv1.0.*", "norms.0.*"),
+        ("conv1.2.*", "convs.0.*"),
+        *((f"conv{i + 1}.0.*", f"norms.{i}.*") for i in (1, 2, 3)),
+        *((f"conv{i + 1}.3.*", f"convs.{i}.*") for i in (1, 2, 3)),
     ]
 )
+VC_RES = Table([*RES.rows, *TEMPORAL_CONV.within("temopral_conv.", "temporal_conv.")])  # spelt so in the checkpoint
 BLOCK = "transformer_blocks.{}", "blocks.{}"
 FRAME = [
     *PROJECTIONS,

@@ -24,12 +24,16 @@ class DDIMConfig:
     data_scale: float = 1.0  # VideoCrafter2's `scale_arr`: data is scaled from 1 at t = 0 down to this
     data_scale_steps: int = 400  # at this timestep, and stays so
     more_steps: bool = False  # a number of steps that does not divide 1000 takes some more (VideoCrafter)
+    spacing: str = "leading"  # timesteps 1, 1 + c, .. with c = 1000 // steps, or "linspace": evenly from 0 to 999
+    ends_clean: bool = False  # the last step leads to alpha 1, not to that of timestep 0, which keeps a little noise
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in ("sqrt_linear", "linear"):
             raise ValueError(f"beta_schedule={self.beta_schedule!r}; use 'sqrt_linear' or 'linear'")
         if self.prediction not in ("noise", "v"):
             raise ValueError(f"prediction={self.prediction!r}; use 'noise' or 'v'")
+        if self.spacing not in ("leading", "linspace"):
+            raise ValueError(f"spacing={self.spacing!r}; use 'leading' or 'linspace'")
 
     def sampler(self, steps: int, eta: float) -> DDIM:
         return DDIM(self, steps, eta)
@@ -52,8 +56,8 @@ class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
     steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps. With `more_steps` they go on up
-    to 999, as upstream: 30 takes 31, 60 takes 63, and `len` tells. eta: share of fresh noise, 0 (none) to 1.
-    ValueError if out of range.
+    to 999, as upstream: 30 takes 31, 60 takes 63, and `len` tells. A step leads from t to t - c, the last one to 0.
+    eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:
@@ -63,15 +67,20 @@ class DDIM:
             raise ValueError(f"eta={eta} is not in [0, 1]")
         self.config, self.stochastic = config, eta > 0
         stride = TRAIN_STEPS // steps
-        timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS]
-        self.timesteps = (timesteps if config.more_steps else timesteps[:steps])[::-1]
-        a, scale = config.alphas_cumprod(), config.data_scales()
+        if config.spacing == "linspace":
+            timesteps = np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()
+        else:
+            timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS]
+            timesteps = timesteps if config.more_steps else timesteps[:steps]
+        self.timesteps = timesteps[::-1]
         now = np.array(self.timesteps)
-        before = np.append(now[1:], 0)  # the timestep that a step leads to; the last one leads to 0
-        self.alpha, self.sigma = np.sqrt(a[now]) * scale[now], np.sqrt(1 - a[now])
-        self.alpha_prev = np.sqrt(a[before]) * scale[before]
-        self.fresh = eta * np.sqrt((1 - a[before]) / (1 - a[now]) * (1 - a[now] / a[before]))
-        self.sigma_prev = np.sqrt(1 - a[before] - self.fresh**2)  # of the noise that is carried on
+        before = (now - stride).clip(0)  # the timestep that a step leads to; by linspace it is not quite the next one
+        scale, a = config.data_scales(), config.alphas_cumprod()
+        a, a_prev = a[now], np.where((now < stride) & config.ends_clean, 1.0, a[before])
+        self.alpha, self.sigma = np.sqrt(a) * scale[now], np.sqrt(1 - a)
+        self.alpha_prev = np.sqrt(a_prev) * scale[before]
+        self.fresh = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        self.sigma_prev = np.sqrt(1 - a_prev - self.fresh**2)  # of the noise that is carried on
 
     def __len__(self) -> int:
         return len(self.timesteps)

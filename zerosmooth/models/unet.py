@@ -131,10 +131,14 @@ class Skeleton(nn.Module):
 
 
 class Transformer(nn.Module):
-    """x: (b f) c h w. Norm frame by frame, projection, `blocks` (the family's), projection, and a residual."""
+    """x: (b f) c h w. Norm, projection, `blocks` (the family's), projection, and a residual.
 
-    def __init__(self, channels: int, inner: int, groups: int) -> None:
+    across_frames: all frames of a video share the norm's statistics; else each frame has its own.
+    """
+
+    def __init__(self, channels: int, inner: int, groups: int, across_frames: bool = False) -> None:
         super().__init__()
+        self.across_frames = across_frames
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, inner)
         self.proj_out = Linear(inner, channels)
@@ -142,7 +146,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         height, width = x.shape[-2:]
-        h = self.proj_in(rearrange(self.norm(x), "(b f) c h w -> b f (h w) c", b=b))
+        h = norm_across_frames(self.norm, x, x.shape[0] // b) if self.across_frames else self.norm(x)
+        h = self.proj_in(rearrange(h, "(b f) c h w -> b f (h w) c", b=b))
         h = self.run_blocks(h, context, stage)
         return x + rearrange(self.proj_out(h), "b f (h w) c -> (b f) c h w", h=height, w=width)
 

@@ -1,0 +1,329 @@
+"""AnimateDiff (Guo et al. 2023, arXiv 2307.04725): Stable Diffusion 1.5, or a fine-tune of it, with motion modules.
+
+    python -m weights_convert --family examples/animatediff.py SD15 --motion v3_sd15_mm.ckpt -o ad.safetensors
+    python sample.py --family examples/animatediff.py --ckpt ad.safetensors --prompt "..."
+
+A family in one file: the network, the names of its published weights, and its settings. Behind every ResNet block of
+Stable Diffusion, after its spatial transformer where it has one, stands a motion module: attention along the frames,
+twice, with absolute positions, and a feed-forward. The versions differ little: v2 has one more in the middle, and v1
+was trained with ResNet blocks whose norms see all frames together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weights_convert import diffusers, ldm
+from weights_convert.conversion import Conversion
+from weights_convert.engine import ConversionError, Shapes, Table
+from weights_convert.source import Source, join, open_folder, open_source
+from weights_convert.videocrafter import BUFFERS, SPATIAL
+from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
+from zerosmooth.bus import Stage, name_modules
+from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.family import Family
+from zerosmooth.models.autoencoder import AutoencoderConfig
+from zerosmooth.models.clip import TextConfig
+from zerosmooth.models.layers import FeedForward, ResBlock, sinusoid
+from zerosmooth.models.unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
+from zerosmooth.samplers import DDIMConfig
+
+# --- the network
+
+VERSIONS, NORMS = ("v1", "v2", "v3"), ("authors", "diffusers")
+
+
+@dataclass(frozen=True)
+class AnimateDiffConfig(SkeletonConfig):
+    context_dim: int = 768
+    heads: int = 8  # at every level
+    motion_heads: int = 8
+    motion_groups: int = 32  # of the motion modules' norms
+    version: str = "v3"  # of the motion modules, one of VERSIONS
+    norms: str = "authors"  # or "diffusers", one of NORMS: whether frames share statistics (see `AnimateDiffBlock`)
+
+    def __post_init__(self) -> None:
+        if self.version not in VERSIONS or self.norms not in NORMS:
+            raise ValueError(f"version={self.version!r}, norms={self.norms!r}; use one of {VERSIONS} and of {NORMS}")
+
+    @property
+    def res_across_frames(self) -> bool:
+        """Whether all frames share the statistics of the norms in ResNet blocks and of the last norm."""
+        return self.version == "v1" and self.norms == "authors"
+
+
+class AnimateDiffUNet(Skeleton):
+    """Predicts the noise of noisy latents."""
+
+    def __init__(self, config: AnimateDiffConfig) -> None:
+        super().__init__(config, partial(AnimateDiffBlock, config), config.res_across_frames)
+        name_modules(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | ContextStates,
+        condition: None = None,
+        stage: Stage | None = None,
+    ) -> Tensor:
+        """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it; condition:
+        there is none; stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w."""
+        return self.forward_embedded(x, self.embed(timestep, x.dtype), context, stage)
+
+
+class AnimateDiffBlock(Block):
+    """Norms see one frame each, as the weights were trained, but for v1's ResNet blocks, where they see all together.
+
+    diffusers has it otherwise: its ResNet blocks' norms see one frame, and its motion modules' all frames.
+    """
+
+    def __init__(
+        self, c: AnimateDiffConfig, channels: int, out: int, attention: bool, second_res: bool = False, **more: bool
+    ) -> None:
+        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups, across_frames=c.res_across_frames)
+        super().__init__(res, channels, out, second_res, **more)
+        self.transformer = SpatialTransformer(c, out) if attention else None
+        middle = second_res
+        self.motion = MotionModule(c, out) if c.version == "v2" or not middle else None
+
+    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
+        if self.transformer is not None:
+            x = self.transformer(x, b, context, stage)
+        return x if self.motion is None else self.motion(x, b, context, stage)
+
+
+class SpatialTransformer(Transformer):
+    def __init__(self, c: AnimateDiffConfig, channels: int) -> None:
+        super().__init__(channels, channels, c.groups)
+        self.blocks.append(SpatialBlock(channels, c.context_dim, c.heads, channels // c.heads))
+
+
+class MotionModule(Transformer):
+    def __init__(self, c: AnimateDiffConfig, channels: int) -> None:
+        super().__init__(channels, channels, c.motion_groups, across_frames=c.norms == "diffusers")
+        self.blocks.append(MotionBlock(channels, c.motion_heads))
+
+
+class MotionBlock(nn.Module):
+    """h: b f l d. Twice self-attention along the frames, then feed-forward.
+
+    Each attention adds the frames' positions to what it attends with, values too. On the bus they are those of the key
+    frames and of the places between them (paper Eq. 16), so there can be more frames than the motion modules were
+    trained on.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attns = nn.ModuleList(TemporalAttention(dim, heads, dim // heads) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.ff = FeedForward(dim)
+        self.norm_ff = nn.LayerNorm(dim)
+
+    def forward(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
+        positions = embed_positions(frame_positions(h.shape[1], stage), h.shape[-1]).to(h)[:, None]  # f 1 d
+        for norm, attn in zip(self.norms, self.attns):
+            h = h + attn(norm(h) + positions, stage)
+        return h + self.ff(self.norm_ff(h))
+
+
+def embed_positions(position: Tensor, dim: int) -> Tensor:
+    """Sines at even channels, cosines at odd ones. position: f; returns f dim, float32."""
+    cosines, sines = sinusoid(position, dim).chunk(2, dim=-1)
+    return torch.stack([sines, cosines], dim=-1).flatten(-2)
+
+
+# --- the names of the published weights
+
+MOTION = Table(  # in the authors' names, and in diffusers'
+    [
+        *Table(
+            [
+                *ldm.PROJECTIONS,
+                *ldm.self_attention("transformer_blocks.{}.attention_blocks.{}", "blocks.{}.attns.{}"),
+                ("transformer_blocks.{}.norms.{}.*", "blocks.{}.norms.{}.*"),
+                *ldm.feed_forward("transformer_blocks.{}.ff", "blocks.{}.ff"),
+                ("transformer_blocks.{}.ff_norm.*", "blocks.{}.norm_ff.*"),
+            ]
+        ).within("temporal_transformer.", ""),
+        *ldm.PROJECTIONS,
+        *(
+            row
+            for i in (0, 1)
+            for row in (
+                *ldm.self_attention(f"transformer_blocks.{{}}.attn{i + 1}", f"blocks.{{}}.attns.{i}"),
+                (f"transformer_blocks.{{}}.norm{i + 1}.*", f"blocks.{{}}.norms.{i}.*"),
+            )
+        ),
+        *ldm.feed_forward("transformer_blocks.{}.ff", "blocks.{}.ff"),
+        ("transformer_blocks.{}.norm3.*", "blocks.{}.norm_ff.*"),
+    ]
+)
+
+
+def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
+    """All networks, from a folder of Stable Diffusion or a single file (`sd.`), and motion modules (`motion.`)."""
+    motion = "motion_modules", "motion", MOTION
+    lists = ("resnets", "res", diffusers.RES), ("attentions", "transformer", SPATIAL), motion
+    text = diffusers.TEXT.within("sd.cond_stage_model.transformer.", "encoder.")
+    return Table(
+        [
+            *diffusers.unet(config.unet, lists).within("unet.", "unet."),
+            *diffusers.unet(config.unet, [motion]).within("motion.", "unet."),
+            *diffusers.vae(config.vae).within("vae.", "vae."),
+            *diffusers.TEXT.within("text_encoder.", "encoder."),
+            *ldm.unet(ldm.RES, SPATIAL).within("sd.model.diffusion_model.", "unet."),
+            *ldm.VAE.within("sd.first_stage_model.", "vae."),
+            *text,
+            *((source.replace("text_model.", ""), target) for source, target in text),  # in files of 2022
+        ],
+        dropped={
+            "*.pos_encoder.pe": "the positions' sines and cosines, computed",
+            "*.pos_embed.pe": "the positions' sines and cosines, computed",
+            "*.position_ids": "0, 1, 2, ..",
+            "sd.model_ema.*": "averages over the training; the weights themselves are taken",
+            **{f"sd.{name}": "of the noise schedule, computed" for name in BUFFERS},
+        },
+    )
+
+
+def version_of(shapes: Shapes) -> str:
+    """Of the motion modules. ConversionError if there are none, or nothing tells."""
+    motion = {name: shape for name, shape in shapes.items() if "motion_modules." in name}
+    if not motion:
+        raise ConversionError("there are no motion modules; add --motion with v3_sd15_mm.ckpt or another file of them")
+    if any("mid_block." in name for name in motion):
+        return "v2"
+    lengths = {shape[1] for name, shape in motion.items() if name.endswith(".pe")}
+    if not lengths:
+        raise ConversionError(
+            "the motion modules are v1 or v3, which the length of their positions (.pe) tells, and they have none; "
+            "take the file that their authors published"
+        )
+    return "v1" if lengths == {24} else "v3"
+
+
+# --- low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them: W + scale * up @ down
+
+LORA = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
+ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha")
+WORDS = (  # of layers' names, where kohya's have no dots
+    "down_blocks up_blocks mid_block transformer_blocks motion_modules temporal_transformer attention_blocks to_q to_k "
+    "to_v to_out proj_in proj_out time_emb_proj conv_shortcut conv_in conv_out text_model self_attn q_proj k_proj "
+    "v_proj out_proj"
+).split()
+
+
+def layer_of(name: str) -> str:
+    """The weight that a layer of a LoRA updates, in the names of a folder of Stable Diffusion.
+
+    name: as kohya's scripts, diffusers of any year, PEFT or AnimateDiff's authors call it."""
+    for kohya, part in {"lora_unet_": "unet.", "lora_te_": "text_encoder."}.items():
+        if name.startswith(kohya):
+            name = part + name.removeprefix(kohya).replace("_", ".")
+            for word in WORDS:
+                name = name.replace(word.replace("_", "."), word)
+    name = name.removeprefix("base_model.model.").replace(".processor.", ".")
+    name = name if name.startswith(("unet.", "text_encoder.")) else f"unet.{name}"
+    return f"{name}.0.weight" if name.endswith("to_out") else f"{name}.weight"
+
+
+def merged(source: Source, table: Table, lora: Source, scale: float) -> Source:
+    """A source whose weights are read with those of a LoRA added. ConversionError if one of them has no place."""
+    layers: dict[str, dict[str, str]] = {}
+    unknown = []
+    for name in lora.shapes:
+        if match := LORA.fullmatch(name) or ALPHA.fullmatch(name):
+            kind = match[2] if match.re is LORA else "alpha"
+            layers.setdefault(layer_of(match[1]), {})[{"A": "down", "B": "up"}.get(kind, kind)] = name
+        else:
+            unknown.append(name)
+    places = {place: name for name in source.shapes if (place := table.place(name)) is not None}
+    updates = {}
+    for layer, names in layers.items():
+        place = table.place(layer)
+        changed = None if place is None else places.get(place)
+        if changed is None or not {"down", "up"} <= names.keys():
+            unknown += names.values()
+            continue
+        down, up, shape = lora.shapes[names["down"]], lora.shapes[names["up"]], source.shapes[changed]
+        if (up[0], prod(up[1:]), prod(down[1:])) != (shape[0], down[0], prod(shape[1:])):
+            raise ConversionError(f"{lora.name} has {layer} as {up} times {down}, for a weight of {shape}")
+        updates[changed] = names
+    if unknown or not updates:
+        raise ConversionError(
+            f"{lora.name} is no LoRA of these networks; {len(unknown)} of its tensors have no place: {unknown[:3]}"
+        )
+
+    def read(name: str) -> Tensor:
+        weight = source.read(name)
+        if name not in updates:
+            return weight
+        down, up = (lora.read(updates[name][side]).float().flatten(1) for side in ("down", "up"))
+        alpha = float(lora.read(updates[name]["alpha"])) if "alpha" in updates[name] else len(down)
+        return weight.float() + (scale * alpha / len(down)) * (up @ down).reshape(weight.shape)
+
+    return Source(source.path, source.shapes, read, (*source.files, *lora.files))
+
+
+class AnimateDiffConversion(Conversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--motion", type=Path, help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
+        parser.add_argument("--lora", type=Path, action="append", default=[], help="merged; may be said several times")
+        parser.add_argument("--lora_scale", type=float, action="append", default=[], help="of each --lora (default: 1)")
+        parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s)")
+
+    def open(self, path: Path, args: argparse.Namespace) -> Source:
+        """A folder of Stable Diffusion or one file in the names of latent diffusion; motion modules; LoRAs."""
+        parts = open_folder(path, ("unet", "vae", "text_encoder")) if path.is_dir() else {"sd": open_source(path)}
+        if (motion := args.motion) is not None:
+            folder = motion.is_dir()
+            parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
+        source, scales = join(path, parts), args.lora_scale or [1.0] * len(args.lora)
+        if len(scales) != len(args.lora):
+            raise ConversionError(f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
+        for lora, scale in zip(args.lora, scales):
+            source = merged(source, table(FAMILY.config), open_source(lora), scale)
+        return source
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        assert isinstance(config.unet, AnimateDiffConfig)
+        return replace(config, unet=replace(config.unet, version=version_of(source.shapes), norms=args.norms))
+
+
+# --- the family
+
+
+class AnimateDiff(Family):
+    name = "animatediff"
+    config = ModelConfig(
+        "animatediff",
+        AnimateDiffConfig(),
+        AutoencoderConfig(),
+        TextConfig(width=768, heads=12, layers=12, pad_token=49407, activation="quick_gelu"),
+        DDIMConfig(beta_schedule="linear", ends_clean=True),
+        Defaults(
+            height=512,
+            width=512,
+            steps=25,
+            eta=0.0,
+            guidance_scale=7.5,
+            negative_prompt="low quality, blurry, distorted, watermark",
+        ),
+    )
+    conversion = AnimateDiffConversion(table)
+
+    def unet(self, config: AnimateDiffConfig) -> nn.Module:
+        return AnimateDiffUNet(config)
+
+
+FAMILY = AnimateDiff()
