@@ -64,7 +64,8 @@ class SpatialSelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention from the tokens of all frames to a prompt's. Query corrected with S; the prompt's keys and values stay.
 
-    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward.
+    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward. A network
+    that attends to more than a prompt overrides `project` and `attend`: the latter takes what the former made.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
@@ -80,11 +81,11 @@ class CrossAttention(Attention):
     def forward(self, h: Tensor, context: ContextStates, stage: Stage | None = None) -> Tensor:
         q = self.to_q(h)
         corrected = None if stage is None else stage.exchange(self.name, "spatial", q=(q, S(stage.n)))
-        k, v = context[self.name]
-        o = self.attend(q, k, v)
+        states = context[self.name]
+        o = self.attend(q, *states)
         if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
             keys = slice(None, None, stage.n)
-            o[:, keys] = stage.blend(o[:, keys], self.attend(corrected["q"][:, keys], k, v))
+            o[:, keys] = stage.blend(o[:, keys], self.attend(corrected["q"][:, keys], *states))
         return self.to_out(o)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,9 +20,12 @@ class DDIMConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "sqrt_linear"  # betas linear in their square root ("sqrt_linear") or themselves ("linear")
+    zero_terminal_snr: bool = False  # the last timestep holds no data (Lin et al. 2024, arXiv 2305.08891); needs "v"
     prediction: str = "noise"  # what the network predicts: "noise" or "v"
     data_scale: float = 1.0  # VideoCrafter2's `scale_arr`: data is scaled from 1 at t = 0 down to this
     data_scale_steps: int = 400  # at this timestep, and stays so
+    last_scale_stays: bool = False  # the last step leads to data scaled as at its own timestep, not at 0 (DynamiCrafter)
+    spacing: str = "leading"  # timesteps from 1 up ("leading") or from 999 down ("trailing", Lin et al.)
     more_steps: bool = False  # a number of steps that does not divide 1000 takes some more (VideoCrafter)
 
     def __post_init__(self) -> None:
@@ -30,6 +33,10 @@ class DDIMConfig:
             raise ValueError(f"beta_schedule={self.beta_schedule!r}; use 'sqrt_linear' or 'linear'")
         if self.prediction not in ("noise", "v"):
             raise ValueError(f"prediction={self.prediction!r}; use 'noise' or 'v'")
+        if self.zero_terminal_snr and self.prediction != "v":
+            raise ValueError("zero_terminal_snr with predicted noise, which says nothing of the data there; use 'v'")
+        if self.spacing not in ("leading", "trailing"):
+            raise ValueError(f"spacing={self.spacing!r}; use 'leading' or 'trailing'")
 
     def sampler(self, steps: int, eta: float) -> DDIM:
         return DDIM(self, steps, eta)
@@ -40,20 +47,31 @@ class DDIMConfig:
             betas = np.linspace(self.beta_start, self.beta_end, TRAIN_STEPS)
         else:
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, TRAIN_STEPS) ** 2
-        return np.cumprod(1 - betas)
+        a = np.cumprod(1 - betas)
+        if not self.zero_terminal_snr:
+            return a
+        r = np.sqrt(a)
+        return ((r - r[-1]) * r[0] / (r[0] - r[-1])) ** 2  # from where it was at timestep 0 to zero at the last one
 
     def data_scales(self) -> np.ndarray:
         """Factor of the data at each timestep."""
         falling = np.linspace(1.0, self.data_scale, self.data_scale_steps)
         return np.append(falling, np.full(TRAIN_STEPS - self.data_scale_steps, self.data_scale))
 
+    def timesteps(self, steps: int) -> list[int]:
+        """Timesteps of as many steps, the last one first."""
+        if self.spacing == "trailing":
+            return [round(TRAIN_STEPS - i * TRAIN_STEPS / steps) - 1 for i in range(steps)]
+        timesteps = [t + 1 for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps) if t + 1 < TRAIN_STEPS]
+        return (timesteps if self.more_steps else timesteps[:steps])[::-1]
+
 
 class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
-    steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps. With `more_steps` they go on up
-    to 999, as upstream: 30 takes 31, 60 takes 63, and `len` tells. eta: share of fresh noise, 0 (none) to 1.
-    ValueError if out of range.
+    steps: network evaluations; leading timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps. With `more_steps` they go
+    on up to 999, as upstream: 30 takes 31, 60 takes 63, and `len` tells. Trailing ones are .., 999-2c, 999-c, 999 with
+    c = 1000 / steps, rounded. eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:
@@ -62,14 +80,14 @@ class DDIM:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta} is not in [0, 1]")
         self.config, self.stochastic = config, eta > 0
-        stride = TRAIN_STEPS // steps
-        timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS]
-        self.timesteps = (timesteps if config.more_steps else timesteps[:steps])[::-1]
+        self.timesteps = config.timesteps(steps)
         a, scale = config.alphas_cumprod(), config.data_scales()
         now = np.array(self.timesteps)
         before = np.append(now[1:], 0)  # the timestep that a step leads to; the last one leads to 0
-        self.alpha, self.sigma = np.sqrt(a[now]) * scale[now], np.sqrt(1 - a[now])
-        self.alpha_prev = np.sqrt(a[before]) * scale[before]
+        self.scale = scale[now]
+        self.alpha, self.sigma = np.sqrt(a[now]) * self.scale, np.sqrt(1 - a[now])
+        end = self.scale[-1] if config.last_scale_stays else scale[0]
+        self.alpha_prev = np.sqrt(a[before]) * np.append(self.scale[1:], end)
         self.fresh = eta * np.sqrt((1 - a[before]) / (1 - a[now]) * (1 - a[now] / a[before]))
         self.sigma_prev = np.sqrt(1 - a[before] - self.fresh**2)  # of the noise that is carried on
 
@@ -92,8 +110,9 @@ class DDIM:
 
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         """The data that the network's output at step i stands for."""
-        if self.config.prediction == "v":  # v = alpha noise - sigma x0
-            return float(self.alpha[i]) * x - float(self.sigma[i]) * output
+        if self.config.prediction == "v":  # v = a noise - sigma (scale x0), alpha being a * scale
+            scale = float(self.scale[i])
+            return (float(self.alpha[i]) / scale * x - float(self.sigma[i]) * output) / scale
         return (x - float(self.sigma[i]) * output) / float(self.alpha[i])
 
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
