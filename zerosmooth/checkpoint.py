@@ -178,7 +178,7 @@ def save(
             for (name, tensor), expected in zip(tensors, tensor_shapes(family, config)):
                 if name != expected:
                     raise AssertionError(f"{name} came where {expected} belongs")
-                file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+                file.write(tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data)
         if part.stat().st_size != 8 + len(text) + offset:
             raise AssertionError(f"{part.stat().st_size} bytes written, {8 + len(text) + offset} announced")
         part.replace(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,9 +117,9 @@ def load_family(name: str, built_in: dict[str, Family]) -> Family:
     if path.suffix == ".py" or path.exists():
         if not path.is_file():
             raise ValueError(f"--family {name}: there is no such file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"family_{path.stem}", path)
         assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for names
         spec.loader.exec_module(module)
     else:
         try:
