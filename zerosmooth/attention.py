@@ -64,8 +64,8 @@ class SpatialSelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention from the tokens of all frames to a prompt's. Query corrected with S; the prompt's keys and values stay.
 
-    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward. A network
-    that attends to more than a prompt overrides `project` and `attend`: the latter takes what the former made.
+    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward. What
+    attends to more than a prompt overrides `project` and `attend`, which takes what the former made.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:

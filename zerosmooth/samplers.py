@@ -24,7 +24,9 @@ class DDIMConfig:
     prediction: str = "noise"  # what the network predicts: "noise" or "v"
     data_scale: float = 1.0  # VideoCrafter2's `scale_arr`: data is scaled from 1 at t = 0 down to this
     data_scale_steps: int = 400  # at this timestep, and stays so
-    last_scale_stays: bool = False  # the last step leads to data scaled as at its own timestep, not at 0 (DynamiCrafter)
+    last_scale_stays: bool = (
+        False  # the last step leads to data scaled as at its own timestep, not at 0 (DynamiCrafter)
+    )
     spacing: str = "leading"  # timesteps from 1 up ("leading") or from 999 down ("trailing", Lin et al.)
     more_steps: bool = False  # a number of steps that does not divide 1000 takes some more (VideoCrafter)
 
