@@ -8,23 +8,31 @@ no such network, so that is our reading; key frames keep theirs either way.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+import argparse
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from weights_convert import ldm, svd, videocrafter
-from weights_convert.engine import Table
+from weights_convert import svd, videocrafter
+from weights_convert.engine import ConversionError, Table
+from weights_convert.source import Source
 from zerosmooth.attention import CrossAttention
 from zerosmooth.bus import name_modules
+from zerosmooth.config import Defaults, ModelConfig, Sampling
+from zerosmooth.family import Family, Networks
+from zerosmooth.guidance import Branch
 from zerosmooth.kernels import Linear
+from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
 from zerosmooth.models.unet import SpatialBlock
 from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.samplers import DDIMConfig
+from zerosmooth.settings import Settings
 
 # --- the network
 
@@ -68,14 +76,14 @@ class TextImageAttention(CrossAttention):
         return *super().project(text), k, v
 
     def attend(self, q: Tensor, *states: Tensor) -> Tensor:
-        """ValueError if the frames are not those of the key frames or a multiple."""
+        """ValueError if the frames are not a multiple of the key frames. Fewer frames take the first ones' tokens."""
         *text, k, v = states
-        f, keys = q.shape[1], k.shape[1]
+        f, keys = q.shape[1], min(q.shape[1], k.shape[1])
         if f % keys:
             raise ValueError(f"{f} frames with image tokens of {keys} key frames; a multiple of {keys} is needed")
         o = super().attend(q, *text)
         q = rearrange(q, "b (k n) l (h d) -> (b k) h (n l) d", k=keys, h=self.heads)  # n frames share their key frame's
-        of_image = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1))
+        of_image = F.scaled_dot_product_attention(q, k[:, :keys].flatten(0, 1), v[:, :keys].flatten(0, 1))
         of_image = rearrange(of_image, "(b k) h (n l) d -> b (k n) l (h d)", k=keys, n=f // keys)
         return o + of_image if self.alpha is None else o + (self.alpha.tanh() + 1) * of_image
 
@@ -117,10 +125,10 @@ class Encoder(nn.Module):
         self.image = TokenTower(config.image)
         self.resampler = Resampler(config.resampler)
 
-    def forward(self, ids: Tensor, images: Tensor, frames: int) -> Tensor:
-        """ids: n m; images: n 3 h w in [-1, 1]; frames: k, those of the first stage. Returns n m+k*t c."""
-        text = self.text(ids)
-        image = self.resampler(self.image(self.image.prepare(images).to(text.dtype)))
+    def encode(self, prompts: Sequence[str], images: Tensor, frames: int) -> Tensor:
+        """images: n 3 h w in [-1, 1], float32; frames: k, those of the first stage. Returns n m+k*t c."""
+        text = self.text.encode(list(prompts))
+        image = self.resampler(self.image.encode(images))
         return torch.cat([text, image[:, : frames * self.config.resampler.tokens]], dim=1)
 
 
@@ -141,7 +149,7 @@ class Resampler(nn.Module):
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.queries = nn.Parameter(torch.randn(c.frames * c.tokens, c.width) / c.width**0.5)
+        self.queries = nn.Parameter(torch.randn(1, c.frames * c.tokens, c.width) / c.width**0.5)
         self.proj_in = nn.Linear(c.image_width, c.width)
         self.blocks = nn.ModuleList(ResamplerBlock(c) for _ in range(c.layers))
         self.proj_out = nn.Linear(c.width, c.out)
@@ -215,8 +223,112 @@ IMAGE = Table(
     dropped={"ln_post.*": "the tokens before it are taken", "proj": "the tokens before it are taken"},
 )
 
-# --- the published models
 
-V_PREDICTION = DDIMConfig(
-    prediction="v", zero_terminal_snr=True, spacing="trailing", data_scale=0.7, last_scale_stays=True
-)
+def table(config: ModelConfig, names: Collection[str]) -> Table:
+    """The whole file: the network, VideoCrafter2's autoencoder and text tower, the image's tower and resampler."""
+    rest = videocrafter.table(replace(config, encoder=config.encoder.text), names)
+    text, clip = ("encoder.", "encoder.text."), "embedder.model."
+    unused = "of the image encoder's text tower, which is not used"
+    return Table(
+        [
+            *UNET.within("model.diffusion_model.", "unet."),
+            *IMAGE.within(f"{clip}visual.", "encoder.image."),
+            *RESAMPLER.within("image_proj_model.", "encoder.resampler."),
+            *(
+                (source, target.replace(*text) if target.startswith(text[0]) else target)
+                for source, target in rest.rows
+            ),
+        ],
+        dropped={
+            **rest.dropped,
+            **{f"{clip}visual.{name}": why for name, why in IMAGE.dropped.items()},
+            **{f"{clip}{name}": unused for name in ("token_embedding.*", "positional_embedding", "ln_final.*")},
+            **{f"{clip}{name}": unused for name in ("text_projection", "logit_scale", "attn_mask")},
+        },
+    )
+
+
+class DynamiCrafterConversion(videocrafter.VideoCrafterConversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        told = "which of the published models it is (default: as the file's weights and noise schedule say)"
+        parser.add_argument("--model", choices=MODELS, help=told)
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        """Only the 256 model weights its images; the others scale their data, and differ in nothing else."""
+        if args.model is not None:
+            return MODELS[args.model]
+        if any(name.endswith("attn2.alpha") for name in source.shapes):
+            return MODELS["256"]
+        if "scale_arr" not in source.shapes:
+            raise ConversionError(f"{source.name} does not say which model it is; add --model 512, or 1024")
+        last = source.read("scale_arr")[-1].item()
+        return min((MODELS["512"], MODELS["1024"]), key=lambda c: abs(c.sampler.data_scale - last))
+
+
+# --- the family
+
+
+def model(unet: DynamiCrafterConfig, sampler: DDIMConfig, **defaults: Any) -> ModelConfig:
+    prompt = "a campfire with a rocket in the night sky"
+    return ModelConfig(
+        "dynamicrafter",
+        unet,
+        AutoencoderConfig(),
+        EncoderConfig(),
+        sampler,
+        Defaults(guidance_scale=7.5, prompt=prompt, **defaults),
+    )
+
+
+V512 = DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing", data_scale=0.7, last_scale_stays=True)
+MODELS = {
+    "256": model(DynamiCrafterConfig(learned_scale=True), DDIMConfig(more_steps=True), height=256, width=256, fps=8),
+    "512": model(DynamiCrafterConfig(), V512, height=320, width=512, fps=24, guidance_rescale=0.7),
+    "1024": model(
+        DynamiCrafterConfig(), replace(V512, data_scale=0.3), height=576, width=1024, fps=10, guidance_rescale=0.7
+    ),
+}
+
+
+class DynamiCrafter(Family):
+    name = "dynamicrafter"
+    config = MODELS["512"]
+    takes = ("prompt", "image")
+    idle = ("motion_bucket_id", "noise_aug_strength")
+    conversion = DynamiCrafterConversion(table)
+
+    def unet(self, config: DynamiCrafterConfig) -> nn.Module:
+        return DynamiCrafterUNet(config)
+
+    def encoder(self, config: EncoderConfig) -> nn.Module:
+        return Encoder(config)
+
+    def branches(
+        self,
+        networks: Networks,
+        prompts: Sequence[str],
+        pixels: Tensor | None,
+        noise: Tensor | None,
+        settings: Settings,
+    ) -> list[Branch]:
+        """The unconditional branch has the negative prompt and a grey image's tokens, but the image's own latents."""
+        assert pixels is not None and noise is not None
+        mean, log_variance = networks.vae.moments(pixels.to(networks.vae.dtype))
+        drawn = noise.flatten(1)[:, : mean[0].numel()].view(mean.shape)  # the posterior's noise: the first of it
+        latents = networks.vae.config.scale * (mean + (log_variance / 2).exp() * drawn)
+        told = (prompts, pixels), ([settings.negative_prompt] * len(prompts), torch.zeros_like(pixels))
+        encode = networks.encoder.encode
+        return [Branch(x := encode(*shown, settings.cascade.frames), latents.to(x.dtype)) for shown in told]
+
+    def lost_tokens(self, networks: Networks, prompt: str) -> int:
+        return networks.encoder.text.tokenizer.overflow(prompt)
+
+    def told_rate(self, config: ModelConfig) -> bool:
+        return True
+
+    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
+        """Frames a second; the 256 model is told the stride instead, of frames taken from films of 24 a second."""
+        return torch.tensor(24 / fps if config.unet.learned_scale else fps)
+
+
+FAMILY = DynamiCrafter()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from weights_convert.engine import Table, convert
 from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import Cascade, sample_cascade
-from zerosmooth.pipeline import Branch, Guidance
+from zerosmooth.guidance import Branch, Guidance
 
 from .parity import Reference, error, frames_first, ldm_skeleton, operators_of, run_sampler, scales_of, toy, weight
 
@@ -41,9 +41,7 @@ def unet_of(reference: Reference) -> dynamicrafter.DynamiCrafterUNet:
     return load(reference, dynamicrafter.DynamiCrafterUNet(config), dynamicrafter.UNET, "model.diffusion_model.")
 
 
-def run_unet(
-    reference: Reference, unet: nn.Module, told: Tensor, s: str = "", stage: Stage | None = None
-) -> float:
+def run_unet(reference: Reference, unet: nn.Module, told: Tensor, s: str = "", stage: Stage | None = None) -> float:
     x, y = (frames_first(reference, reference[f"{name}{s}"]) for name in "xy")
     return error(unet(x, reference["timesteps"], reference["context"], told, stage), y)
 
@@ -64,11 +62,11 @@ def check_run(reference: Reference) -> float:
     ys = [reference[name] for name in ("y0", "y1", "y2", "y_latents") if name in reference.tensors]
     ys = [frames_first(reference, y) for y in ys]
     frames = [y.shape[1] for y in ys]
-    cascade = Cascade(frames[0], scales_of(frames))
-    fps = [reference.json("fs")]
     if len(ys) > 1:
         cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
         fps = reference.json("fps")
+    else:
+        cascade, fps = Cascade(frames[0], ()), [reference.json("fs")]
     config = dynamicrafter.MODELS[reference.metadata["model"]]
     if config.defaults.guidance_rescale != reference.number("guidance_rescale"):
         raise ValueError("the reference rescales guidance by another share than ours")
