@@ -23,7 +23,7 @@ from weights_convert.engine import ConversionError, Table
 from weights_convert.source import Source
 from zerosmooth.attention import CrossAttention
 from zerosmooth.bus import name_modules
-from zerosmooth.config import Defaults, ModelConfig, Sampling
+from zerosmooth.config import Defaults, ModelConfig
 from zerosmooth.family import Family, Networks
 from zerosmooth.guidance import Branch
 from zerosmooth.kernels import Linear
@@ -43,6 +43,7 @@ class DynamiCrafterConfig(UNetConfig):
     text_tokens: int = 77
     image_tokens: int = 16  # of each frame
     learned_scale: bool = False  # every module weights the image by a number of its own (the 256 model)
+    told_stride: bool = False  # what is told of a stage is its frame stride, not its frames a second (the 256 model)
 
 
 class DynamiCrafterUNet(UNet):
@@ -52,8 +53,7 @@ class DynamiCrafterUNet(UNet):
         super().__init__(config)
         for block in self.modules():
             if isinstance(block, SpatialBlock):
-                dim = block.norm2.normalized_shape[0]
-                block.cross_attn = TextImageAttention(config, dim)
+                block.cross_attn = TextImageAttention(config, dim=block.self_attn.to_qkv.in_features)
         name_modules(self)
 
 
@@ -261,8 +261,7 @@ class DynamiCrafterConversion(videocrafter.VideoCrafterConversion):
             return MODELS["256"]
         if "scale_arr" not in source.shapes:
             raise ConversionError(f"{source.name} does not say which model it is; add --model 512, or 1024")
-        last = source.read("scale_arr")[-1].item()
-        return min((MODELS["512"], MODELS["1024"]), key=lambda c: abs(c.sampler.data_scale - last))
+        return MODELS["512" if source.read("scale_arr")[-1] > 0.5 else "1024"]
 
 
 # --- the family
@@ -282,7 +281,13 @@ def model(unet: DynamiCrafterConfig, sampler: DDIMConfig, **defaults: Any) -> Mo
 
 V512 = DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing", data_scale=0.7, last_scale_stays=True)
 MODELS = {
-    "256": model(DynamiCrafterConfig(learned_scale=True), DDIMConfig(more_steps=True), height=256, width=256, fps=8),
+    "256": model(
+        DynamiCrafterConfig(learned_scale=True, told_stride=True),
+        DDIMConfig(more_steps=True),
+        height=256,
+        width=256,
+        fps=8,
+    ),
     "512": model(DynamiCrafterConfig(), V512, height=320, width=512, fps=24, guidance_rescale=0.7),
     "1024": model(
         DynamiCrafterConfig(), replace(V512, data_scale=0.3), height=576, width=1024, fps=10, guidance_rescale=0.7
@@ -326,9 +331,10 @@ class DynamiCrafter(Family):
     def told_rate(self, config: ModelConfig) -> bool:
         return True
 
-    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
-        """Frames a second; the 256 model is told the stride instead, of frames taken from films of 24 a second."""
-        return torch.tensor(24 / fps if config.unet.learned_scale else fps)
+    def condition(self, config: ModelConfig, fps: float, settings: Settings) -> Tensor | None:
+        """Frames a second, or how many frames of a film of 24 a second make one."""
+        assert isinstance(config.unet, DynamiCrafterConfig)
+        return torch.tensor(24 / fps if config.unet.told_stride else fps)
 
 
 FAMILY = DynamiCrafter()

@@ -50,6 +50,13 @@ def check_unet(reference: Reference) -> float:
     return run_unet(reference, unet_of(reference), reference["fs"])
 
 
+def check_windowed(reference: Reference) -> float:
+    (start, end), *others = reference["windows"].tolist()
+    stride = others[0][0] - start if others else end
+    bus = HiddenStateBus(end, (2,), overlap=end - stride)
+    return run_unet(reference, unet_of(reference), reference["fs"], stage=bus.stage(1, strength=0.0))
+
+
 def check_zerosmooth(reference: Reference) -> float:
     unet, frames, fps = unet_of(reference), reference.json("frames"), reference.json("fps")
     bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
@@ -59,8 +66,8 @@ def check_zerosmooth(reference: Reference) -> float:
 
 def check_run(reference: Reference) -> float:
     """A whole run of the network and DDIM: of a cascade, or of its first stage alone."""
-    ys = [reference[name] for name in ("y0", "y1", "y2", "y_latents") if name in reference.tensors]
-    ys = [frames_first(reference, y) for y in ys]
+    names = [name for name in ("y_latents", *(f"y{s}" for s in range(9))) if name in reference.tensors]
+    ys = [frames_first(reference, reference[name]) for name in names]
     frames = [y.shape[1] for y in ys]
     if len(ys) > 1:
         cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
@@ -149,6 +156,7 @@ def check_image_encoder(reference: Reference) -> float:
 
 CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind
     ("dynamicrafter", "unet"): check_unet,
+    ("dynamicrafter", "windowed"): check_windowed,
     ("dynamicrafter", "zerosmooth"): check_zerosmooth,
     ("dynamicrafter", "cascade"): check_run,
     ("dynamicrafter", "sampling"): check_run,

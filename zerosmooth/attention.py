@@ -73,7 +73,7 @@ class CrossAttention(Attention):
         self.to_q = Linear(dim, heads * head_dim, bias=False)
         self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias=False)
 
-    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, context: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of a prompt. context: b m c (m text tokens); returns two of b h m d."""
         k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads)
         return k, v

@@ -91,7 +91,8 @@ class DDIM:
         end = self.scale[-1] if config.last_scale_stays else scale[0]
         self.alpha_prev = np.sqrt(a[before]) * np.append(self.scale[1:], end)
         self.fresh = eta * np.sqrt((1 - a[before]) / (1 - a[now]) * (1 - a[now] / a[before]))
-        self.sigma_prev = np.sqrt(1 - a[before] - self.fresh**2)  # of the noise that is carried on
+        carried = np.maximum(1 - a[before] - self.fresh**2, 0)  # without signal nothing is, and rounding goes below
+        self.sigma_prev = np.sqrt(carried)  # of the noise that is carried on
 
     def __len__(self) -> int:
         return len(self.timesteps)
