@@ -469,7 +469,7 @@ def check(path: Path) -> tuple[float, float]:
     return CHECKS[reference.kind](reference), bound
 
 
-def main(paths: list[str]) -> int:
+def main(paths: list[str], check: Callable[[Path], tuple[float, float]] = check) -> int:
     if not paths:
         print(__doc__)
         return 2
