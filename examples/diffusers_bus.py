@@ -85,7 +85,7 @@ def processor_for(unet: nn.Module, path: str, inner: Any, seat: Seat) -> Any:
     return CrossProcessor(inner, seat, name) if second else SpatialProcessor(inner, seat, our_name(unet, name))
 
 
-def our_name(unet: nn.Module, path: str) -> str:
+def our_name(unet: Any, path: str) -> str:
     """The path that a spatial self-attention has in networks of this package, so that the same A1 and A2 are drawn."""
     block, *rest = path.replace(".attentions.", ".").split(".transformer_blocks.")
     kind, *index = block.split(".")
@@ -108,7 +108,7 @@ class Processor:
 
     def __init__(self, inner: Any, seat: Seat, name: str) -> None:
         self.inner, self.seat, self.name = inner, seat, name
-        self.__call__ = inner.__call__  # whose signature tells diffusers which keywords can be passed
+        vars(self)["__call__"] = inner.__call__  # whose signature tells diffusers which keywords can be passed
 
     def __call__(
         self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any

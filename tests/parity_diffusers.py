@@ -113,6 +113,14 @@ def svd(unet: nn.Module, vae: nn.Module | None, image_encoder: nn.Module | None)
     return pipeline
 
 
+def encoded_svd(unet: nn.Module, context: Tensor, z: Tensor) -> tuple[StableVideoDiffusionPipeline, tuple[int, int]]:
+    """A pipeline that takes any image of the size that comes with it for one that is encoded already."""
+    pipeline = svd(unet, AutoencoderKLTemporalDecoder(block_out_channels=(32, 64)), None)
+    both = [torch.cat([torch.zeros_like(x), x]) for x in (context, z)]
+    pipeline._encode_image, pipeline._encode_vae_image = lambda *_: both[0], lambda *_, **__: both[1]
+    return pipeline, (2 * z.shape[-2], 2 * z.shape[-1])
+
+
 def check_cascade(reference: Reference) -> float:
     t = reference.tensors
     ys = [t[f"y{s}"] for s in range(9) if f"y{s}" in t]
@@ -122,12 +130,7 @@ def check_cascade(reference: Reference) -> float:
     run = {"num_inference_steps": int(reference.number("steps")), "latents": t["latents"], "output_type": "latent"}
     unet = unet_of(reference)
     if svd_like:
-        pipeline = svd(unet, vae := AutoencoderKLTemporalDecoder(block_out_channels=(32, 64)), None)
-        height, width = (side * 2 for side in t["latents"].shape[-2:])
-        both = [torch.cat([torch.zeros_like(x), x]) for x in (t["context"], t["image_latent"])]
-        pipeline._encode_image = lambda *_: both[0]
-        pipeline._encode_vae_image = lambda *_, **__: both[1]
-        vae.requires_grad_(False)
+        pipeline, (height, width) = encoded_svd(unet, t["context"], t["image_latent"])
         outputs = diffusers_bus.smooth(pipeline, frames[-1], **settings)(
             Image.new("RGB", (width, height)),
             height=height,

@@ -23,7 +23,7 @@ from zerosmooth.guidance import Branch, Guidance  # noqa: E402
 from zerosmooth.settings import settings_for  # noqa: E402
 
 from .parity import build, read  # noqa: E402
-from .parity_diffusers import animatediff, check, diffusers_bus, filled, svd, unet_of  # noqa: E402
+from .parity_diffusers import animatediff, check, diffusers_bus, encoded_svd, filled, unet_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = (
@@ -81,19 +81,15 @@ def test_draws_the_operators_and_the_noise_of_our_own_network():
         cascade,
         lambda step: nested_noise(z.shape[1:], 14, (2, 2), 9, step)[None],
     )
-    pipeline = svd(unet_of(reference), None, None)
-    both = [torch.cat([torch.zeros_like(x), x]) for x in (context, z)]
-    pipeline._encode_image, pipeline._encode_vae_image = lambda *_: both[0], lambda *_, **__: both[1]
-    pipeline.vae = torch.nn.Identity()
-    pipeline.vae.dtype = torch.float32
+    pipeline, (height, width) = encoded_svd(unet_of(reference), context, z)
     outputs = diffusers_bus.smooth(pipeline, 56)(
-        torch.zeros(1, 3, 32, 32),
+        torch.zeros(1, 3, height, width),
         generator=torch.Generator().manual_seed(9),
         motion_bucket_id=180,
         output_type="latent",
         num_inference_steps=3,
-        height=32,
-        width=32,
+        height=height,
+        width=width,
     )
     for a, b in zip(outputs, ours, strict=True):
         assert_close(a.frames, b, rtol=0, atol=1e-3 * b.std().item())
