@@ -321,8 +321,8 @@ def smooth(
     if stages % 1:
         fitting = ", ".join(str(key_frames * 2**s) for s in range(4))
         raise ValueError(f"frames={frames} is not {key_frames} key frames doubled some times; use one of {fitting}")
-    if correction.convolutions:
-        raise ValueError("temporal convolutions are not corrected here; leave convolutions out")
+    if correction.prediction:
+        raise ValueError("predicted frames are the scheduler's, which knows no stages; leave prediction out")
     scales = (2,) * int(stages)
     return Smooth(pipeline, Cascade(key_frames, scales, correction=correction, strength=strength, overlap=overlap))
 
