@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zerosmooth.families import FAMILIES
+from zerosmooth.samplers import DDIMConfig
 
 from .parity import weight
 
@@ -78,9 +79,13 @@ def buffers(family: str) -> dict[str, Tensor]:
     """The schedule's buffers that say something of VideoCrafter; the others follow from them."""
     if family not in ("vc1", "vc2"):
         return {}
-    sampler = FAMILIES[family].config.sampler
+    return schedule(FAMILIES[family].config.sampler)
+
+
+def schedule(sampler: DDIMConfig) -> dict[str, Tensor]:
+    """What a published file says of its noise schedule."""
     values = {"alphas_cumprod": sampler.alphas_cumprod()}
-    if family == "vc2":
+    if sampler.data_scale != 1:
         values["scale_arr"] = np.append(sampler.data_scales(), np.full(400, sampler.data_scale))
     return {name: torch.from_numpy(value).float() for name, value in values.items()}
 

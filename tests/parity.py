@@ -459,17 +459,19 @@ def check(path: Path) -> tuple[float, float]:
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
     reference = read(path)
-    from . import parity_backbones_a  # which needs what is above
+    from . import parity_backbones_a, parity_backbones_b  # which need what is above
 
+    bound = RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling") else BOUND
+    if own := parity_backbones_b.CHECKS.get((reference.family, reference.kind)):
+        return own(reference), bound
     checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS
     known = *FAMILIES, *parity_backbones_a.FAMILIES, "all"
     if reference.kind not in checks or reference.family not in known:
         raise ValueError(f"{path.name}: kind {reference.kind!r} of family {reference.family!r} is not known here")
-    bound = RUN_BOUND if reference.kind in ("pipeline", "cascade") else BOUND
     return checks[reference.kind](reference), bound
 
 
-def main(paths: list[str]) -> int:
+def main(paths: list[str], check: Callable[[Path], tuple[float, float]] = check) -> int:
     if not paths:
         print(__doc__)
         return 2

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from zerosmooth import attention
+from zerosmooth.config import Defaults
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.pipeline import Pipeline, Subject
@@ -44,6 +45,31 @@ def test_one_seed_gives_the_same_base_video_at_every_scale_and_in_every_batch(an
     both = any_pipeline.sample(**subject(any_pipeline, 2), scales=(2,), **settings)
     for x, y in zip(both[0].latents, longer.latents):
         assert_close(x, y, rtol=0, atol=2e-3 * y.abs().max().item())
+
+
+def test_guidance_rescale_gives_back_the_conditional_deviation():
+    """Wholly at 1, by half at 0.5, of each video by itself; at 0 nothing changes, bitwise."""
+
+    class Toy(torch.nn.Module):
+        def project_context(self, context):
+            return context
+
+        def forward(self, x, timestep, context, condition, stage):
+            return x * context.view(-1, 1, 1, 1, 1)
+
+    x = torch.randn(2, 5, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0]).view(
+        2, 1, 1, 1, 1
+    )
+    branches = [Branch(torch.full((2, 1, 1), c)) for c in (1.0, 0.5)]
+    plain, none, half, whole = (
+        Guidance(Toy(), branches, 5.0, **more)(x, 0.0, None, None)
+        for more in ({}, *({"rescale": r} for r in (0.0, 0.5, 1.0)))
+    )
+    assert torch.equal(plain, none)
+    for y, times in ((plain, 3), (half, 2), (whole, 1)):
+        assert_close(y, times * x)
+    with pytest.raises(ValueError, match="guidance_rescale=1.5 is not in"):
+        Defaults(guidance_rescale=1.5)
 
 
 @pytest.fixture

@@ -8,7 +8,14 @@ from torch.testing import assert_close
 from zerosmooth.samplers import DDIM, DDIMConfig, Euler, EulerConfig
 
 CONFIGS = pytest.mark.parametrize(
-    "config", [DDIMConfig(), DDIMConfig(data_scale=0.7), DDIMConfig(prediction="v", beta_end=0.03)]
+    "config",
+    [
+        DDIMConfig(),
+        DDIMConfig(data_scale=0.7),
+        DDIMConfig(prediction="v", beta_end=0.03),
+        DDIMConfig(prediction="v", data_scale=0.7),
+        DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing"),
+    ],
 )
 
 
@@ -22,7 +29,8 @@ def test_a_perfect_network_ends_at_the_data(config, eta):
     for i in range(len(sampler)):
         alpha, sigma = float(sampler.alpha[i]), float(sampler.sigma[i])
         noise = (x - alpha * x0) / sigma
-        output = noise if config.prediction == "noise" else alpha * noise - sigma * x0
+        scale = float(sampler.scale[i])
+        output = noise if config.prediction == "noise" else alpha / scale * noise - sigma * scale * x0
         assert_close(sampler.x0(i, x, output), x0, rtol=0, atol=2e-3)  # divided by a small alpha at first
         x = sampler.step(i, x, sampler.x0(i, x, output), torch.randn(x.shape, generator=generator))
     assert (x - x0).abs().max() < 5 * (1 - config.alphas_cumprod()[0]) ** 0.5
@@ -34,6 +42,7 @@ def test_a_step_keeps_the_marginal_variance(config):
     for eta in (0.0, 0.5, 1.0):
         sampler = DDIM(config, 25, eta)
         before = np.append(sampler.timesteps[1:], 0)
+        assert np.isfinite(sampler.sigma_prev).all()
         np.testing.assert_allclose(sampler.sigma_prev**2 + sampler.fresh**2, 1 - config.alphas_cumprod()[before])
 
 
@@ -62,6 +71,33 @@ def test_the_last_step_can_lead_to_clean_data(spacing):
     assert usual.alpha_prev[-1] < 1
     for name in ("alpha", "sigma", "alpha_prev", "sigma_prev", "fresh"):
         np.testing.assert_array_equal(getattr(clean, name)[:-1], getattr(usual, name)[:-1])
+
+
+def test_trailing_timesteps_begin_at_the_last_one():
+    config = DDIMConfig(spacing="trailing")
+    assert DDIM(config, 50).timesteps == [*range(999, 0, -20)]
+    assert DDIM(config, 3).timesteps == [999, 666, 332] and DDIM(config, 1).timesteps == [999]
+    assert DDIM(config, 1000).timesteps == [*range(999, -1, -1)]
+
+
+def test_the_last_timestep_holds_no_data_where_that_is_asked_for():
+    """And the first one as much as before; what the network shows there of x is then lost, whatever x is."""
+    plain, shifted = DDIMConfig(prediction="v"), DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing")
+    a, b = plain.alphas_cumprod(), shifted.alphas_cumprod()
+    assert b[-1] == 0 and b[0] == pytest.approx(a[0]) and (np.diff(b) < 0).all() and (b[1:] < a[1:]).all()
+    sampler, v = DDIM(shifted, 10), torch.randn(1, 2, 4, 3, 3)
+    assert_close(sampler.x0(0, torch.full_like(v, 5.0), v), -v)
+
+
+def test_the_last_step_leads_to_the_scale_that_is_asked_for():
+    for stays in (False, True):
+        config = DDIMConfig(data_scale=0.5, spacing="trailing", last_scale_stays=stays)
+        sampler, x0 = DDIM(config, 4, 0.0), torch.ones(1, 1, 1, 1, 1)
+        last = len(sampler) - 1
+        t = sampler.timesteps[last]
+        x = sampler.alpha[last] * x0  # without noise
+        scale = config.data_scales()[t] if stays else 1.0
+        assert_close(sampler.step(last, x, x0, None), scale * config.alphas_cumprod()[0] ** 0.5 * x0, check_dtype=False)
 
 
 def test_data_scale_falls_and_stays():
@@ -103,6 +139,8 @@ def test_settings_out_of_range_are_refused():
         lambda: DDIM(DDIMConfig(), 1001),
         lambda: DDIM(DDIMConfig(), 10, eta=-0.1),
         lambda: DDIMConfig(prediction="x"),
+        lambda: DDIMConfig(spacing="linspace"),
+        lambda: DDIMConfig(zero_terminal_snr=True),
         lambda: Euler(EulerConfig(), 0),
         lambda: EulerConfig().sampler(25, eta=0.5),
         lambda: DDIMConfig(beta_schedule="cosine"),

@@ -64,7 +64,8 @@ class SpatialSelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention from the tokens of all frames to a prompt's. Query corrected with S; the prompt's keys and values stay.
 
-    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward.
+    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward. What
+    attends to more than a prompt overrides `project` and `attend`, which takes what the former made.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
@@ -72,7 +73,7 @@ class CrossAttention(Attention):
         self.to_q = Linear(dim, heads * head_dim, bias=False)
         self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias=False)
 
-    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, context: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of a prompt. context: b m c (m text tokens); returns two of b h m d."""
         k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads)
         return k, v
@@ -80,11 +81,11 @@ class CrossAttention(Attention):
     def forward(self, h: Tensor, context: ContextStates, stage: Stage | None = None) -> Tensor:
         q = self.to_q(h)
         corrected = None if stage is None else stage.exchange(self.name, "spatial", q=(q, S(stage.n)))
-        k, v = context[self.name]
-        o = self.attend(q, k, v)
+        states = context[self.name]
+        o = self.attend(q, *states)
         if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
             keys = slice(None, None, stage.n)
-            o[:, keys] = stage.blend(o[:, keys], self.attend(corrected["q"][:, keys], k, v))
+            o[:, keys] = stage.blend(o[:, keys], self.attend(corrected["q"][:, keys], *states))
         return self.to_out(o)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Sampling:
     eta: Annotated[float, "share of fresh noise a step, 0 to 1"] = 1.0
     guidance_scale: Annotated[float, "of classifier-free guidance, 1 is none; of the last frame, where it grows"] = 12.0
     first_guidance_scale: Annotated[float | None, "of the first frame, linear to the last one's"] = None
+    guidance_rescale: Annotated[float, "share of guidance's rise in contrast that is taken back, 0 to 1"] = 0.0
     fps: Annotated[int, "key frames a second, as the model is told and as they play"] = 8
     negative_prompt: Annotated[str, "what guidance leads away from"] = ""
     motion_bucket_id: Annotated[int, "amount of motion, 0 to 255"] = 127
@@ -35,6 +36,8 @@ class Sampling:
         for name in ("guidance_scale", "first_guidance_scale"):
             if (scale := getattr(self, name)) is not None and not isfinite(scale):
                 raise ValueError(f"{name}={scale} is no number")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={self.guidance_rescale} is not in [0, 1]")
         if not 0 <= self.motion_bucket_id <= 255:
             raise ValueError(f"motion_bucket_id={self.motion_bucket_id}; use 0 to 255")
         if not 0 <= self.noise_aug_strength <= 1:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig, Sampling
+from .config import ModelConfig
 from .guidance import Branch
 from .models.autoencoder import Autoencoder
 from .models.clip import TextTower
 
 if TYPE_CHECKING:
     from weights_convert.conversion import Conversion
+
+    from .settings import Settings
 
 
 class Networks(nn.Module):
@@ -82,7 +84,7 @@ class Family:
         prompts: Sequence[str],
         pixels: Tensor | None,
         noise: Tensor | None,
-        settings: Sampling,
+        settings: Settings,
     ) -> list[Branch]:
         """What the network is told of n videos in each branch of guidance: the conditional one, the unconditional one.
 
@@ -100,7 +102,7 @@ class Family:
         """Whether the network is told the frames a second of a stage."""
         return False
 
-    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
+    def condition(self, config: ModelConfig, fps: float, settings: Settings) -> Tensor | None:
         """The numbers that the network is told of a stage of `fps` frames a second, of any shape; None if it takes
         none."""
         return None

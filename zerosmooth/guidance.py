@@ -27,8 +27,9 @@ class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022): each branch is corrected by its own states on the bus.
 
     branches: the conditional one, then the unconditional one, which is not run at scale 1. scale: of all frames; with
-    first_scale, of the last frame, linear from the first one's. sequential: the branches run one after the other, in
-    half the memory; else in one batch.
+    first_scale, of the last frame, linear from the first one's. rescale: share, 0 to 1, of the guided output that is
+    brought to the deviation of the conditional one over each video, against overexposure (Lin et al. 2024, arXiv
+    2305.08891, Eq. 15-16). sequential: the branches run one after the other, in half the memory; else in one batch.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Guidance:
         branches: Sequence[Branch],
         scale: float,
         first_scale: float | None = None,
+        rescale: float = 0.0,
         sequential: bool = False,
     ) -> None:
         self.unet, self.dtype = unet, branches[0].context.dtype
-        self.scale, self.first_scale = scale, first_scale
+        self.scale, self.first_scale, self.rescale = scale, first_scale, rescale
         self.single = not guided(scale, first_scale)
         self.runs = []  # of each run of the network: how many branches, their context and latents
         for group in [branches[:1]] if self.single else [[b] for b in branches] if sequential else [branches]:
@@ -64,7 +66,11 @@ class Guidance:
         if self.single:
             return output
         conditional, unconditional = output.chunk(2)
-        return unconditional + self.scale_of(x.shape[1], x.device) * (conditional - unconditional)
+        output = unconditional + self.scale_of(x.shape[1], x.device) * (conditional - unconditional)
+        if self.rescale == 0:
+            return output
+        wanted, got = (y.std((1, 2, 3, 4), keepdim=True) for y in (conditional, output))
+        return torch.lerp(output, output * (wanted / got), self.rescale)
 
     def scale_of(self, f: int, device: torch.device) -> float | Tensor:
         """The scale of each of f frames, or the one of all."""

@@ -157,7 +157,7 @@ class Pipeline:
             pixels, image_noise = pixels.to(self.device), image_noise.to(self.device)
         prompts = [subject.prompt or "" for subject in subjects]
         branches = self.family.branches(self.networks, prompts, pixels, image_noise, settings)
-        scales = settings.guidance_scale, settings.first_guidance_scale
+        scales = settings.guidance_scale, settings.first_guidance_scale, settings.guidance_rescale
         guided = Guidance(self.networks.unet, branches, *scales, sequential=running.sequential_guidance)
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]

@@ -13,6 +13,11 @@ import numpy as np
 from torch import Tensor
 
 TRAIN_STEPS = 1000  # timesteps of every DDIM model here
+SPACINGS = {
+    "leading": "1, 1 + c, 1 + 2c, .. with c = 1000 // steps",
+    "trailing": "999, 999 - c, .. with c = 1000 / steps, rounded (Lin et al. 2024)",
+    "linspace": "evenly from 0 to 999, rounded",
+}
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,13 @@ class DDIMConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "sqrt_linear"  # betas linear in their square root ("sqrt_linear") or themselves ("linear")
+    zero_terminal_snr: bool = False  # the last timestep holds no data (Lin et al. 2024, arXiv 2305.08891); needs "v"
     prediction: str = "noise"  # what the network predicts: "noise" or "v"
     data_scale: float = 1.0  # VideoCrafter2's `scale_arr`: data is scaled from 1 at t = 0 down to this
     data_scale_steps: int = 400  # at this timestep, and stays so
+    last_scale_stays: bool = False  # the last step leads to data scaled as at its own timestep, not at 0
     more_steps: bool = False  # a number of steps that does not divide 1000 takes some more (VideoCrafter)
-    spacing: str = "leading"  # timesteps 1, 1 + c, .. with c = 1000 // steps, or "linspace": evenly from 0 to 999
+    spacing: str = "leading"  # of timesteps, one of SPACINGS
     ends_clean: bool = False  # the last step leads to alpha 1, not to that of timestep 0, which keeps a little noise
 
     def __post_init__(self) -> None:
@@ -32,8 +39,10 @@ class DDIMConfig:
             raise ValueError(f"beta_schedule={self.beta_schedule!r}; use 'sqrt_linear' or 'linear'")
         if self.prediction not in ("noise", "v"):
             raise ValueError(f"prediction={self.prediction!r}; use 'noise' or 'v'")
-        if self.spacing not in ("leading", "linspace"):
-            raise ValueError(f"spacing={self.spacing!r}; use 'leading' or 'linspace'")
+        if self.zero_terminal_snr and self.prediction != "v":
+            raise ValueError("zero_terminal_snr with predicted noise, which says nothing of the data there; use 'v'")
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing={self.spacing!r}; use one of {', '.join(SPACINGS)}")
 
     def sampler(self, steps: int, eta: float) -> DDIM:
         return DDIM(self, steps, eta)
@@ -44,20 +53,33 @@ class DDIMConfig:
             betas = np.linspace(self.beta_start, self.beta_end, TRAIN_STEPS)
         else:
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, TRAIN_STEPS) ** 2
-        return np.cumprod(1 - betas)
+        a = np.cumprod(1 - betas)
+        if not self.zero_terminal_snr:
+            return a
+        r = np.sqrt(a)
+        return ((r - r[-1]) * r[0] / (r[0] - r[-1])) ** 2  # from where it was at timestep 0 to zero at the last one
 
     def data_scales(self) -> np.ndarray:
         """Factor of the data at each timestep."""
         falling = np.linspace(1.0, self.data_scale, self.data_scale_steps)
         return np.append(falling, np.full(TRAIN_STEPS - self.data_scale_steps, self.data_scale))
 
+    def timesteps(self, steps: int) -> list[int]:
+        """Timesteps of as many steps, the last one first. With `more_steps` leading ones go on up to 999, as upstream: of
+        30 steps it makes 31, of 60 it makes 63."""
+        if self.spacing == "linspace":
+            return np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()[::-1]
+        if self.spacing == "trailing":
+            return [round(TRAIN_STEPS - i * TRAIN_STEPS / steps) - 1 for i in range(steps)]
+        timesteps = [t + 1 for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps) if t + 1 < TRAIN_STEPS]
+        return (timesteps if self.more_steps else timesteps[:steps])[::-1]
+
 
 class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
-    steps: network evaluations; timesteps are 1, 1+c, 1+2c, .. with c = 1000 // steps. With `more_steps` they go on up
-    to 999, as upstream: 30 takes 31, 60 takes 63, and `len` tells. A step leads from t to t - c, the last one to 0.
-    eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
+    steps: network evaluations; `DDIMConfig.timesteps` says at which timesteps, and `len` how many those are. A step leads
+    to the next of them, the last one to 0. eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:
@@ -66,21 +88,21 @@ class DDIM:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta} is not in [0, 1]")
         self.config, self.stochastic = config, eta > 0
-        stride = TRAIN_STEPS // steps
-        if config.spacing == "linspace":
-            timesteps = np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()
-        else:
-            timesteps = [t + 1 for t in range(0, TRAIN_STEPS, stride) if t + 1 < TRAIN_STEPS]
-            timesteps = timesteps if config.more_steps else timesteps[:steps]
-        self.timesteps = timesteps[::-1]
+        self.timesteps = config.timesteps(steps)
+        a, scale = config.alphas_cumprod(), config.data_scales()
         now = np.array(self.timesteps)
-        before = (now - stride).clip(0)  # the timestep that a step leads to; by linspace it is not quite the next one
-        scale, a = config.data_scales(), config.alphas_cumprod()
-        a, a_prev = a[now], np.where((now < stride) & config.ends_clean, 1.0, a[before])
-        self.alpha, self.sigma = np.sqrt(a) * scale[now], np.sqrt(1 - a)
-        self.alpha_prev = np.sqrt(a_prev) * scale[before]
+        before = np.append(now[1:], 0)
+        if config.spacing == "linspace":  # there a step leads a fixed way down, not quite to the next timestep
+            before = (now - TRAIN_STEPS // steps).clip(0)
+        a, a_prev, self.scale = a[now], a[before], scale[now]
+        if config.ends_clean:
+            a_prev[-1] = 1.0
+        self.alpha, self.sigma = np.sqrt(a) * self.scale, np.sqrt(1 - a)
+        end = self.scale[-1] if config.last_scale_stays else scale[0]
+        self.alpha_prev = np.sqrt(a_prev) * np.append(self.scale[1:], end)
         self.fresh = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
-        self.sigma_prev = np.sqrt(1 - a_prev - self.fresh**2)  # of the noise that is carried on
+        carried = np.maximum(1 - a_prev - self.fresh**2, 0)  # without signal nothing is, and rounding goes below
+        self.sigma_prev = np.sqrt(carried)  # of the noise that is carried on
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -101,8 +123,9 @@ class DDIM:
 
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         """The data that the network's output at step i stands for."""
-        if self.config.prediction == "v":  # v = alpha noise - sigma x0
-            return float(self.alpha[i]) * x - float(self.sigma[i]) * output
+        if self.config.prediction == "v":  # v = a noise - sigma (scale x0), alpha being a * scale
+            scale = float(self.scale[i])
+            return (float(self.alpha[i]) / scale * x - float(self.sigma[i]) * output) / scale
         return (x - float(self.sigma[i]) * output) / float(self.alpha[i])
 
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:

@@ -106,12 +106,16 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: b 3 h w of image_size, normalised as CLIP's (see `prepare`); returns b 1 out, one token an image."""
+        return self.proj_out(self.norm_out(self.tokens(pixels)[:, :1]))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """All tokens behind the last block, not normalised, the image's and then the patches': b 1+patches width."""
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
         first = self.class_embedding.expand(len(pixels), 1, -1)
         h = self.norm_in(torch.cat([first, patches], dim=1) + self.positional_embedding)
         for block in self.blocks:
             h = block(h)
-        return self.proj_out(self.norm_out(h[:, :1]))
+        return h
 
     def prepare(self, image: Tensor) -> Tensor:
         """The tower's pixels of images of any size. image: b 3 h w in [-1, 1], float32."""

@@ -1,0 +1,340 @@
+"""DynamiCrafter (Xing et al. 2023, arXiv 2310.12190): an image and a prompt to video, at 256, 512 and 1024.
+
+VideoCrafter2's UNet, told of the image twice: its latents come beside the noisy ones, as in Stable Video Diffusion, and
+cross-attention, with the same queries, attends to the prompt and to tokens of the image, 16 for each frame that the
+network was trained on. A frame that a further stage inserts takes the tokens of the key frame before it: the paper has
+no such network, so that is our reading; key frames keep theirs either way.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from weights_convert import svd, videocrafter
+from weights_convert.engine import ConversionError, Table
+from weights_convert.source import Source
+from zerosmooth.attention import CrossAttention
+from zerosmooth.bus import name_modules
+from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.family import Family, Networks
+from zerosmooth.guidance import Branch
+from zerosmooth.kernels import Linear
+from zerosmooth.models.autoencoder import AutoencoderConfig
+from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
+from zerosmooth.models.unet import SpatialBlock
+from zerosmooth.models.videocrafter import UNet, UNetConfig
+from zerosmooth.samplers import DDIMConfig
+from zerosmooth.settings import Settings
+
+# --- the network
+
+
+@dataclass(frozen=True)
+class DynamiCrafterConfig(UNetConfig):
+    in_channels: int = 8  # of the noisy latents and of the image's
+    text_tokens: int = 77
+    image_tokens: int = 16  # of each frame
+    learned_scale: bool = False  # every module weights the image by a number of its own (the 256 model)
+    told_stride: bool = False  # what is told of a stage is its frame stride, not its frames a second (the 256 model)
+
+
+class DynamiCrafterUNet(UNet):
+    """VideoCrafter2's, with another cross-attention. Its context: the prompt's tokens, then those of each key frame."""
+
+    def __init__(self, config: DynamiCrafterConfig) -> None:
+        super().__init__(config)
+        for block in self.modules():
+            if isinstance(block, SpatialBlock):
+                block.cross_attn = TextImageAttention(config, dim=block.self_attn.to_qkv.in_features)
+        name_modules(self)
+
+
+class TextImageAttention(CrossAttention):
+    """Attention to a prompt and, with the same queries, to the image tokens of each frame: two softmaxes, one sum."""
+
+    def __init__(self, c: DynamiCrafterConfig, dim: int) -> None:
+        super().__init__(dim, c.context_dim, dim // c.head_dim, c.head_dim)
+        self.text_tokens, self.image_tokens = c.text_tokens, c.image_tokens
+        self.to_image_kv = Linear(c.context_dim, 2 * dim, bias=False)
+        self.alpha = nn.Parameter(torch.zeros(())) if c.learned_scale else None
+
+    def project(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of the prompt, b h m d, and of each key frame's image, b k h t d.
+
+        context: b m+k*t c, the prompt's m tokens and then t for each of k key frames."""
+        text, image = context.tensor_split([self.text_tokens], dim=1)
+        image = self.to_image_kv(image.unflatten(1, (-1, self.image_tokens)))
+        k, v = rearrange(image, "b k t (two h d) -> two b k h t d", two=2, h=self.heads)
+        return *super().project(text), k, v
+
+    def attend(self, q: Tensor, *states: Tensor) -> Tensor:
+        """ValueError if the frames are not a multiple of the key frames. Fewer frames take the first ones' tokens."""
+        *text, k, v = states
+        f, keys = q.shape[1], min(q.shape[1], k.shape[1])
+        if f % keys:
+            raise ValueError(f"{f} frames with image tokens of {keys} key frames; a multiple of {keys} is needed")
+        o = super().attend(q, *text)
+        q = rearrange(q, "b (k n) l (h d) -> (b k) h (n l) d", k=keys, h=self.heads)  # n frames share their key frame's
+        of_image = F.scaled_dot_product_attention(q, k[:, :keys].flatten(0, 1), v[:, :keys].flatten(0, 1))
+        of_image = rearrange(of_image, "(b k) h (n l) d -> b (k n) l (h d)", k=keys, n=f // keys)
+        return o + of_image if self.alpha is None else o + (self.alpha.tanh() + 1) * of_image
+
+
+# --- its encoders
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    width: int = 1024
+    layers: int = 4
+    heads: int = 12
+    head_dim: int = 64
+    tokens: int = 16  # of each frame
+    frames: int = 16
+    image_width: int = 1280  # of the image tower's tokens
+    out: int = 1024
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    text: TextConfig = TextConfig()
+    image: ImageConfig = ImageConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """Tokens and channels of the condition."""
+        return self.text.context_length + self.resampler.frames * self.resampler.tokens, self.text.width
+
+
+class Encoder(nn.Module):
+    """From prompts and images to the network's context."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text = TextTower(config.text)
+        self.image = TokenTower(config.image)
+        self.resampler = Resampler(config.resampler)
+
+    def encode(self, prompts: Sequence[str], images: Tensor, frames: int) -> Tensor:
+        """images: n 3 h w in [-1, 1], float32; frames: k, those of the first stage. Returns n m+k*t c."""
+        text = self.text.encode(list(prompts))
+        image = self.resampler(self.image.encode(images))
+        return torch.cat([text, image[:, : frames * self.config.resampler.tokens]], dim=1)
+
+
+class TokenTower(ImageTower):
+    """All tokens of the image; the last norm and the projection are left out."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__(config)
+        del self.norm_out, self.proj_out
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.tokens(pixels)
+
+
+class Resampler(nn.Module):
+    """Learned queries, some for each frame, that read the image's tokens (as in Flamingo, arXiv 2204.14198)."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.queries = nn.Parameter(torch.randn(1, c.frames * c.tokens, c.width) / c.width**0.5)
+        self.proj_in = nn.Linear(c.image_width, c.width)
+        self.blocks = nn.ModuleList(ResamplerBlock(c) for _ in range(c.layers))
+        self.proj_out = nn.Linear(c.width, c.out)
+        self.norm_out = nn.LayerNorm(c.out)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: b m c of the image; returns b f*t c, frame by frame."""
+        x, h = self.proj_in(tokens), self.queries.expand(len(tokens), -1, -1)
+        for block in self.blocks:
+            h = block(h, x)
+        return self.norm_out(self.proj_out(h))
+
+
+class ResamplerBlock(nn.Module):
+    """h: b q d. Attention to x (b m d) and to h itself, then feed-forward."""
+
+    def __init__(self, c: ResamplerConfig) -> None:
+        super().__init__()
+        self.heads, inner = c.heads, c.heads * c.head_dim
+        self.norm_x, self.norm1 = nn.LayerNorm(c.width), nn.LayerNorm(c.width)
+        self.to_q = nn.Linear(c.width, inner, bias=False)
+        self.to_kv = nn.Linear(c.width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, c.width, bias=False)
+        self.norm2 = nn.LayerNorm(c.width)
+        self.fc1 = nn.Linear(c.width, 4 * c.width, bias=False)
+        self.fc2 = nn.Linear(4 * c.width, c.width, bias=False)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        own = self.norm1(h)
+        q = rearrange(self.to_q(own), "b q (h d) -> b h q d", h=self.heads)
+        kv = self.to_kv(torch.cat([self.norm_x(x), own], dim=1))
+        k, v = rearrange(kv, "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        h = h + self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h q d -> b q (h d)"))
+        return h + self.fc2(F.gelu(self.fc1(self.norm2(h))))
+
+
+# --- where the tensors of `model.ckpt` go
+
+IMAGE_ATTENTION = Table(
+    [
+        ("transformer_blocks.{}.attn2.to_k_ip.weight", "blocks.{}.cross_attn.to_image_kv.weight#0"),
+        ("transformer_blocks.{}.attn2.to_v_ip.weight", "blocks.{}.cross_attn.to_image_kv.weight#1"),
+        ("transformer_blocks.{}.attn2.alpha", "blocks.{}.cross_attn.alpha"),
+    ]
+)
+UNET = Table(
+    [
+        *IMAGE_ATTENTION.within("input_blocks.{}.1.", "encoder.{-1}.spatial."),
+        *IMAGE_ATTENTION.within("middle_block.1.", "middle.spatial."),
+        *IMAGE_ATTENTION.within("output_blocks.{}.1.", "decoder.{}.spatial."),
+        ("framestride_embed.*", "fps_embedding.*"),  # the 256 model's spelling
+        *videocrafter.UNET.rows,
+    ]
+)
+RESAMPLER = Table(
+    [
+        ("latents", "queries"),
+        ("proj_in.*", "proj_in.*"),
+        ("layers.{}.0.norm1.*", "blocks.{}.norm_x.*"),
+        ("layers.{}.0.norm2.*", "blocks.{}.norm1.*"),
+        *((f"layers.{{}}.0.{name}.weight", f"blocks.{{}}.{name}.weight") for name in ("to_q", "to_kv", "to_out")),
+        ("layers.{}.1.0.*", "blocks.{}.norm2.*"),
+        ("layers.{}.1.1.weight", "blocks.{}.fc1.weight"),
+        ("layers.{}.1.3.weight", "blocks.{}.fc2.weight"),
+        ("proj_out.*", "proj_out.*"),
+        ("norm_out.*", "norm_out.*"),
+    ]
+)
+IMAGE = Table(
+    [row for row in svd.SGM_IMAGE.rows if row[0] not in ("ln_post.*", "proj")],
+    dropped={"ln_post.*": "the tokens before it are taken", "proj": "the tokens before it are taken"},
+)
+
+
+def table(config: ModelConfig, names: Collection[str]) -> Table:
+    """The whole file: the network, VideoCrafter2's autoencoder and text tower, the image's tower and resampler."""
+    rest = videocrafter.table(replace(config, encoder=config.encoder.text), names)
+    text, clip = ("encoder.", "encoder.text."), "embedder.model."
+    unused = "of the image encoder's text tower, which is not used"
+    return Table(
+        [
+            *UNET.within("model.diffusion_model.", "unet."),
+            *IMAGE.within(f"{clip}visual.", "encoder.image."),
+            *RESAMPLER.within("image_proj_model.", "encoder.resampler."),
+            *(
+                (source, target.replace(*text) if target.startswith(text[0]) else target)
+                for source, target in rest.rows
+            ),
+        ],
+        dropped={
+            **rest.dropped,
+            **{f"{clip}visual.{name}": why for name, why in IMAGE.dropped.items()},
+            **{f"{clip}{name}": unused for name in ("token_embedding.*", "positional_embedding", "ln_final.*")},
+            **{f"{clip}{name}": unused for name in ("text_projection", "logit_scale", "attn_mask")},
+        },
+    )
+
+
+class DynamiCrafterConversion(videocrafter.VideoCrafterConversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        told = "which of the published models it is (default: as the file's weights and noise schedule say)"
+        parser.add_argument("--model", choices=MODELS, help=told)
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        """Only the 256 model weights its images; the others scale their data, and differ in nothing else."""
+        if args.model is not None:
+            return MODELS[args.model]
+        if any(name.endswith("attn2.alpha") for name in source.shapes):
+            return MODELS["256"]
+        if "scale_arr" not in source.shapes:
+            raise ConversionError(f"{source.name} does not say which model it is; add --model 512, or 1024")
+        return MODELS["512" if source.read("scale_arr")[-1] > 0.5 else "1024"]
+
+
+# --- the family
+
+
+def model(unet: DynamiCrafterConfig, sampler: DDIMConfig, **defaults: Any) -> ModelConfig:
+    prompt = "a campfire with a rocket in the night sky"
+    return ModelConfig(
+        "dynamicrafter",
+        unet,
+        AutoencoderConfig(),
+        EncoderConfig(),
+        sampler,
+        Defaults(guidance_scale=7.5, prompt=prompt, **defaults),
+    )
+
+
+V512 = DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing", data_scale=0.7, last_scale_stays=True)
+MODELS = {
+    "256": model(
+        DynamiCrafterConfig(learned_scale=True, told_stride=True),
+        DDIMConfig(more_steps=True),
+        height=256,
+        width=256,
+        fps=8,
+    ),
+    "512": model(DynamiCrafterConfig(), V512, height=320, width=512, fps=24, guidance_rescale=0.7),
+    "1024": model(
+        DynamiCrafterConfig(), replace(V512, data_scale=0.3), height=576, width=1024, fps=10, guidance_rescale=0.7
+    ),
+}
+
+
+class DynamiCrafter(Family):
+    name = "dynamicrafter"
+    config = MODELS["512"]
+    takes = ("prompt", "image")
+    idle = ("motion_bucket_id", "noise_aug_strength")
+    conversion = DynamiCrafterConversion(table)
+
+    def unet(self, config: DynamiCrafterConfig) -> nn.Module:
+        return DynamiCrafterUNet(config)
+
+    def encoder(self, config: EncoderConfig) -> nn.Module:
+        return Encoder(config)
+
+    def branches(
+        self,
+        networks: Networks,
+        prompts: Sequence[str],
+        pixels: Tensor | None,
+        noise: Tensor | None,
+        settings: Settings,
+    ) -> list[Branch]:
+        """The unconditional branch has the negative prompt and a grey image's tokens, but the image's own latents."""
+        assert pixels is not None and noise is not None
+        mean, log_variance = networks.vae.moments(pixels.to(networks.vae.dtype))
+        drawn = noise.flatten(1)[:, : mean[0].numel()].view(mean.shape)  # the posterior's noise: the first of it
+        latents = networks.vae.config.scale * (mean + (log_variance / 2).exp() * drawn)
+        told = (prompts, pixels), ([settings.negative_prompt] * len(prompts), torch.zeros_like(pixels))
+        encode = networks.encoder.encode
+        return [Branch(x := encode(*shown, settings.cascade.frames), latents.to(x.dtype)) for shown in told]
+
+    def lost_tokens(self, networks: Networks, prompt: str) -> int:
+        return networks.encoder.text.tokenizer.overflow(prompt)
+
+    def told_rate(self, config: ModelConfig) -> bool:
+        return True
+
+    def condition(self, config: ModelConfig, fps: float, settings: Settings) -> Tensor | None:
+        """Frames a second, or how many frames of a film of 24 a second make one."""
+        assert isinstance(config.unet, DynamiCrafterConfig)
+        return torch.tensor(24 / fps if config.unet.told_stride else fps)
+
+
+FAMILY = DynamiCrafter()
