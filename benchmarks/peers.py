@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity import weight
-from weights_convert.__main__ import TABLES
 from weights_convert.engine import convert
-from zerosmooth.config import FAMILIES
+from zerosmooth.config import Sampling
+from zerosmooth.families import FAMILIES
 from zerosmooth.models.unet import Skeleton
-from zerosmooth.pipeline import UNETS, condition
 
 PREFIX = {"vc2": "model.diffusion_model.", "lavie": "unet.", "svd": "unet."}  # of a UNet in the published files
 
@@ -51,10 +50,12 @@ def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair
         if "freqs" not in name:
             p.copy_(weight(PREFIX[family] + name, tuple(p.shape)))
     ours = ours_with(family, theirs)
-    c = FAMILIES[family].unet
+    config = FAMILIES[family].config
+    c = config.unet
     x = torch.randn(1, c.frames, c.in_channels, height, width)
-    context = torch.randn(1, *FAMILIES[family].encoder.context_shape)
-    states, t, told = ours.project_context(context), torch.tensor([500.0]), condition(FAMILIES[family], 8, 127, 0.02)
+    context = torch.randn(1, *config.encoder.context_shape)
+    states, t = ours.project_context(context), torch.tensor([500.0])
+    told = FAMILIES[family].condition(config, 8.0, Sampling())
     told = None if told is None else told[None]
     first = x.transpose(1, 2).contiguous()  # frames behind channels, as VideoCrafter and LaVie take them
 
@@ -76,9 +77,9 @@ def ours_with(family: str, theirs: nn.Module) -> Skeleton:
         if not name.startswith("time_rel_pos_bias")  # at LaVie's top level: neither used nor in the published file
     }
     with torch.device("meta"):
-        ours = UNETS[family](FAMILIES[family].unet)
+        ours = FAMILIES[family].unet(FAMILIES[family].config.unet)
     expected = {f"unet.{name}": tuple(p.shape) for name, p in ours.state_dict().items()}
-    table = TABLES[family](FAMILIES[family], source)
+    table = FAMILIES[family].conversion.table(FAMILIES[family].config, source)
     state = convert(table, {name: tuple(p.shape) for name, p in source.items()}, source.__getitem__, expected)
     ours.load_state_dict({name.removeprefix("unet."): x for name, x in state}, assign=True)
     return ours.eval().requires_grad_(False)

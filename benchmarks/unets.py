@@ -29,11 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from zerosmooth import checkpoint
 from zerosmooth.bus import Stage
 from zerosmooth.cascade import Cascade, cascade_step
-from zerosmooth.config import FAMILIES
+from zerosmooth.config import Sampling
 from zerosmooth.estimate import matrix_rate
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.unet import Skeleton
-from zerosmooth.pipeline import UNETS, Networks, condition
 
 from . import peers
 from .timing import Work, apart, by_turns, peak_bytes, ratio
@@ -126,24 +127,25 @@ def peak_of(what: str, args: argparse.Namespace) -> tuple[int, int]:
 
 def step_of(args: argparse.Namespace) -> tuple[Callable[[int, Tensor, Stage | None], Tensor], list[Tensor], Cascade]:
     """VideoCrafter2's network at full size, with inputs for three stages, and their cascade."""
-    config, shape = FAMILIES["vc2"], Cascade(16, (2, 2))
-    network = filled(UNETS["vc2"], config.unet)
+    family, shape = FAMILIES["vc2"], Cascade(16, (2, 2))
+    config = family.config
+    network = filled(family.unet, config.unet)
     assert isinstance(network, Skeleton)
     states = network.project_context(torch.randn(1, *config.encoder.context_shape))
     xs = [torch.randn(1, shape.frames_of(s), config.unet.in_channels, *args.size) for s in range(shape.stages)]
 
     def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        told = condition(config, 8 * shape.rate(stage), 0, 0)
+        told = family.condition(config, 8.0 * shape.rate(stage), Sampling())
         assert told is not None
         return network(x, torch.tensor([500.0]), states, told[None], view)
 
     return run, xs, shape
 
 
-def filled(kind: Callable[..., torch.nn.Module], config: object) -> torch.nn.Module:
+def filled(kind: Callable[..., torch.nn.Module], *config: object) -> torch.nn.Module:
     """A network of a config, made in no more memory than it needs; its weights are small noise."""
     with torch.device("meta"):
-        network = kind(config)
+        network = kind(*config)
     network.to_empty(device="cpu").eval().requires_grad_(False)
     for p in network.parameters():
         p.uniform_(-0.03, 0.03)
@@ -163,7 +165,7 @@ def decode(args: argparse.Namespace) -> float:
         layers_per_block=2,
         latent_channels=4,
     )
-    ours = filled(Autoencoder, FAMILIES["vc2"].vae)
+    ours = filled(Autoencoder, FAMILIES["vc2"].config.vae)
     assert isinstance(ours, Autoencoder)
     z = torch.randn(args.frames, 4, *args.size)
 
@@ -196,7 +198,7 @@ def load(args: argparse.Namespace) -> float:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     setup(args)
-    config = FAMILIES["svd"]
+    svd = FAMILIES["svd"]
     kinds: dict[str, Any] = {
         "unet": UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20), num_frames=14),
         "vae": AutoencoderKLTemporalDecoder(
@@ -222,8 +224,8 @@ def load(args: argparse.Namespace) -> float:
         classes = {name: type(network) for name, network in kinds.items()}
         kinds.clear()
         ours = Path(folder) / "ours.safetensors"
-        networks = filled(Networks, config)
-        checkpoint.save(ours, config, networks.state_dict().items(), torch.float32, "the benchmark", "")
+        networks = filled(Networks, svd, svd.config)
+        checkpoint.save(ours, svd, svd.config, networks.state_dict().items(), torch.float32, "the benchmark", "")
         del networks
 
         def theirs() -> list[object]:

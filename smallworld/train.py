@@ -377,7 +377,7 @@ def at_positions(positions: Tensor | None) -> Iterator[None]:
     """Within, the frames of an SVD network carry these positions, if any, instead of 0, 1, .."""
     own = svd.frame_positions
     if positions is not None:
-        svd.frame_positions = lambda f, stage: positions
+        svd.frame_positions = lambda f, stage, device: positions
     try:
         yield
     finally:

@@ -48,6 +48,11 @@ class Reference:
 
     metadata: dict[str, str]
     tensors: dict[str, Tensor]
+    dtype: torch.dtype = torch.float32  # of our networks
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
 
     @property
     def kind(self) -> str:
@@ -72,9 +77,9 @@ class Reference:
         return self.tensors[name]
 
 
-def read(path: Path) -> Reference:
+def read(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Reference:
     with safe_open(path, "pt") as file:
-        return Reference(file.metadata(), {name: file.get_tensor(name) for name in file.keys()})
+        return Reference(file.metadata(), {name: file.get_tensor(name).to(device) for name in file.keys()}, dtype)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -234,6 +239,9 @@ def build(reference: Reference) -> tuple[Networks, ModelConfig]:
     held = {ours: shapes[name] for ours, name in origin.items()}
     state = dict(convert(table, held, lambda ours: weight(origin[ours], held[ours]), expected))
     networks.load_state_dict(state, strict=False, assign=True)
+    for part in parts:
+        dtype = torch.float32 if part == "vae" and config.vae.float32 else reference.dtype
+        getattr(networks, part).to(reference.device, dtype)
     return networks.eval().requires_grad_(False), config
 
 
@@ -241,6 +249,7 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference over the reference's standard deviation; infinite if the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
+    ours, theirs = ours.float().cpu(), theirs.float().cpu()
     return ((ours - theirs).abs().max() / theirs.std()).item()
 
 
@@ -252,19 +261,19 @@ def frames_first(reference: Reference, x: Tensor) -> Tensor:
 def run_unet(reference: Reference, networks: Networks, s: str = "", stage: Stage | None = None) -> float:
     """Our network against x{s}, y{s}."""
     t = reference.tensors
-    x, y = t[f"x{s}"], t[f"y{s}"]
+    x, y, context = t[f"x{s}"].to(reference.dtype), t[f"y{s}"], t["context"].to(reference.dtype)
     if "vector" in t:  # the authors' SVD: frames in the batch, sinusoids of the condition
         b = len(t["vector"])
         x, y = (rearrange(z, "(b f) c h w -> b f c h w", b=b) for z in (x, y))
-        return error(networks.unet.forward_numbers(x, t["timesteps"], t["context"], t["vector"], stage), y)
+        return error(networks.unet.forward_numbers(x, t["timesteps"], context, t["vector"], stage), y)
     if f"added_time_ids{s}" in t:
         told = t[f"added_time_ids{s}"]
     elif s and reference.metadata.get("fps", "null") != "null":
-        told = torch.tensor([reference.json("fps")[int(s)]])
+        told = torch.tensor([reference.json("fps")[int(s)]], device=reference.device)
     else:
         told = t.get("fps")
     x, y = frames_first(reference, x), frames_first(reference, y)
-    return error(networks.unet(x, t["timesteps"], t["context"], told, stage), y)
+    return error(networks.unet(x, t["timesteps"], context, told, stage), y)
 
 
 def check_unet(reference: Reference) -> float:
@@ -301,7 +310,7 @@ def check_cascade(reference: Reference) -> float:
     frames = [y.shape[1] for y in ys]
     cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
     if "image" in FAMILIES[reference.family].takes:
-        context, z = reference["context"], reference["image_latent"]
+        context, z = reference["context"].to(reference.dtype), reference["image_latent"].to(reference.dtype)
         branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
         scales = reference.number("max_guidance_scale"), reference.number("min_guidance_scale")
         told = Sampling(
@@ -309,7 +318,7 @@ def check_cascade(reference: Reference) -> float:
             noise_aug_strength=reference.number("noise_aug_strength"),
         )
     else:
-        branches = [Branch(reference["context"]), Branch(reference["uncond"])]
+        branches = [Branch(reference[name].to(reference.dtype)) for name in ("context", "uncond")]
         scales, told = (reference.number("guidance_scale"),), config.defaults
     sampler = config.sampler.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
     guided, family = Guidance(networks.unet, branches, *scales), FAMILIES[reference.family]
@@ -355,7 +364,8 @@ def check_pipeline(reference: Reference) -> float:
             prompt, eta=reference.number("eta"), guidance_scale=reference.number("guidance_scale"), **settings
         )
         errors.append(error(networks.encoder.encode([prompt]), reference["y_context"]))
-    frames = rearrange(networks.vae.decode(video.latents[0]), "f c h w -> 1 c f h w")
+    z = video.latents[0].to(pipeline.device, networks.vae.dtype)
+    frames = rearrange(networks.vae.decode(z), "f c h w -> 1 c f h w")
     errors.append(error(video.latents[0][None], frames_first(reference, reference["y_latents"])))
     errors.append(error(frames, reference["y_frames"]))
     return max(errors)
@@ -363,8 +373,9 @@ def check_pipeline(reference: Reference) -> float:
 
 def check_vae(reference: Reference) -> float:
     networks, _ = build(reference)
-    moments = torch.cat(networks.vae.moments(reference["x"]), dim=1)
-    decoded = networks.vae.decode_raw(reference["z"])
+    x, z = (reference[name].to(networks.vae.dtype) for name in ("x", "z"))
+    moments = torch.cat(networks.vae.moments(x), dim=1)
+    decoded = networks.vae.decode_raw(z)
     return max(error(moments, reference["y_moments"]), error(decoded, reference["y_decoded"]))
 
 
@@ -376,7 +387,7 @@ def check_text(reference: Reference) -> float:
 
 def check_image_encoder(reference: Reference) -> float:
     networks, _ = build(reference)
-    return error(networks.encoder(reference["pixels"])[:, 0], reference["y_embed"])
+    return error(networks.encoder(reference["pixels"].to(reference.dtype))[:, 0], reference["y_embed"])
 
 
 def toy(x: Tensor, context: float, step: float) -> Tensor:
@@ -454,11 +465,11 @@ CHECKS: dict[str, Callable[[Reference], float]] = {
 
 
 @torch.inference_mode()
-def check(path: Path) -> tuple[float, float]:
-    """Error and bound of a reference file. ValueError if it is of a kind or family that is not known here."""
+def check(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+    """Error of a reference file, and its bound in float32. ValueError if its kind or family is not known here."""
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
-    reference = read(path)
+    reference = read(path, device, dtype)
     from . import parity_backbones_a, parity_backbones_b  # which need what is above
 
     bound = RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling") else BOUND

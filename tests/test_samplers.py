@@ -139,7 +139,6 @@ def test_settings_out_of_range_are_refused():
         lambda: DDIM(DDIMConfig(), 1001),
         lambda: DDIM(DDIMConfig(), 10, eta=-0.1),
         lambda: DDIMConfig(prediction="x"),
-        lambda: DDIMConfig(spacing="linspace"),
         lambda: DDIMConfig(zero_terminal_snr=True),
         lambda: Euler(EulerConfig(), 0),
         lambda: EulerConfig().sampler(25, eta=0.5),

@@ -6,7 +6,7 @@ they are plain attention. Attention among tokens is `scaled_dot_product_attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, log
 
@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .bus import OnBus, Stage, State
-from .kernels import Linear
+from .kernels import Linear, once
 from .operators import S
 
 Attend = Callable[..., Tensor]
@@ -172,12 +172,30 @@ class RelativePosition(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         f, d = q.shape[-2:]
-        frame = torch.arange(f, device=q.device)
-        distance = (frame[None, :] - frame[:, None]).clamp(-self.max_distance, self.max_distance) + self.max_distance
-        r_k, r_v = self.keys[distance], self.values[distance]  # f f d
-        logits = q @ k.transpose(-1, -2) + torch.einsum("... i d, i j d -> ... i j", q, r_k)
+        distance = once(distances, f, self.max_distance, device=q.device, dtype=torch.int64)
+        r_k, r_v = self.keys[distance], self.values[distance]  # 2f d
+        logits = q @ k.transpose(-1, -2) + by_frame(q @ r_k.T)
         weights = (logits * d**-0.5).softmax(-1)
-        return weights @ v + torch.einsum("... i j, i j d -> ... i d", weights, r_v)
+        return weights @ v + by_distance(weights) @ r_v
+
+
+def distances(f: int, longest: int) -> Tensor:
+    """1 - f to f, as places among 2 * longest + 1 distances, of which the ends stand for all beyond."""
+    return torch.arange(1 - f, f + 1).clamp(-longest, longest) + longest
+
+
+def by_frame(x: Tensor) -> Tensor:
+    """What each of f frames has for each distance, for each frame instead: ... f 2f to ... f f, a view where it can be.
+
+    Distance j - i stands at f - 1 + j - i, so a row that is one shorter starts where it should."""
+    f = x.shape[-2]
+    return x.flatten(-2)[..., f - 1 : -1].unflatten(-1, (f, 2 * f - 1))[..., :f]
+
+
+def by_distance(x: Tensor) -> Tensor:
+    """The other way: ... f f to ... f 2f, with zeros for distances to no frame."""
+    f = x.shape[-2]
+    return F.pad(F.pad(x, (0, f - 1)).flatten(-2), (f - 1, 1)).unflatten(-1, (f, 2 * f))
 
 
 class RotaryBias(nn.Module):
@@ -194,28 +212,34 @@ class RotaryBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(buckets, heads))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        f = q.shape[-2]
-        bias = self.bias[self.bucket(f).to(q.device)].permute(2, 0, 1).contiguous()  # h f f; fused kernels need it so
+        bucket = once(buckets, q.shape[-2], len(self.bias), self.max_distance, device=q.device, dtype=torch.int64)
+        bias = self.bias[bucket].permute(2, 0, 1).contiguous()  # h f f; fused kernels need it so
         return attend_frames(self.turn(q), self.turn(k), v, bias)
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotate channels 2i and 2i + 1 by frame * frequency_i. x: ... f d."""
-        pair = torch.arange(0, self.turned, 2, device=x.device)
-        angle = torch.outer(torch.arange(x.shape[-2], device=x.device), 10_000.0 ** (-pair / self.turned))  # f d/2
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos, sin = once(turns, x.shape[-2], self.turned, device=x.device, dtype=x.dtype)
         a, b = x[..., : self.turned : 2], x[..., 1 : self.turned : 2]
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
         return torch.cat([turned, x[..., self.turned :]], dim=-1)
 
-    def bucket(self, f: int) -> Tensor:
-        """Of each pair of frames: query, key."""
-        frame = torch.arange(f)
-        distance = frame[:, None] - frame[None, :]  # of the query from the key
-        half = len(self.bias) // 2
-        exact = half // 2
-        far = distance.abs().clamp(min=1)
-        wide = exact + ((far / exact).log() / log(self.max_distance / exact) * (half - exact)).long()
-        return torch.where(distance.abs() < exact, distance.abs(), wide.clamp(max=half - 1)) + half * (distance < 0)
+
+def turns(f: int, channels: int) -> Tensor:
+    """Cosines and sines of rotary embedding: two f channels/2."""
+    pair = torch.arange(0, channels, 2)
+    angle = torch.outer(torch.arange(f), 10_000.0 ** (-pair / channels))
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def buckets(f: int, count: int, max_distance: int) -> Tensor:
+    """Bucket of the distance of each pair of f frames: query, key."""
+    frame = torch.arange(f)
+    distance = frame[:, None] - frame[None, :]  # of the query from the key
+    half = count // 2
+    exact = half // 2
+    far = distance.abs().clamp(min=1)
+    wide = exact + ((far / exact).log() / log(max_distance / exact) * (half - exact)).long()
+    return torch.where(distance.abs() < exact, distance.abs(), wide.clamp(max=half - 1)) + half * (distance < 0)
 
 
 def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
@@ -236,7 +260,7 @@ def fusion_weights(window: int) -> Tensor:
     return torch.minimum(frame + 1, window - frame).float()
 
 
-def fusion_matrix(spans: list[tuple[int, int]]) -> Tensor:
+def fusion_matrix(spans: Sequence[tuple[int, int]]) -> Tensor:
     """Shares of the windows' outputs in each frame, which sum to 1: window, frame of the window."""
     f = max(end for _, end in spans)
     weights = torch.zeros(len(spans), f)
@@ -250,7 +274,7 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tup
     """Attend within each window and fuse the outputs (Eq. 18-20). q, k, v: ... h f d; returns ... h f d."""
     if len(spans) == 1:
         return attention(q, k, v)
-    shares = fusion_matrix(spans).to(q)
+    shares = once(fusion_matrix, tuple(spans), device=q.device, dtype=q.dtype)
     o = torch.zeros_like(q)
     for (start, end), share in zip(spans, shares):
         o_window = attention(q[..., start:end, :], k[..., start:end, :], v[..., start:end, :])
@@ -258,9 +282,9 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tup
     return o
 
 
-def frame_positions(f: int, stage: Stage | None) -> Tensor:
+def frame_positions(f: int, stage: Stage | None, device: torch.device | None = None) -> Tensor:
     """Positions of f frames for absolute embeddings: 0, 1, .. without a bus, pos * t0 / f on one (Eq. 16-17)."""
-    frame = torch.arange(f, dtype=torch.float32)
+    frame = torch.arange(f, dtype=torch.float32, device=device)
     return frame if stage is None else frame * (stage.window / f)
 
 

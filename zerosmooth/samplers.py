@@ -65,8 +65,8 @@ class DDIMConfig:
         return np.append(falling, np.full(TRAIN_STEPS - self.data_scale_steps, self.data_scale))
 
     def timesteps(self, steps: int) -> list[int]:
-        """Timesteps of as many steps, the last one first. With `more_steps` leading ones go on up to 999, as upstream: of
-        30 steps it makes 31, of 60 it makes 63."""
+        """Timesteps of as many steps, the last one first. With `more_steps` leading ones go on up to 999, as upstream:
+        of 30 steps it makes 31, of 60 it makes 63."""
         if self.spacing == "linspace":
             return np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()[::-1]
         if self.spacing == "trailing":
@@ -78,8 +78,8 @@ class DDIMConfig:
 class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
-    steps: network evaluations; `DDIMConfig.timesteps` says at which timesteps, and `len` how many those are. A step leads
-    to the next of them, the last one to 0. eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
+    steps: network evaluations; `DDIMConfig.timesteps` says at which timesteps, and `len` how many those are. A step
+    leads to the next of them, the last one to 0. eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import fusion_weights, windows
-from ..kernels import Conv2d, Linear
+from ..kernels import Conv2d, GroupNorm, Linear
 from .layers import Mix, ResBlock, TemporalResBlock, Upsample
 
 MakeBlock = Callable[[int, int], nn.Module]  # of channels in and out
@@ -201,4 +201,4 @@ def _res(c: AutoencoderConfig, channels: int, out: int) -> ResBlock:
 
 
 def _norm(c: AutoencoderConfig, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(c.groups, channels, eps=1e-6)
+    return GroupNorm(c.groups, channels, eps=1e-6)

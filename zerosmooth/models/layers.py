@@ -14,14 +14,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import Conv2d, Linear
+from ..kernels import Conv2d, GroupNorm, Linear, once
 
 
 def sinusoid(position: Tensor, dim: int, period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding, cosines before sines. position: n (steps, fps or frames); returns n dim, float32."""
-    frequency = torch.exp(-math.log(period) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2))
-    angle = position.float()[:, None] * frequency.to(position.device)
+    angle = position.float()[:, None] * once(frequencies, dim // 2, period, device=position.device, dtype=torch.float32)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def frequencies(count: int, period: float) -> Tensor:
+    """From 1 down to almost 1 / period, evenly in their logarithm."""
+    return torch.exp(-math.log(period) * torch.arange(count, dtype=torch.float32) / count)
 
 
 class EmbeddingMLP(nn.Sequential):
@@ -36,11 +40,12 @@ class PerFrame(nn.Module):
 
     frame_chunk: int | None = None
 
-    def in_chunks(self, work: Callable[..., Tensor], dim: int, *inputs: Tensor) -> Tensor:
-        """work(*inputs), with the inputs' axis `dim` taken in pieces."""
-        if self.frame_chunk is None or inputs[0].shape[dim] <= self.frame_chunk:
+    def in_chunks(self, work: Callable[..., Tensor], dim: int, *inputs: Tensor, at_most: int | None = None) -> Tensor:
+        """work(*inputs), with the inputs' axis `dim` taken in pieces, of `at_most` frames if fewer than frame_chunk."""
+        frames = min(chunk for chunk in (self.frame_chunk, at_most, inputs[0].shape[dim]) if chunk is not None)
+        if inputs[0].shape[dim] <= frames:
             return work(*inputs)
-        pieces = zip(*(x.split(self.frame_chunk, dim) for x in inputs))
+        pieces = zip(*(x.split(frames, dim) for x in inputs))
         return torch.cat([work(*piece) for piece in pieces], dim)
 
 
@@ -60,7 +65,13 @@ def frame_chunks(network: nn.Module, frames: int | None) -> Iterator[None]:
 
 
 class FeedForward(PerFrame):
-    """GEGLU: half of the first projection gates the other half. h: b f l d."""
+    """GEGLU: half of the first projection gates the other half. h: b f l d.
+
+    The projection is the largest tensor of a network. It is taken in pieces of `LARGEST` elements at most: no kernel
+    has to count beyond 2**31, and a GPU that holds a whole video's activations need not hold eight times one of them.
+    """
+
+    LARGEST = 2**28
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -68,7 +79,8 @@ class FeedForward(PerFrame):
         self.proj_out = Linear(4 * dim, dim)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.in_chunks(self.feed, 1, h)
+        frames = self.LARGEST // (8 * h[:, 0].numel())
+        return self.in_chunks(self.feed, 1, h, at_most=max(1, frames))
 
     def feed(self, h: Tensor) -> Tensor:
         h, gate = self.proj_in(h).chunk(2, dim=-1)
@@ -96,9 +108,14 @@ class Upsample(PerFrame):
     def kernel(self) -> Tensor:
         """What one pixel adds to the 4x4 around its two by two copies: i o 4 4, from the convolution's o i 3 3."""
         w = self.conv.weight.transpose(0, 1)
-        tap = torch.eye(3, dtype=w.dtype, device=w.device)
-        axis = (F.pad(tap, (0, 0, 1, 0)) + F.pad(tap, (0, 0, 0, 1))).flip(0)  # 4 3: the taps that meet either copy
-        return (w.flatten(2) @ torch.kron(axis, axis).T).unflatten(2, (4, 4))
+        return (w.flatten(2) @ once(taps_of_copies, device=w.device, dtype=w.dtype)).unflatten(2, (4, 4))
+
+
+def taps_of_copies() -> Tensor:
+    """Which of a 3x3 kernel's taps meet either copy of a pixel in each of the 4x4 around both: 9 16, zeros and ones."""
+    tap = torch.eye(3)
+    axis = (F.pad(tap, (0, 0, 1, 0)) + F.pad(tap, (0, 0, 0, 1))).flip(0)  # 4 3
+    return torch.kron(axis, axis).T
 
 
 class ResBlock(PerFrame):
@@ -118,10 +135,10 @@ class ResBlock(PerFrame):
     ) -> None:
         super().__init__()
         self.across_frames = across_frames
-        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm1 = GroupNorm(groups, channels, eps=eps)
         self.conv1 = Conv2d(channels, out, 3, padding=1)
         self.emb = Linear(emb, out) if emb is not None else None
-        self.norm2 = nn.GroupNorm(groups, out, eps=eps)
+        self.norm2 = GroupNorm(groups, out, eps=eps)
         self.conv2 = Conv2d(out, out, 3, padding=1)
         self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
@@ -151,10 +168,10 @@ class TemporalResBlock(nn.Module):
 
     def __init__(self, channels: int, emb: int | None, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels)
+        self.norm1 = GroupNorm(groups, channels)
         self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
         self.emb = Linear(emb, channels) if emb is not None else None
-        self.norm2 = nn.GroupNorm(groups, channels)
+        self.norm2 = GroupNorm(groups, channels)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:

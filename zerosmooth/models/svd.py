@@ -106,7 +106,7 @@ class SVDTransformer(Transformer):
         self.mix = Mix()
 
     def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        position = sinusoid(frame_positions(h.shape[1], stage), self.channels).to(h)
+        position = sinusoid(frame_positions(h.shape[1], stage, h.device), self.channels).to(h.dtype)
         embedded = self.position_embedding(position)[:, None]  # f 1 d
         for spatial, temporal in zip(self.blocks, self.temporal_blocks):
             h = spatial(h, context, stage)

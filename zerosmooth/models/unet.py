@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention, project_context
 from ..bus import Stage
-from ..kernels import Conv2d, Linear
+from ..kernels import Conv2d, GroupNorm, Linear, laid_out
 from .layers import EmbeddingMLP, FeedForward, Upsample, norm_across_frames, sinusoid
 
 
@@ -93,7 +93,7 @@ class Skeleton(nn.Module):
                 )
                 ch = mult * c.channels
             factor //= 2
-        self.norm_out = nn.GroupNorm(c.groups, ch)
+        self.norm_out = GroupNorm(c.groups, ch)
         self.conv_out = Conv2d(ch, c.out_channels, 3, padding=1)
 
     def project_context(self, context: Tensor) -> ContextStates:
@@ -117,8 +117,9 @@ class Skeleton(nn.Module):
         if x.shape[-2] % factor or x.shape[-1] % factor:
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
         states = self.project_context(context) if isinstance(context, Tensor) else context
-        h = rearrange(x, "b f c h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
-        h = self.stem(h, b, stage)  # stays in that layout, in which tokens are a view of pixels
+        h = self.stem(
+            laid_out(rearrange(x, "b f c h w -> (b f) c h w")), b, stage
+        )  # stays in that layout, in which tokens are a view of pixels
         skips = [h]
         for block in self.encoder:
             h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
     def __init__(self, channels: int, inner: int, groups: int, across_frames: bool = False) -> None:
         super().__init__()
         self.across_frames = across_frames
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, inner)
         self.proj_out = Linear(inner, channels)
         self.blocks = nn.ModuleList()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, RelativePosition, TemporalAttention
 from ..bus import Stage, name_modules
-from ..kernels import Linear
+from ..kernels import GroupNorm, Linear
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -103,7 +103,7 @@ class TemporalConv(nn.Module):
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(c.groups, channels) for _ in range(4))
+        self.norms = nn.ModuleList(GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
     def forward(self, x: Tensor, b: int) -> Tensor:
@@ -128,7 +128,7 @@ class TemporalTransformer(nn.Module):
     def __init__(self, c: UNetConfig, channels: int, heads: int, depth: int = 1) -> None:
         super().__init__()
         inner = heads * c.head_dim
-        self.norm = nn.GroupNorm(c.groups, channels, eps=1e-6)
+        self.norm = GroupNorm(c.groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, inner)
         self.blocks = nn.ModuleList(TemporalBlock(c, inner, heads) for _ in range(depth))
         self.proj_out = Linear(inner, channels)

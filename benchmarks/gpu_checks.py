@@ -1,0 +1,135 @@
+"""Whether results on a device are those of the CPU: each check yields what it compared, the error, and its bound."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from tests.parity import check
+from zerosmooth import Pipeline, load, read_image
+from zerosmooth.cascade import METHODS
+from zerosmooth.settings import Running
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+SHIPPED = ("vc2-small", "lavie-small", "svd-small")
+ROUNDING = 60  # half precision's error in units of its spacing at 1, largest over the standard deviation: 25 on a CPU
+EXACT = 1e-3  # of whole runs in float32
+
+Lines = Iterator[tuple[str, float, float]]
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference over the standard deviation of b; infinite where something is not finite."""
+    a, b = a.float().cpu(), b.float().cpu()
+    value = ((a - b).abs().max() / b.std()).item()
+    return value if value == value else float("inf")
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Float32 products in float32."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+
+
+def golden(device: torch.device) -> Lines:
+    """The figures of the authors' own code, in float32 and in both half precisions."""
+    files = sorted(GOLDEN.glob("*.safetensors"))
+    for path in files:
+        yield path.stem, *check(path, device)
+    for dtype in halves(device):
+        for path in files:
+            value, bound = check(path, device, dtype)
+            yield f"{path.stem} {str(dtype)[6:]}", value, max(bound, ROUNDING * torch.finfo(dtype).eps)
+
+
+def halves(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Half precisions; a CPU takes minutes for float16."""
+    return (torch.bfloat16,) if device.type == "cpu" else (torch.float16, torch.bfloat16)
+
+
+def sampled(pipeline: Pipeline, running: Running = Running(), **settings: Any) -> Tensor:
+    """The last stage's latents of one video of a shipped checkpoint, in two steps."""
+    subject: str | Tensor = "a blue square moving up slowly"
+    if "image" in pipeline.family.takes:
+        subject = read_image(min((ROOT / "examples" / "first_frames").glob("*.png")))
+    (video,) = pipeline.sample(subject, seeds=7, running=running, **{"steps": 2, **settings})
+    return video.latents[-1]
+
+
+def shipped(device: torch.device) -> Lines:
+    """Whole sampling runs of the shipped checkpoints: seeds mean the same, methods too, settings change nothing."""
+    for name in SHIPPED:
+        there, here = load(name, device, torch.float32), load(name, "cpu")
+        plain = sampled(there, steps=4)
+        yield f"{name}, the CPU's seed", difference(plain, sampled(here, steps=4)), EXACT
+        yield f"{name}, the same again", difference(sampled(there, steps=4), plain), 0.0
+        yield f"{name}, offload", difference(sampled(there, Running(offload=True), steps=4), plain), 0.0
+        saving = Running(offload=True, sequential_guidance=True, frame_chunk=3)
+        yield f"{name}, {saving}", difference(sampled(there, saving, steps=4), plain), EXACT
+        others: dict[str, dict[str, Any]] = {method: {"method": method} for method in METHODS if method != "zerosmooth"}
+        others["S and colours"] = {"kv_operator": "S", "color_correction": True}
+        if getattr(here.config.unet, "temporal_conv", False):
+            others["convolutions"] = {"convolutions": 0.5}
+        for method, asked in others.items():
+            yield f"{name}, {method}", difference(sampled(there, **asked), sampled(here, **asked)), EXACT
+        for dtype in halves(device):
+            half = sampled(load(name, device, dtype), steps=4)
+            yield f"{name}, {str(dtype)[6:]}", difference(half, plain), ROUNDING * torch.finfo(dtype).eps
+
+
+def race(device: torch.device) -> Lines:
+    """Offload where copies come late: work that waits for none would read what is not there yet."""
+    for name in SHIPPED:
+        pipeline = load(name, device, torch.float32)
+        plain = sampled(pipeline)
+        for late in ("copies", "network", "both"):
+            with delayed(pipeline, device, late):
+                offloaded = sampled(pipeline, Running(offload=True))
+            yield f"{name}, offload, delayed {late}", difference(offloaded, plain), 0.0
+
+
+@contextmanager
+def delayed(pipeline: Pipeline, device: torch.device, late: str) -> Iterator[None]:
+    """Keep the card idle for a millisecond now and then: on side streams before what they do, on the network's own
+    before a module."""
+    if device.type != "cuda":
+        yield
+        return
+    rng = random.Random(0)
+
+    def idle(*_: object) -> None:
+        if rng.random() < 0.2:
+            torch.cuda._sleep(2_000_000)
+
+    class Late(torch.cuda.StreamContext):
+        def __enter__(self) -> None:
+            super().__enter__()
+            torch.cuda._sleep(2_000_000)
+
+    modules = [m for m in pipeline.networks.unet.modules() if hasattr(m, "heads")] if late != "copies" else []
+    hooks = [module.register_forward_pre_hook(idle) for module in modules]
+    try:
+        if late == "network":
+            yield
+        else:
+            with patch.object(torch.cuda, "stream", Late):
+                yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+CHECKS: dict[str, Callable[[torch.device], Lines]] = {"golden": golden, "shipped": shipped, "race": race}
