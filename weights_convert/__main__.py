@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from math import prod
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
 
 import torch
 from tqdm import tqdm
@@ -61,6 +65,10 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
     output, dtype = args.output, DTYPES[args.dtype]
     if output.suffix != ".safetensors":
         raise ConversionError(f"the output {output} must end in .safetensors")
+    if output.exists() and not output.is_file():
+        raise ConversionError(
+            f"the output {output} is {'a folder' if output.is_dir() else 'no regular file'}; name a file"
+        )
     if output.exists() and not args.overwrite:
         raise ConversionError(f"{output} exists; add --overwrite to replace it")
     if not output.absolute().parent.is_dir():
@@ -74,7 +82,7 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
     free = shutil.disk_usage(output.absolute().parent).free
     if free < size * 1.01:
         raise ConversionError(f"{output} needs {size / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
-    tensors = family.conversion.tensors(family.name, source, config, shapes)
+    tensors = family.conversion.tensors(family.name, source.checked(dtype), config, shapes)
     bar = tqdm(tensors, total=len(shapes), desc=family.name, unit=" tensors")
     save(output, family, config, bar, dtype, source.name, source.sha256())
     print(f"{output}: {output.stat().st_size / 1e9:.2f} GB, {len(shapes)} tensors as {args.dtype}")

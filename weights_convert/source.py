@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zerosmooth.header import FORMAT, CheckpointError, is_pickle, read_header, sha256
+from zerosmooth.header import FORMAT, JSON, PICKLE, SAFETENSORS, CheckpointError, file_kind, read_header, sha256
 
 from .engine import ConversionError
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files in a Hugging Face folder
+ENDS = (  # the first that is there is taken; an index names the shards that a file was cut into
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".fp16.safetensors",
+    ".safetensors.index.fp16.json",
+    ".fp16.safetensors.index.json",
+    ".fp16.bin",
+)
+WRAPPERS = ("ema", "state_dict", "module", "model")  # keys of dicts that hold the weights: LaVie's, Lightning's, ..
+WRAPPED = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module)\."
+)  # put into names by what trains or compiles
+UNFIT = {  # what some name of a file has, and what such a file is
+    r"(^|[._])(lora|hada|lokr)[._]": "holds a LoRA, which changes a checkpoint and is none; merge it into its "
+    "checkpoint and convert the result",
+    r"^model_ema\.": "is a training checkpoint, with averaged weights (model_ema.*) beside the others; save one of the "
+    "two sets alone, under the others' names, and convert that",
+    r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$": "has weights scaled to 8-bit floats (fp8); take the file in "
+    "float16 or float32",
+    r"\.(absmax|quant_map|quant_state\..*|qweight|qzeros)$": "has quantised weights; take the file in float16 or "
+    "float32",
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +67,9 @@ class Source:
         lines = "".join(f"{sha256(file)}  {_short(file)}\n" for file in self.files)
         return hashlib.sha256(lines.encode()).hexdigest()
 
-
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files in a Hugging Face folder
-ENDS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")  # the first that is there is taken
+    def checked(self, dtype: torch.dtype) -> Source:
+        """The same, whose `read` raises a ConversionError at a tensor that `dtype` cannot hold."""
+        return replace(self, read=lambda name: _finite(self.path, name, self.read(name), dtype))
 
 
 def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
@@ -55,7 +84,7 @@ def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
         names = [stem + end for end in ENDS for stem in STEMS]
         file = next((path / part / name for name in names if (path / part / name).exists()), None)
         if file is None:
-            raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:4])}, ..")
+            raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:3])}, ..")
         sources[part] = open_source(file)
     return sources
 
@@ -73,67 +102,112 @@ def join(path: Path, sources: dict[str, Source]) -> Source:
 
 def open_source(path: Path) -> Source:
     """ConversionError, with what the file looks like instead, if it is no whole checkpoint."""
-    if not path.exists():
-        raise ConversionError(f"{path} does not exist")
-    if path.is_dir():
-        raise ConversionError(f"{path} is a folder; give the checkpoint file in it")
-    with path.open("rb") as file:
-        head = file.read(16)
-    if not head:
-        raise ConversionError(f"{path} is empty; download it again")
-    if is_pickle(path):
-        return _open_pickle(path)
-    if head[8:9] == b"{":
-        return _open_safetensors(path)
-    kind = (
-        "a web page" if head.lstrip().lower().startswith((b"<!doc", b"<html")) else "neither a pickle nor safetensors"
-    )
-    pointer = "; it is a Git LFS pointer, not the file itself" if head.startswith(b"version https://") else ""
-    raise ConversionError(f"{path} is {kind}{pointer}; download it again")
+    try:
+        kind = file_kind(path)
+        if kind == PICKLE:
+            return _open_pickle(path)
+        if kind == SAFETENSORS:
+            return _open_safetensors(path)
+        if kind == JSON and ".index." in path.name:
+            return _open_shards(path)
+    except ConversionError:
+        raise
+    except CheckpointError as error:
+        raise ConversionError(str(error)) from error
+    raise ConversionError(f"{path} is {kind}, neither a pickle nor safetensors; download it again")
 
 
 def _open_safetensors(path: Path) -> Source:
-    try:
-        header, metadata = read_header(path)
-    except CheckpointError as error:
-        raise ConversionError(str(error)) from error
-    if metadata.get("format") == FORMAT:
-        raise ConversionError(
-            f"{path} is converted already ({metadata.get('family')}); sample.py --ckpt {path} takes it"
-        )
-    file = safe_open(path, "pt")
-    return Source(path, {name: tuple(entry["shape"]) for name, entry in header.items()}, file.get_tensor, (path,))
+    header = read_header(path)
+    if header.metadata.get("format") == FORMAT:
+        family = header.metadata.get("family", "")[:40]
+        raise ConversionError(f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")
+    return _unwrapped(path, header.shapes, safe_open(path, "pt").get_tensor)
 
 
 def _open_pickle(path: Path) -> Source:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        tensors = _state_dict(content)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ConversionError(f"{path} {_unreadable(error)}") from error
+    if not tensors:
+        keys = list(content) if isinstance(content, dict) else []
+        what = f"a dict of {', '.join(map(str, keys[:3]))[:99] or 'nothing'}" if keys else f"a {type(content).__name__}"
+        raise ConversionError(f"{path} holds no tensors by name, but {what}; give the file with the network's weights")
+    return _unwrapped(path, shapes, tensors.__getitem__)
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by name in what a pickle holds, taken out of the dicts around them."""
+    for _ in WRAPPERS:  # a dict may hold itself
+        inner = [content[key] for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        content = inner[0] if inner else content
+    items = content.items() if isinstance(content, dict) else ()
+    return {name: x for name, x in items if isinstance(name, str) and isinstance(x, Tensor)}
+
+
+def _unreadable(error: Exception) -> str:
+    """What to say of a pickle that torch cannot read: its own words are for programmers."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return (
+            f"holds Python objects besides tensors ({found[1][:80]}), as training scripts write them, and is not read: "
+            "they could be code. If you trust it, load it yourself and torch.save its state_dict alone"
+        )
+    if "TorchScript" in text:
+        return "is a TorchScript program, not a checkpoint; download the weights that it was made from"
+    first = re.split(r"(?<=\.)\s|\n", text)[0] or type(error).__name__
+    return f"cannot be read, it is cut off or damaged ({first[:200]}); download it again"
+
+
+def _open_shards(path: Path) -> Source:
+    """The files that an index names, as one."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it names no files beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConversionError(f"{path} is no index of shards ({error}); download it again") from error
+    shards = [open_source(path.parent / name) for name in names]
+    owner = {name: shard for shard in shards for name in shard.shapes}
+    if missing := [name for name in places if WRAPPED.sub("", name) not in owner]:
+        raise ConversionError(f"{path} names tensors that its files lack, {missing[0][:80]} for one; download it again")
+    shapes = {name: shard.shapes[name] for name, shard in owner.items()}
+    return Source(path, shapes, lambda name: owner[name].read(name), tuple(shard.path for shard in shards))
+
+
+def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> Source:
+    """A file's tensors under the names that they had before something wrapped the network. ConversionError if they are
+    not a checkpoint's."""
+    for pattern, what in UNFIT.items():
+        if any(re.search(pattern, name) for name in shapes):
+            raise ConversionError(f"{path} {what}")
+    theirs = {WRAPPED.sub("", name): name for name in shapes}
+    if len(theirs) < len(shapes):
+        raise ConversionError(f"{path} has tensors both with and without module. in their names; save one of each")
+    return Source(path, {ours: shapes[name] for ours, name in theirs.items()}, lambda n: read(theirs[n]), (path,))
+
+
+def _finite(path: Path, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    if not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
+        raise ConversionError(f"{path} has {name} as {x.dtype}, {x.layout}; plain floating-point numbers are needed")
+    wide = x.float() if x.dtype.itemsize == 1 else x  # 8-bit floats know no isfinite
+    if not torch.isfinite(wide).all():
+        raise ConversionError(f"{path} has NaN or infinity in {name}; take another file, its training went wrong")
+    if not torch.isfinite(wide.to(dtype)).all():
         raise ConversionError(
-            f"{path} holds Python objects besides tensors, or is damaged, and is not read further: {first}. "
-            "If you trust it, load it yourself and save its state_dict alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"{path} cannot be read, it is cut off or damaged ({first}); download it again"
-        ) from error
-    for key in ("ema", "state_dict", "module"):  # LaVie's name for the weights, Lightning's, and DeepSpeed's
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {
-        name.removeprefix("_forward_module."): value
-        for name, value in (content.items() if isinstance(content, dict) else ())
-        if isinstance(value, Tensor)
-    }
-    return Source(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__, (path,))
+            f"{path} has numbers up to {wide.abs().max():.3g} in {name}, and {dtype} ends at "
+            f"{torch.finfo(dtype).max:.3g}; use --dtype bfloat16 or float32"
+        )
+    return x
 
 
 def _short(file: Path) -> str:
     return "/".join(file.absolute().parts[-2:])
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"

@@ -162,25 +162,34 @@ def _identity(*shape: int) -> Tensor:
     return torch.eye(shape[0]).reshape(shape)
 
 
-def frames_of(path: Path, asked: int | None) -> int:
-    """Frames that a Stable Video Diffusion was trained on: as asked, as its folder's config says, or by its name.
+NAMES = {  # of files and folders, without their suffixes and in lower case: what they are called, and its frames
+    r"(.*[^a-z])?(svd|img2vid)?xt([^a-z].*)?": 25,
+    r"((stable[-_. ]?video[-_. ]?diffusion|svd|img2vid|image[-_ ]decoder|fp16|fp32|\(\d+\))[-_. ]?)+": 14,
+}
 
-    ConversionError if none of them tells.
-    """
+
+def frames_of(path: Path, asked: int | None) -> tuple[int, str]:
+    """Frames that a Stable Video Diffusion was trained on, and why: as asked, as its folder's config says, or by its
+    name. ConversionError if none of them tells."""
     if asked is not None:
-        return asked
+        return asked, "as --num_frames says"
     config = path / "unet" / "config.json"
     if config.exists():
         try:
-            return int(json.loads(config.read_text())["num_frames"])
-        except (ValueError, KeyError, TypeError) as error:
+            frames = json.loads(config.read_text(encoding="utf-8"))["num_frames"]
+            if type(frames) is not int or not 2 <= frames <= 1024:
+                raise ValueError(f"num_frames is {frames!r:.40}")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConversionError(f"{config} does not tell num_frames ({error}); add --num_frames 14 or 25") from error
-    name = path.absolute().stem.lower()
-    if re.search(r"(^|[-_])xt([-_]|$)", name):
-        return 25
-    if re.search(r"(^|[-_])(svd|img2vid)([-_]|$)", name):
-        return 14
-    raise ConversionError(f"{path} does not say which variant it is; add --num_frames 14, or 25 for an xt one")
+        return frames, f"as {config} says"
+    name = re.sub(r"(\.(safetensors|ckpt|pth?|bin))*$", "", path.absolute().name.lower())
+    for pattern, frames in NAMES.items():
+        if re.fullmatch(pattern, name):
+            return frames, f"by the name {path.name}; if that is wrong, say --num_frames {39 - frames}"
+    raise ConversionError(
+        f"{path} does not say by its name which variant it is, and nothing in it does; add --num_frames 14, or 25 for "
+        "an xt one (svd_xt, img2vid-xt, 1.1)"
+    )
 
 
 class SVDConversion(Conversion):
@@ -190,14 +199,25 @@ class SVDConversion(Conversion):
             type=int,
             choices=(14, 25),
             help="frames the model was trained on (default: as a folder's unet/config.json says; of a file, 25 if xt "
-            "is a word of its name, else 14 if svd is one)",
+            "is in its name, 14 if that is svd or img2vid and nothing unknown)",
         )
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
-        return join(path, open_folder(path, ("unet", "vae", "image_encoder"))) if path.is_dir() else open_source(path)
+        if path.is_dir():
+            return join(path, open_folder(path, ("unet", "vae", "image_encoder")))
+        source = open_source(path)
+        decoder = [name for name in source.shapes if name.startswith("first_stage_model.decoder.")]
+        if decoder and not any("time_" in name for name in decoder):
+            raise ConversionError(
+                f"{path} has Stable Video Diffusion's frame-wise decoder (image_decoder); take the file with the "
+                "temporal one: svd.safetensors or svd_xt.safetensors"
+            )
+        return source
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
-        return replace(config, unet=replace(config.unet, frames=frames_of(source.path, args.num_frames)))
+        frames, why = frames_of(source.path, args.num_frames)
+        print(f"taken for a model of {frames} frames, {why}")
+        return replace(config, unet=replace(config.unet, frames=frames))
 
 
 CONVERSION = SVDConversion(table)

@@ -6,8 +6,8 @@ of `pipeline.Networks`, by name. `describe` looks at any file and says what it i
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,23 +16,28 @@ from math import prod
 from pathlib import Path
 
 import torch
+from einops import EinopsError
 from safetensors import safe_open
 from torch import Tensor
 
 from .config import ModelConfig
 from .families import FAMILIES
 from .family import Family, Networks
-from .header import FORMAT, VERSION, CheckpointError, looks_like, read_header
+from .files import one_line, whole
+from .guidance import Guidance
+from .header import FORMAT, VERSION, CheckpointError, looks_like, read_header, sha256
 from .pipeline import Pipeline
+from .settings import settings_for
 
 DEFAULT = "vc2-small"  # ships with the package
-SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes
+PENDING = "tensors-sha256-".ljust(64, "-")  # its place, until the tensors are written
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's header. shapes: of its tensors. source, source_sha256: the file it was converted from."""
+    """A checkpoint's header. shapes: of its tensors. source, source_sha256: the file it was converted from.
+    tensors_sha256: of its tensors' bytes, which begin at `start`; empty in files of before that was stored."""
 
     path: Path
     family: Family
@@ -42,6 +47,13 @@ class Checkpoint:
     bytes: int
     source: str
     source_sha256: str
+    tensors_sha256: str
+    start: int
+
+    def sha256(self) -> str:
+        """What tells the file from any other: the digest of its header, which holds that of its tensors, so that they
+        need not be read; of the whole file where its header does not."""
+        return sha256(self.path, 0, self.start if self.tensors_sha256 else None)
 
     @property
     def parameters(self) -> int:
@@ -62,50 +74,88 @@ def shipped() -> list[str]:
 
 
 def describe(path: Path, family: Family | None = None) -> Checkpoint:
-    """What a checkpoint file is, checked against the networks its config asks for. Reads the header only.
+    """What a checkpoint file is, checked against the networks its config asks for, which are tried out without data.
+    Reads the header only.
 
     family: of the file, where it is none of those that are built in. CheckpointError if the file is anything else
     than a whole checkpoint of ours.
     """
-    header, metadata = read_header(path)
+    header = read_header(path)
+    metadata = header.metadata
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is a safetensors file, but not a converted checkpoint: it looks like {looks_like(header)}; "
+            f"{path} is a safetensors file, but not a converted checkpoint: it looks like {looks_like(header.shapes)}; "
             "convert it first: python -m weights_convert --help"
         )
-    if metadata.get("format_version") != VERSION:
+    if (version := metadata.get("format_version", "")) != VERSION:
         raise CheckpointError(
-            f"{path} has format version {metadata.get('format_version')}, this code reads {VERSION}; convert it again"
+            f"{path} has format version {version[:40]!r}, this code reads {VERSION!r}; convert it again with this code"
         )
     name = metadata.get("family", "")
     known = FAMILIES if family is None else {family.name: family}
     if name not in known:
         raise CheckpointError(
-            f"{path} is of family {name!r}, not {', '.join(known)}; add --family with the file that defines it"
+            f"{path} is of family {name[:40]!r}, not {', '.join(known)}; add --family with the file that defines it"
         )
     family = known[name]
     try:
-        config = family.config.like(metadata["config"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} has a config that cannot be read ({error}); convert it again") from error
-    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-    expected = tensor_shapes(family, config)
+        config = family.config.like(metadata.get("config", ""))
+        if config.family != name:
+            raise ValueError(f"it is of family {config.family[:40]!r}, the file of {name!r}")
+        expected = try_out(family, config)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a config that will not do: {error}; convert it again") from error
+    shapes = header.shapes
     problems = [f"lacks {n}" for n in expected.keys() - shapes.keys()]
     problems += [f"has an unexpected {n}" for n in shapes.keys() - expected.keys()]
-    problems += [f"{n} is {shapes[n]} for {s}" for n, s in expected.items() if n in shapes and shapes[n] != s]
+    problems += [f"has {n} of {shapes[n]} for {s}" for n, s in expected.items() if n in shapes and shapes[n] != s]
     if problems:
-        raise CheckpointError(f"{path} does not fit its config: {'; '.join(sorted(problems)[:3])}; convert it again")
-    dtypes = {entry["dtype"] for entry in header.values()}
+        raise CheckpointError(
+            f"{path} has tensors that are not those of its config, so one of the two was changed: "
+            f"it {', '.join(sorted(problems)[:3])}; convert it again"
+        )
+    dtypes = set(header.dtypes.values())
     if len(dtypes) != 1 or not dtypes <= set(NAMES.values()):
-        raise CheckpointError(f"{path} has tensors of {', '.join(sorted(dtypes))}; one of F32, F16, BF16 is needed")
-    offset = 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        end = offset + prod(entry["shape"]) * SIZES[entry["dtype"]]
-        if entry["data_offsets"] != [offset, end]:
-            raise CheckpointError(f"{path} is damaged: {name} does not lie where its shape says; convert it again")
-        offset = end
-    source = metadata.get("source", ""), metadata.get("source_sha256", "")
-    return Checkpoint(path, family, config, shapes, dtypes.pop(), path.stat().st_size, *source)
+        raise CheckpointError(
+            f"{path} has tensors of {', '.join(sorted(dtypes))}; one of F32, F16, BF16 is needed: convert it again"
+        )
+    source, source_sha256, tensors_sha256 = (
+        metadata.get(key, "") for key in ("source", "source_sha256", "tensors_sha256")
+    )
+    size = path.stat().st_size
+    return Checkpoint(
+        path, family, config, shapes, dtypes.pop(), size, source, source_sha256, tensors_sha256, header.start
+    )
+
+
+def try_out(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Build the networks of a config and run them once on two small frames, all without data. Returns the names and
+    shapes of their tensors. ValueError if they do not fit together, or if the config's own settings do not fit them."""
+    try:
+        settings = settings_for(family, config)
+        with torch.device("meta"), torch.no_grad():
+            networks = Networks(family, config)
+            pixels = torch.empty(1, 3, 16 * config.side, 16 * config.side)
+            branches = family.branches(networks, [""], pixels, pixels, settings)
+            told = family.condition(config, settings.fps, settings)
+            latents = [side // config.vae.factor for side in pixels.shape[2:]]
+            x = torch.empty(1, 2, config.vae.latent_channels, *latents)
+            guided = Guidance(networks.unet, branches, settings.guidance_scale, settings.first_guidance_scale)
+            networks.vae.decode(guided(x, 1.0, None if told is None else told.to("meta"), None)[0])
+    except (RuntimeError, ArithmeticError, LookupError, EinopsError) as error:
+        raise ValueError(f"its networks do not fit together ({one_line(error)})") from error
+    return {name: tuple(p.shape) for name, p in networks.state_dict().items()}
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Read all tensors of a file. CheckpointError if they are not those that were written, or hold NaN or infinity."""
+    written = checkpoint.tensors_sha256
+    if written and written != sha256(checkpoint.path, checkpoint.start):
+        raise CheckpointError(f"{checkpoint.path} has other tensors than were written to it; convert it again")
+    with safe_open(checkpoint.path, "pt") as file:
+        for name in checkpoint.shapes:
+            if not torch.isfinite(file.get_tensor(name)).all():
+                raise CheckpointError(f"{checkpoint.path} has NaN or infinity in {name}; convert it again")
 
 
 def tensor_shapes(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -137,6 +187,12 @@ def load_described(checkpoint: Checkpoint, device: str | torch.device, dtype: to
     dtypes = networks.dtypes(dtype)
     with safe_open(checkpoint.path, "pt") as file:  # cast before they move: a GPU never holds the file's precision
         tensors = {key: file.get_tensor(key).to(dtypes[key]).to(device) for key in checkpoint.shapes}
+    for key, x in tensors.items():
+        if not torch.isfinite(x).all():
+            raise CheckpointError(
+                f"{checkpoint.path}: {key} has NaN, infinity, or values beyond the range of {dtypes[key]}; "
+                "sample.py --check tells which; in the last case use --dtype bfloat16 or float32"
+            )
     networks.load_state_dict(tensors, assign=True)
     return Pipeline(checkpoint.family, checkpoint.config, networks)
 
@@ -154,33 +210,33 @@ def save(
 
     tensors: all of `tensor_shapes(family, config)`, in its order. Nothing is left at `path` if it fails.
     """
-    header: dict[str, object] = {
-        "__metadata__": {
-            "format": FORMAT,
-            "format_version": VERSION,
-            "family": family.name,
-            "config": config.to_json(),
-            "source": source,
-            "source_sha256": source_sha256,
-        }
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "family": family.name,
+        "config": config.to_json(),
+        "source": source,
+        "source_sha256": source_sha256,
+        "tensors_sha256": PENDING,
     }
-    offset = 0
-    for name, shape in tensor_shapes(family, config).items():
+    header: dict[str, object] = {"__metadata__": metadata}
+    shapes, offset = tensor_shapes(family, config), 0
+    for name, shape in shapes.items():
         end = offset + prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for (name, tensor), expected in zip(tensors, tensor_shapes(family, config)):
-                if name != expected:
-                    raise AssertionError(f"{name} came where {expected} belongs")
-                file.write(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
-        if part.stat().st_size != 8 + len(text) + offset:
-            raise AssertionError(f"{part.stat().st_size} bytes written, {8 + len(text) + offset} announced")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    with whole(path) as part, part.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, tensor), expected in zip(tensors, shapes, strict=True):
+            if name != expected:
+                raise AssertionError(f"{name} came where {expected} belongs")
+            content = tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data
+            digest.update(content)
+            file.write(content)
+        if file.tell() != 8 + len(text) + offset:
+            raise AssertionError(f"{file.tell()} bytes written, {8 + len(text) + offset} announced")
+        file.seek(8 + text.index(PENDING.encode()))
+        file.write(digest.hexdigest().encode())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from math import isfinite
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .models.autoencoder import AutoencoderConfig
 from .models.unet import SkeletonConfig
-from .samplers import DDIMConfig, EulerConfig
+from .samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,86 @@ class ModelConfig:
         return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(asdict(self))
 
     def like(self, text: str) -> ModelConfig:
-        """The config of the same classes that `to_json` wrote. ValueError on anything else."""
+        """The config of the same classes that `to_json` wrote. ValueError, which names the field, on anything else."""
         try:
-            return _build(self, json.loads(text))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a config of this version: {error}") from error
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON: {error}") from error
+        return _build(self, values, "")
 
 
-def _build(like: Any, values: dict[str, Any]) -> Any:
+INT, FLOAT = (0, 1 << 20), (-1e6, 1e6)  # what any number may be, both ends included
+RANGES: dict[str, tuple[float, float]] = {  # what a field of that name may be, or each item of it; else as above
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels"), (1, 64)),
+    **dict.fromkeys(("channels", "context_dim", "condition_dim", "out", "image_size"), (1, 16384)),
+    **dict.fromkeys(("channel_mult", "groups", "heads", "head_dim", "patch_size"), (1, 1024)),
+    **dict.fromkeys(("res_blocks", "transformer_depth"), (1, 16)),
+    **dict.fromkeys(("frames", "context_length", "vocab_size", "width", "height"), (1, 1 << 20)),
+    **dict.fromkeys(("outer_eps", "beta_start", "beta_end", "scale", "sigma_min", "rho"), (1e-12, 1e3)),
+    "data_scale": (1e-3, 1.0),
+    "data_scale_steps": (1, TRAIN_STEPS),
+    "layers": (1, 128),
+    "steps": (1, TRAIN_STEPS),
+    "eta": (0, 1),
+    "fps": (1, 1000),
+}
+ITEMS, LETTERS = 16, 10_000  # of a list, of a text
+
+
+def _build(like: Any, values: Any, where: str) -> Any:
     """A dataclass from what `asdict` and JSON made of one; like: one of the same classes. What a file of an older
     version lacks has its class's default."""
-    required = {field.name for field in fields(like) if field.default is dataclasses.MISSING}
-    if wrong := (values.keys() - {field.name for field in fields(like)}) | (required - values.keys()):
-        raise KeyError(f"{type(like).__name__}: {', '.join(sorted(wrong))}")
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'it'} is {_short(values)}, not an object of fields")
+    known = {field.name: field for field in fields(like)}
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{where}{unknown[0][:40]!r} is no field that this version knows")
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{where}{missing[0]} is missing")
+    hints = get_type_hints(type(like))
     built = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(getattr(like, name)):
-            value = _build(getattr(like, name), value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        built[name] = value
-    return type(like)(**built)
+        if is_dataclass(inner := getattr(like, name)):
+            built[name] = _build(inner, value, f"{where}{name}.")
+        else:
+            built[name] = _read(hints[name], value, f"{where}{name}", name)
+    try:
+        return type(like)(**built)
+    except ValueError as error:  # what the class itself asks for
+        raise ValueError(f"{where.removesuffix('.') or 'it'}: {error}") from error
+
+
+def _read(hint: Any, value: Any, where: str, name: str) -> Any:
+    """A value of JSON as its field's type has it, within the range of the field's name. ValueError if it is none."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return None if value is None and len(kinds) < len(arguments) else _read(kinds[0], value, where, name)
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) > ITEMS:
+            raise ValueError(f"{where} is {_short(value)}; a list of up to {ITEMS} is needed")
+        return tuple(_read(arguments[0], item, where, name) for item in value)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {_short(value)}; use one of {', '.join(map(repr, arguments))}")
+        return value
+    if hint is float and type(value) is int and abs(value) < 1 << 53:
+        value = float(value)
+    if hint in (bool, int, float, str) and type(value) is not hint:
+        raise ValueError(f"{where} is {_short(value)}; {hint.__name__} is needed")
+    if hint in (int, float):
+        low, high = RANGES.get(name, INT if hint is int else FLOAT)
+        if not low <= value <= high:
+            raise ValueError(f"{where} is {_short(value)}; {low:g} to {high:g} is possible")
+    if hint is str and len(value) > LETTERS:
+        raise ValueError(f"{where} has {len(value):,} letters; up to {LETTERS:,} are possible")
+    return value
+
+
+def _short(value: Any) -> str:
+    """A value of JSON in a message."""
+    return "null" if value is None else text if len(text := f"{value!r:.41}") < 41 else f"{text[:37]}.."

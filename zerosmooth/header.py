@@ -1,15 +1,33 @@
-"""The outside of checkpoint files: what they are, by their first bytes, their header and the names of their tensors."""
+"""The outside of checkpoint files: what they are, by their first bytes, their header and the names of their tensors.
+
+safetensors' own reader checks a header's types and sizes, and that the tensors fill the file without gaps or overlaps.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-FORMAT, VERSION = "zerosmooth", "1"
+from safetensors import SafetensorError, safe_open
 
+FORMAT, VERSION = "zerosmooth", "1"
+SAFETENSORS, PICKLE, JSON = "a safetensors file", "a PyTorch pickle", "JSON text, a config or an index"
+KINDS = (  # first bytes of a file, and what it is
+    (rb"\Z", "empty"),
+    (rb"GGUF", "a GGUF file, of quantised weights"),
+    (rb".{8}\{", SAFETENSORS),
+    (rb"PK|\x80", PICKLE),
+    (rb"(?i)\s*<(!doc|html|\?xml)", "a web page"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (rb"\s*[{\[]", JSON),
+    (rb"\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd", "a compressed archive"),
+    (rb"\x89HDF|\x93NUMPY", "of another library (HDF5 or NumPy)"),
+)
 
 LOOKS = {  # parts of tensor names, and the published checkpoint that has them
     "time_stack": "Stable Video Diffusion in its authors' layout (weights_convert svd)",
@@ -26,40 +44,70 @@ class CheckpointError(ValueError):
     """A file is not a checkpoint that can be loaded; the text says what it is instead and what to do."""
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file starts as `torch.save` files do, zipped or not, and not as safetensors do."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80")
+@dataclass(frozen=True)
+class Header:
+    """Of a safetensors file. dtypes: as it calls them, "F32"; start: of the tensors' bytes in the file."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+    start: int
 
 
-def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
-    """Tensors' entries and metadata of a safetensors file. CheckpointError if it is not a whole one."""
+def file_kind(path: Path) -> str:
+    """What a file is, by its first bytes. CheckpointError if it is no file, or cannot be read."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; convert it first: python -m weights_convert --help")
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"{path} is empty; download or convert it again")
-    if is_pickle(path):
-        raise CheckpointError(f"{path} is a PyTorch pickle; convert it first: python -m weights_convert --help")
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            raise CheckpointError(f"{path} is not a safetensors file, or it is cut off; download or convert it again")
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    if size != end:
-        raise CheckpointError(
-            f"{path} has {size:,} bytes where its header asks for {end:,}: it is cut off; download or convert it again"
+    if not path.is_file():  # to read a pipe or a device could take for ever
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; give a checkpoint file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    return next(
+        (kind for pattern, kind in KINDS if re.match(pattern, head, re.DOTALL)), "of no kind that is known here"
+    )
+
+
+def read_header(path: Path) -> Header:
+    """Of a whole safetensors file. CheckpointError if it is anything else."""
+    if (kind := file_kind(path)) != SAFETENSORS:
+        todo = (
+            "convert it first: python -m weights_convert --help" if kind == PICKLE else "download or convert it again"
         )
-    return header, metadata
+        raise CheckpointError(f"{path} is {kind}; {todo}")
+    try:
+        with safe_open(path, "pt") as file, path.open("rb") as start:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return Header(
+                {name: tuple(x.get_shape()) for name, x in slices.items()},
+                {name: x.get_dtype() for name, x in slices.items()},
+                file.metadata() or {},
+                8 + struct.unpack("<Q", start.read(8))[0],
+            )
+    except SafetensorError as error:
+        size, end = path.stat().st_size, _announced_size(path)
+        if end is None or size == end:
+            what = f"has a damaged header ({str(error).rpartition(': ')[2]})"
+        else:
+            what = f"{'is cut off' if size < end else 'has bytes too many'}: {size:,} of them, its header says {end:,}"
+        raise CheckpointError(f"{path} {what}; download or convert it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+
+
+def _announced_size(path: Path) -> int | None:
+    """Bytes of a file that safetensors refuses, as far as its header says, else None."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size - 8:
+            return min(8 + length, 2**63)
+        try:
+            entries = json.loads(file.read(length))
+            return 8 + length + max(int(x["data_offsets"][1]) for key, x in entries.items() if key != "__metadata__")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
+            return None
 
 
 def looks_like(names: Iterable[str]) -> str:
@@ -71,10 +119,12 @@ def looks_like(names: Iterable[str]) -> str:
     return f"nothing known here; its first tensors are {', '.join(names[:3]) or 'missing'}"
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
+def sha256(path: Path, start: int = 0, end: int | None = None) -> str:
+    """Of a file's bytes from `start` to before `end`, or to its end; in hexadecimal."""
+    digest, left = hashlib.sha256(), path.stat().st_size if end is None else end - start
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
+        file.seek(start)
+        while left > 0 and (block := file.read(min(left, 1 << 22))):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from .files import one_line
+
 RESIZE = ("crop", "pad", "stretch")
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+UNREAD_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")
+UNREAD = (  # first bytes of a file that is taken for an image, and what it is
+    (rb".{4}ftyp(hei|hev|mif1|msf1)", "a HEIC image"),
+    (rb"\xff\x0a|.{4}JXL ", "a JPEG XL image"),
+    (rb"v/1\x01", "an OpenEXR image"),
+    (rb"(?i)\s*<(!doc|html)", "a web page"),
+    (rb"(?i)\s*<(\?xml|svg)", "an SVG drawing"),
+    (rb"%PDF|%!PS|\xc5\xd0\xd3\xc6", "a PDF or PostScript document"),
+    (rb".{4}ftyp(?!avi[fs])|\x1a\x45\xdf\xa3", "a video"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+)
 SMALLEST = 16  # pixels a side: what is smaller holds nothing to animate
+LARGE = 4096  # pixels of the shorter side: what has twice of them is shrunk by a whole factor as soon as it is read
 
 
 def find_images(path: Path) -> list[Path]:
     """A file, or the images of a folder by name, frame2 before frame10. ValueError if there are none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise ValueError(f"the image {path} does not exist")
-    found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if not path.is_dir():
+        return [path]
+    known = SUFFIXES + UNREAD_SUFFIXES  # the latter, so that they are not left out in silence
+    found = [p for p in path.iterdir() if p.suffix.lower() in known and p.name[0] != "." and not p.is_dir()]
     if not found:
         raise ValueError(f"the folder {path} has no images ({', '.join(SUFFIXES)})")
     return sorted(found, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
@@ -31,27 +47,51 @@ def find_images(path: Path) -> list[Path]:
 def read_image(path: Path) -> Tensor:
     """uint8 h w 3, upright as its EXIF data says; transparent pixels on white, the first frame of several.
 
-    ValueError if it cannot be read or is too small.
+    What is much larger than any video is shrunk, see LARGE. ValueError if it cannot be read or is too small.
     """
+    if not path.is_file():  # to read a pipe or a device could take for ever
+        raise ValueError(f"the image {path} is {'no regular file' if path.exists() else 'not there'}")
     try:
-        with iio.imopen(path, "r", plugin="pillow") as file:
-            mode = file.metadata(index=0, exclude_applied=False)["mode"]
-            deep = mode.startswith("I")  # grey, more than 8 bits a pixel
-            image = np.asarray(file.read(index=0, mode=None if deep else "RGBA", rotate=True))  # type: ignore[call-arg]
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and odd metadata
+            head = file.read(64)
+            if kind := next((kind for pattern, kind in UNREAD if re.match(pattern, head, re.DOTALL)), None):
+                raise _Unfit(f"is {kind}, which is not read here; save it as PNG or JPEG")
+            with Image.open(file) as image:  # from an open file: by name, Pillow 13 scrambles turned TIFFs
+                return torch.from_numpy(_pixels(ImageOps.exif_transpose(image)))
+    except _Unfit as error:
+        raise ValueError(f"the image {path} {error}") from None
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(f"the image {path} has more than {most:.0f} million pixels; shrink it first") from error
     except Exception as error:  # whatever the decoder of some format raises
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the image {path} cannot be read, or is damaged ({first})") from error
-    if mode == "F" or (deep and image.max() > 65535):
-        raise ValueError(f"the image {path} has pixels of mode {mode}; save it with 8 or 16 bits a channel")
-    if deep:
-        grey = (image / 257).round()
-        image = np.stack([grey, grey, grey, np.full_like(grey, 255)], axis=-1)
-    height, width = image.shape[:2]
-    if min(height, width) < SMALLEST:
-        raise ValueError(f"the image {path} has {width}x{height} pixels; at least {SMALLEST} a side are needed")
-    alpha = image[..., 3:].astype(np.float32) / 255
-    flat = image[..., :3] * alpha + 255 * (1 - alpha)
-    return torch.from_numpy(flat.round().astype(np.uint8))
+        raise ValueError(f"the image {path} cannot be read, or is damaged ({one_line(error)})") from error
+
+
+class _Unfit(ValueError):
+    """Why an image that can be read will not do."""
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 h w 3 of an opened image."""
+    width, height = image.size
+    if min(width, height) < SMALLEST:
+        raise _Unfit(f"has {width}x{height} pixels; at least {SMALLEST} a side are needed")
+    if image.mode.startswith("I"):  # grey, more than 8 bits a pixel
+        values = np.asarray(image).astype(np.int32)
+        if 0 <= values.min() and values.max() <= 65535:
+            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise _Unfit(f"has pixels of mode {image.mode}; save it with 8 or 16 bits a channel")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
+    if (factor := min(image.size) // LARGE) > 1:
+        image = image.reduce(factor)
+    pixels = np.array(image)
+    if mode == "RGB":
+        return pixels
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    return (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
 def fit(image: Tensor | np.ndarray, height: int, width: int, resize: str = "crop") -> Tensor:

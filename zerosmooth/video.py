@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import signal
+import subprocess
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont  # imageio brings Pillow
+from imageio_ffmpeg import get_ffmpeg_exe
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
+from .files import FULL, one_line, scratch, whole
 from .images import find_images, read_image
 
 SHOWN = 256  # pixels: smaller videos are enlarged by a whole factor, or mp4's coarse colours would smear them
@@ -20,27 +25,84 @@ INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif. The file is whole or not there."""
+    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif.
+
+    The file is whole or not there: it is read back before it gets its name. OSError, which says why, if it cannot be
+    written; ValueError for what is no video.
+    """
+    _check_frames(frames, fps)
+    with whole(path) as part:
+        _write_video(part, frames, fps, path)
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write an image (uint8, h w 3) to a .png. As `write_video`."""
+    with whole(path) as part:
+        Image.fromarray(image).save(part, "PNG")
+        with Image.open(part) as written:
+            if not np.array_equal(np.asarray(written), image):
+                raise OSError(f"{path} cannot be written: it reads back as something else; is its disk sound?")
+
+
+def check_writer(folder: Path, suffix: str) -> None:
+    """Write a tiny video to `folder`, to be told before long work that it cannot be done. OSError if so."""
+    path = folder / f"try{suffix}"
+    with scratch(path) as part:
+        _write_video(part, np.zeros((2, 64, 64, 3), np.uint8), 8, path)
+
+
+def _check_frames(frames: np.ndarray, fps: float) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
+        raise ValueError(f"frames of {frames.dtype} {frames.shape}; uint8 frames height width 3 is needed")
+    if not 0.001 <= fps <= 100_000:
+        raise ValueError(f"a video of {fps} frames a second; use 0.001 to 100000")
+
+
+def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path) -> None:
+    """Write to `part` what is to become `path`, and count what can be read back."""
     times = enlargement(frames)
     frames = frames.repeat(times, axis=1).repeat(times, axis=2)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    if path.suffix == ".gif":
+        durations = _gif_durations(len(frames), fps)
+        iio.imwrite(part, frames, duration=durations, loop=0)
+        with Image.open(part) as file:  # it holds frames that are alike as one
+            found = sum(frame.info.get("duration", 0) for frame in ImageSequence.Iterator(file))
+        lost = f"{found} of {sum(durations)} ms" if found != sum(durations) else None
+    else:
+        _run_ffmpeg(part, frames, fps, path)
+        try:
+            found = len(read_video(part))
+        except ValueError:
+            found = 0
+        lost = f"{found} of {len(frames)} frames" if found != len(frames) else None
+    if lost:
+        raise OSError(f"{path} cannot be written: only {lost} can be read back; is its disk sound, or full?")
+
+
+def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path) -> None:
+    """OSError, which names `path` and the reason, unless ffmpeg says that it wrote all to `part`."""
+    height, width = frames.shape[1:3]
+    rate = Fraction(fps).limit_denominator(65535)
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
+    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-movflags", "+faststart"]
+    even = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
     try:
-        if path.suffix == ".gif":
-            iio.imwrite(part, frames, duration=_gif_durations(len(frames), fps), loop=0)
-        else:
-            iio.imwrite(
-                part,
-                frames,
-                fps=fps,
-                codec="libx264",
-                pixelformat="yuv420p",
-                macro_block_size=2,
-                output_params=["-crf", "16", "-movflags", "+faststart"],
-                ffmpeg_log_level="error",
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *codec, *even, str(part)]
+        pixels = np.ascontiguousarray(frames).reshape(-1).data
+        done = subprocess.run(command, input=pixels, capture_output=True, start_new_session=True)
+    except (RuntimeError, OSError) as error:
+        hint = "pip install 'imageio[ffmpeg]', or write GIF (--gif)"
+        raise OSError(f"{path} cannot be written: no ffmpeg can be run ({one_line(error)}); {hint}") from error
+    if done.returncode == 0:
+        return
+    said = done.stderr.decode(errors="replace").strip()
+    ended = -done.returncode if done.returncode < 0 else done.returncode - 128  # by a signal; by one in a shell
+    reason = next((text for number, text in FULL.items() if os.strerror(number) in said), None)
+    if ended == getattr(signal, "SIGXFSZ", None):
+        reason = FULL[errno.EFBIG]
+    last = said.splitlines()[-1][:200] if said else "without a word"
+    status = f"signal {ended}" if 0 < ended < 65 else f"status {done.returncode}"
+    raise OSError(f"{path} cannot be written: {reason or f'ffmpeg ended with {status}: {last}'}")
 
 
 def _gif_durations(frames: int, fps: float) -> list[int]:
@@ -73,23 +135,8 @@ def read_video(path: Path) -> np.ndarray:
             return np.stack([read_image(frame).numpy() for frame in find_images(path)])
         frames = iio.imread(path, plugin="pillow" if path.suffix.lower() == ".gif" else "FFMPEG")
     except Exception as error:  # whatever the plugin raises
-        raise ValueError(f"the video {path} cannot be read ({error})") from error
+        raise ValueError(f"the video {path} cannot be read ({one_line(error)})") from error
     return np.asarray(frames)[..., :3]
-
-
-def check_writer(folder: Path, suffix: str) -> None:
-    """Write a tiny video to `folder`, to be told before long work that it cannot be done. OSError if so."""
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / f"try{suffix}"
-        try:
-            write_video(path, np.zeros((2, 64, 64, 3), np.uint8), 8)
-            if path.stat().st_size == 0:
-                raise OSError("it came out empty")
-        except Exception as error:  # whatever the plugin raises, the user needs one sentence
-            raise OSError(
-                f"{suffix} cannot be written to {folder} ({type(error).__name__}: {error}); "
-                "install imageio's ffmpeg extra (pip install 'imageio[ffmpeg]') or try --gif"
-            ) from error
 
 
 def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, check_tensors
 from ..estimate import FLOP_SHARE, matrix_rate, needs
 from ..settings import Running, Settings
 
 
 def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:
-    """Line by line, as it is known."""
+    """Line by line, as it is known. CheckpointError if a tensor is damaged."""
     family, cascade = checkpoint.family, settings.cascade
+    check_tensors(checkpoint)
     yield f"{checkpoint.path}: a whole {family.name} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
     yield f"  {len(checkpoint.shapes)} tensors, {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
     yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
