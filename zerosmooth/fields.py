@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import fields
-from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +20,7 @@ SEED = Range(-(2**63), 2**63 - 1)
 def check_fields(value: Any) -> None:
     """ValueError, which names the field and what would do, for a field of the wrong type or out of its range:
     `fps: Annotated[int, "key frames a second", Range(1, 1000)] = 8`."""
-    hints = _hints(type(value))
+    hints = get_type_hints(type(value), include_extras=True)
     for field in fields(value):
         hint, limit = hints[field.name], None
         if get_origin(hint) is Annotated:
@@ -60,8 +58,3 @@ def short(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 128:
         return f"(a number of {value.bit_length()} bits)"
     return text if len(text := repr(value)) <= 60 else f"{text[:56]}.."
-
-
-@cache
-def _hints(of: Hashable) -> dict[str, Any]:
-    return get_type_hints(of, include_extras=True)  # type: ignore[arg-type]

@@ -120,7 +120,7 @@ def settings_for(family: Family, config: ModelConfig, **asked: Any) -> Settings:
     settings.check(config)
     for name, reason in _idle(settings):
         if name in asked:
-            raise ValueError(f"{name} does nothing {reason} (preset {preset!r}); leave it out")
+            raise ValueError(f"{name} does nothing {reason}; leave it out")
     return settings
 
 
@@ -136,7 +136,11 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
         (cascade.method != "zerosmooth", [*states, *parts], f"to {cascade.method}"),
         (cascade.method == "direct", ["overlap"], "to direct"),
         (cascade.method == "freenoise", ["color_correction"], "to freenoise"),
-        (not (correction.spatial or correction.temporal), states, "where no hidden states are corrected"),
+        (
+            not (correction.spatial or correction.temporal),
+            states,
+            f"where no hidden states are corrected (preset {settings.preset})",
+        ),
         (cascade.strength == 0, [*states[1:], "spatial", "temporal"], "at strength=0"),
         (not correction.spatial, states[2:], "where spatial attention is not corrected"),
         (correction.kv_operator == "S", drawn, "to kv_operator S, for which nothing is drawn"),
@@ -146,8 +150,10 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
             yield from ((name, reason) for name in names)
 
 
-def device_of(name: str | torch.device) -> torch.device:
-    """A device that is there. ValueError if it is none, or not there."""
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device asked for, or a GPU where there is one. ValueError if it is none, or not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
