@@ -13,21 +13,26 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
 
 import torch
 from tqdm import tqdm
 
-from zerosmooth.checkpoint import load_described
+from zerosmooth.checkpoint import Checkpoint, load_described
 from zerosmooth.cli import arguments
-from zerosmooth.cli.check import check_space, report
+from zerosmooth.cli.check import check_folder, report, say_lost_tokens
 from zerosmooth.cli.command import run_command
-from zerosmooth.header import sha256
-from zerosmooth.pipeline import NonFiniteError
+from zerosmooth.files import remove_left
+from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.results import Result
-from zerosmooth.settings import Settings
+from zerosmooth.settings import Running, Settings
 from zerosmooth.video import check_writer
 
 
@@ -40,7 +45,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--check", action="store_true", help="say what the checkpoint is and what it would need, and stop")
     add("--save_fps", type=float, help="key frames a second, as the files play; further stages multiply it")
     add("--gif", action="store_true", help="write GIF instead of mp4")
-    add("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
+    add(
+        "--outdir",
+        type=arguments.path_argument,
+        default=Path("outputs"),
+        help="folder of the results (default: outputs)",
+    )
     arguments.add_settings(parser)
     return parser.parse_args(argv)
 
@@ -49,74 +59,106 @@ def make_videos(args: argparse.Namespace) -> int:
     """Check everything that can be checked before the networks load, then make what is not there yet."""
     checkpoint = arguments.described(args)
     settings, running = arguments.read_settings(args, checkpoint)
+    play_fps = play_rates(args, settings, checkpoint)
+    seeds = arguments.seeds_of(args)
+    shown = arguments.read_subjects(args, checkpoint, needed=not args.check)
     if args.check:
         for line in report(checkpoint, settings, running):
-            print(line, flush=True)
+            print(line)
         return 0
 
-    subjects = arguments.read_subjects(args, checkpoint)
     suffix = ".gif" if args.gif else ".mp4"
-    args.outdir.mkdir(parents=True, exist_ok=True)
+    check_folder(args.outdir, settings)
+    remove_left(args.outdir.absolute())
     check_writer(args.outdir, suffix)
-    check_space(args.outdir, settings)
-    play_fps = play_rates(args, settings)
-    digest = sha256(checkpoint.path)
-    results = [
-        (shown, Result(args.outdir, shown.name, shown.identity, seed, settings, digest, play_fps, suffix))
-        for shown in subjects
-        for seed in arguments.seeds_of(args)
-    ]
-    waiting = [(shown, result) for shown, result in results if not result.finished()]
-    if len(waiting) < len(results):
-        print(f"{len(results) - len(waiting)} of {len(results)} videos are in {args.outdir} already")
-    if not waiting:
-        return 0
-
-    pipeline = load_described(checkpoint, running.device, getattr(torch, settings.dtype))
-    for text in dict.fromkeys([*(shown.prompt or "" for shown in subjects), settings.negative_prompt]):
-        if lost := checkpoint.family.lost_tokens(pipeline.networks, text):
-            print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text encoder and are left out")
-    cascade = settings.cascade
-    if cascade.scales:
-        fps, dense = play_fps[0], cascade.frames_of(cascade.stages - 1)
-        print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
-        print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
-    failed = 0
-    for shown, result in waiting:
-        began = time.perf_counter()
-        with tqdm(desc=f"{shown.name[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
-
-            def progress(done: int, of: int) -> None:
-                bar.total = of
-                bar.update(done - bar.n)
-
-            try:
-                (video,) = pipeline.sample(
-                    shown.load(), settings, seeds=result.seed, running=running, progress=progress
-                )
-            except NonFiniteError as error:  # the others need not suffer
-                bar.close()
-                print(f"sample.py: no video of {shown.name!r}, seed {result.seed}: {error}", file=sys.stderr)
-                failed += 1
-                continue
-        facts = {
-            "seconds": round(time.perf_counter() - began, 1),
-            "device": running.device,
-            "checkpoint": str(args.ckpt),
-            "family": checkpoint.family.name,
-            "bus_peak_bytes": video.bus_peak_bytes,
-            "converted_from": checkpoint.source,
-            "converted_from_sha256": checkpoint.source_sha256,
-            "command": shlex.join(["python", *sys.argv]),
-        }
-        for path, x, rate in zip(result.write(video, facts), video.frames, play_fps):
-            print(f"{len(x)} frames, {rate:g} fps, {len(x) / rate:.3g} s: {path}")
-        print(f"picture {result.record.with_suffix('.png')}, settings {result.record} ({facts['seconds']} s)")
+    digest = checkpoint.sha256()
+    results = (
+        (one, Result(args.outdir, one.name, one.identity, seed, settings, digest, play_fps, suffix))
+        for one in shown
+        for seed in seeds
+    )
+    pipeline, failed = None, 0
+    for waiting in unfinished(results, len(shown) * len(seeds), args.outdir):
+        if pipeline is None:
+            pipeline = load_described(checkpoint, running.device, getattr(torch, settings.dtype))
+            say_lost_tokens(pipeline, [*(one.prompt or "" for one in shown), settings.negative_prompt])
+            say_what_scale_does(settings, play_fps)
+        failed += not make_video(args, checkpoint, pipeline, running, *waiting)
     return int(failed > 0)
 
 
-def play_rates(args: argparse.Namespace, settings: Settings) -> list[float]:
+def unfinished(
+    results: Iterator[tuple[arguments.Shown, Result]], of: int, folder: Path
+) -> Iterator[tuple[arguments.Shown, Result]]:
+    """Those that are to be made, one after the other; says how many are there, and which are damaged."""
+    there, said = 0, 0
+    for shown, result in results:
+        if (lost := result.lacks()) is None:
+            there += 1
+            continue
+        if there > said:
+            print(f"{there} of {of} videos are in {folder} already")
+            said = there
+        if lost:
+            print(f"note: {folder / lost} is damaged or gone; the video is made again")
+        yield shown, result
+    if there > said:
+        print(f"{there} of {of} videos are in {folder} already")
+
+
+def say_what_scale_does(settings: Settings, play_fps: list[float]) -> None:
+    if (cascade := settings.cascade).scales:
+        fps, dense = play_fps[0], cascade.frames_of(cascade.stages - 1)
+        print(f"{cascade.frames} key frames at {fps:g} fps become {dense} at {play_fps[-1]:g} fps: ", end="")
+        print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
+
+
+def make_video(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    pipeline: Pipeline,
+    running: Running,
+    shown: arguments.Shown,
+    result: Result,
+) -> bool:
+    """Whether it turned out; if not, the reason is said."""
+    began = time.perf_counter()
+    with tqdm(desc=f"{shown.name[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        try:
+            (video,) = pipeline.sample(
+                shown.load(), result.settings, seeds=result.seed, running=running, progress=progress
+            )
+        except NonFiniteError as error:  # the others need not suffer
+            bar.close()
+            print(f"sample.py: no video of {shown.name!r}, seed {result.seed}: {error}", file=sys.stderr)
+            return False
+    facts = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "device": running.device,
+        "checkpoint": str(args.ckpt),
+        "family": checkpoint.family.name,
+        "bus_peak_bytes": video.bus_peak_bytes,
+        "converted_from": checkpoint.source,
+        "converted_from_sha256": checkpoint.source_sha256,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    for path, x, rate in zip(result.write(video, facts), video.frames, result.play_fps):
+        print(f"{len(x)} frames, {rate:g} fps, {len(x) / rate:.3g} s: {path}")
+    print(f"picture {result.record.with_suffix('.png')}, settings {result.record} ({facts['seconds']} s)")
+    return True
+
+
+def play_rates(args: argparse.Namespace, settings: Settings, checkpoint: Checkpoint) -> list[float]:
     """Frames a second at which each stage's file plays. ValueError if no player or format could."""
+    if None not in (args.fps, args.save_fps) and not checkpoint.family.told_rate(checkpoint.config):
+        raise ValueError(
+            f"--fps does nothing beside --save_fps: {checkpoint.family.name} is not told it; leave one of them out"
+        )
     fps = settings.fps if args.save_fps is None else args.save_fps
     if not 0.1 <= fps <= 240:
         raise ValueError(f"key frames cannot play at {fps:g} a second; use --save_fps 0.1 to 240")
@@ -127,9 +169,8 @@ def play_rates(args: argparse.Namespace, settings: Settings) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
     stopped = "finished videos are whole, and the same command goes on from them"
-    return run_command("sample.py", lambda: make_videos(args), stopped)
+    return run_command("sample.py", lambda: make_videos(parse(argv)), stopped)
 
 
 if __name__ == "__main__":

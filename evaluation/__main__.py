@@ -13,14 +13,17 @@ record a video, table.md, results.json, and pictures.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
 
 import torch
 from torch import Tensor
@@ -35,22 +38,26 @@ from zerosmooth.cli.arguments import (
     add_subjects,
     asked,
     described,
-    device_of,
+    path_argument,
     read_settings,
     read_subjects,
     seeds_of,
 )
+from zerosmooth.cli.check import check_folder, say_lost_tokens
 from zerosmooth.cli.command import run_command
-from zerosmooth.header import sha256
+from zerosmooth.fields import Range, check
+from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
-from zerosmooth.results import versions, write_json, write_text
-from zerosmooth.settings import options
+from zerosmooth.results import read_json, versions, write_json, write_text
+from zerosmooth.settings import device_of, options
 
 from . import detectors, figures, reference, tables
 from .compare import compare
 from .jobs import TRUTH, Job, Plan, measure_jobs, read_records
 from .rows import ORDER, TABLES, settings_of_row
 from .world import World
+
+VIDEOS = Range(1, 1_000_000)  # of an evaluation, which keeps what it measured of all of them in memory
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -69,13 +76,23 @@ def arguments() -> argparse.ArgumentParser:
         metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'",
     )
-    add("--detector", type=Path, help="TorchScript file whose features give FVD (default with --scenes: our own)")
-    add("--classifier", type=Path, help="TorchScript file whose class probabilities give IS (default: likewise)")
-    add("--real", type=Path, help="folder of the real videos that FVD compares with, searched through")
+    add(
+        "--detector",
+        type=path_argument,
+        help="TorchScript file whose features give FVD (default with --scenes: our own)",
+    )
+    add(
+        "--classifier",
+        type=path_argument,
+        help="TorchScript file whose class probabilities give IS (default: likewise)",
+    )
+    add("--real", type=path_argument, help="folder of the real videos that FVD compares with, searched through")
     add("--compare", nargs=2, metavar=("A", "B"), help="measure videos B against A, fewer frames of the same, and stop")
     add("--batch_size", type=int, default=1, help="videos sampled at once (default: 1)")
     add("--show", type=int, default=3, help="subjects of which pictures are made (default: 3)")
-    add("--outdir", type=Path, default=Path("evaluations"), help="folder of the results (default: evaluations)")
+    add(
+        "--outdir", type=path_argument, default=Path("evaluations"), help="folder of the results (default: evaluations)"
+    )
     rows_say = [option.name for option in options(Cascade)]
     add_settings(parser, leave_out=[*rows_say, "preset"])
     return parser
@@ -118,17 +135,25 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
     Returns the exit status: 1 if videos were left out, of the process that reports."""
     checkpoint = described(args)
     plan = plan_of(args, checkpoint, world_of(args))
+    check_folder(args.outdir, plan.base)
     groups = list(jobs_of(args, checkpoint, plan))
     real = None if args.real is None else reference.RealVideos(args.real, args.outdir / "real", plan.detectors["FVD"])
     common = agree(args, checkpoint, plan)
     if real is not None:
         real.measure(rank, world)
     jobs = [(job, i < args.show) for i, group in enumerate(groups) for job in group if i % world == rank]
-    waiting = [(job, keep) for job, keep in jobs if not plan.finished(job, keep)]
+    waiting = []
+    for job, keep in jobs:
+        if lost := plan.lacks(job, keep):
+            waiting.append((job, keep))
+            if lost.exists():
+                print(f"note: {lost} is damaged; the video is made again")
     if len(waiting) < len(jobs):
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} videos are measured already")
     if waiting:
         pipeline = load_described(checkpoint, plan.running.device, getattr(torch, plan.base.dtype))
+        if rank == 0:
+            say_lost_tokens(pipeline, [*(job.subject.prompt or "" for job, _ in waiting), plan.base.negative_prompt])
         with tqdm(total=len(waiting), unit="video", disable=rank > 0) as bar:
             for batch in batches(waiting, args.batch_size):
                 some, keep = zip(*batch)
@@ -144,7 +169,7 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
     if rank > 0:
         return 0
     asked = [(job, i < args.show) for i, group in enumerate(groups) for job in group]
-    left_out = [job for job, keep in asked if not plan.finished(job, keep)]
+    left_out = [job for job, keep in asked if plan.lacks(job, keep)]
     if all(record["row"] == TRUTH for record in read_records(plan.folder)):
         raise ValueError("every video turned NaN, so there is nothing to report; what to try is said above")
     references = {}
@@ -212,11 +237,13 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
 def jobs_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> Iterator[list[Job]]:
     """All rows of a subject and seed, so that a run that is stopped early has something to compare."""
     if plan.world is not None:
+        check("rows x --scenes", len(plan.rows) * args.scenes, int, VIDEOS)
         for i, scene in enumerate(plan.world.scenes(checkpoint, args.seed, args.scenes)):
             shown = Shown(f"{scene.prompt()}, {i}", {})
             yield [Job(row, shown, args.seed + i, scene) for row in (*plan.rows, TRUTH)]
         return
     subjects = read_subjects(args, checkpoint)
+    check("rows x subjects x --num_videos", len(plan.rows) * len(subjects) * args.num_videos, int, VIDEOS)
     for seed in seeds_of(args):
         for subject in subjects:
             yield [Job(row, subject, seed) for row in plan.rows]
@@ -225,19 +252,21 @@ def jobs_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> Ite
 def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """What all records of the folder have in common, kept there. ValueError if it holds records of something else."""
     common = {
-        "checkpoint": sha256(checkpoint.path),
+        "checkpoint": checkpoint.sha256(),
         "settings": plan.decided(""),
         "subjects": f"scenes drawn by seed {args.seed}" if args.scenes is not None else "given",
         "protocol": {name: detector.protocol for name, detector in plan.detectors.items()},
     }
-    args.outdir.mkdir(parents=True, exist_ok=True)
+    for folder in (args.outdir, plan.folder):
+        remove_left(folder.absolute())
     path = args.outdir / "evaluation.json"
     if path.exists() and next(plan.folder.glob("*.json"), None):
-        before = json.loads(path.read_text())
-        if other := [name for name in common if before.get(name) != common[name]]:
+        before = read_json(path)
+        if not isinstance(before, dict):
+            print(f"note: {path} is damaged; the videos beside it are taken to be of what this command says")
+        elif other := [name for name in common if before.get(name) != common[name]]:
             raise ValueError(f"{args.outdir} holds an evaluation of another {', '.join(other)}; use another --outdir")
-    else:
-        write_json(path, common)
+    write_json(path, common)
     return common
 
 
@@ -260,9 +289,8 @@ def report(
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
-
     def work() -> int:
+        args = arguments().parse_args(argv)
         with processes(args) as (rank, world):
             if not args.compare:
                 return evaluate(args, rank, world)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zerosmooth.cli.arguments import Shown
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.results import stem, versions, write_json, write_tensors
+from zerosmooth.results import read_json, stem, versions, write_json, write_tensors
 from zerosmooth.settings import Running, Settings
 
 from .detectors import Detector
@@ -57,18 +57,20 @@ class Plan:
 
     def decided(self, row: str) -> dict[str, Any]:
         """A row's settings, as they are kept in its records."""
-        return json.loads(json.dumps(self.settings(row).as_json()))
+        return self.settings(row).as_json()
 
-    def finished(self, job: Job, keep: bool) -> bool:
-        """Whether all files of a job are there. ValueError if they were made with other settings of the row."""
+    def lacks(self, job: Job, keep: bool) -> Path | None:
+        """The first file of a job that is not there, or not whole. ValueError if they were made with other settings of
+        the row."""
         path = self.path(job, ".json")
-        if not path.exists():
-            return False
-        made = json.loads(path.read_text())["settings"]
-        if made != self.decided(job.row):
+        if blocked := next((p for x in (".json", ".features", ".frames") if (p := self.path(job, x)).is_dir()), None):
+            raise ValueError(f"{blocked} is a folder, where a file of a video belongs; move it away")
+        if (record := read_record(path)) is None:
+            return path
+        if record["settings"] != self.decided(job.row):
             raise ValueError(f"{path} was made with other settings of {job.row!r}; use another --outdir")
         wanted = [".features"] * bool(self.detectors) + [".frames"] * keep
-        return all(self.path(job, suffix).exists() for suffix in wanted)
+        return next((self.path(job, suffix) for suffix in wanted if not whole_tensors(self.path(job, suffix))), None)
 
 
 def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequence[bool]) -> None:
@@ -139,13 +141,39 @@ def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:
     return {"PSNR": psnr(frames[::n], base), "SSIM": ssim(frames[::n], base), "blend": blend_psnr(frames, n)}
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record in a file; None if it is damaged or not there."""
+    record = read_json(path)
+    kinds = {"row": str, "subject": str, "seed": int, "settings": dict, "stages": list, "seconds": (int, float)}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        return None
+    stages = record["stages"]
+    if not stages or not all(isinstance(stage, dict) and isinstance(stage.get("frames"), int) for stage in stages):
+        return None
+    return record
+
+
+def whole_tensors(path: Path) -> bool:
+    """Whether a file holds tensors, all that its header says."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of a folder, each with the paths of its features and frames, None where it has none."""
+    """All records of a folder, each with the paths of its features and frames, None where it has none. What is damaged,
+    and of none of the videos that were asked for, is left out, and said."""
     records = []
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
+        if (record := read_record(path)) is None:
+            print(f"note: {path} is damaged and left out; name its row and subject to make it again")
+            continue
         for kind in ("features", "frames"):
             beside = path.with_suffix(f".{kind}")
-            record[kind] = beside if beside.exists() else None
+            record[kind] = beside if whole_tensors(beside) else None
+            if record[kind] is None and beside.exists():
+                print(f"note: {beside} is damaged and left out; name its row and subject to make it again")
         records.append(record)
     return records

@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from zerosmooth.files import remove_left
 from zerosmooth.results import write_tensors
 from zerosmooth.video import find_videos, read_video
 
 from .detectors import Detector
+from .jobs import whole_tensors
 
 
 class RealVideos:
@@ -32,8 +34,9 @@ class RealVideos:
     def measure(self, rank: int = 0, world: int = 1) -> None:
         """Write this process's share of the features, those that are not there yet."""
         self.into.mkdir(parents=True, exist_ok=True)
+        remove_left(self.into.absolute())
         for path in tqdm(self.videos[rank::world], desc="real videos", disable=rank > 0):
-            if not (file := self._file(path)).exists():
+            if not whole_tensors(file := self._file(path)):
                 write_tensors(file, {"FVD": self.detector(torch.from_numpy(read_video(path)))})
 
     def features(self) -> Tensor:

@@ -16,9 +16,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from .fields import SEED, Range, check, check_fields
 from .operators import A1, A2, Operator, S, back_project
 
 State = dict[str, Tensor]
+PART = Range(0, 1)
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,14 @@ class Correction:
     spatial: Annotated[bool, "correct spatial self- and cross-attention (Eq. 10-14)"] = True
     temporal: Annotated[bool, "correct temporal attention (Eq. 9)"] = True
     kv_operator: Annotated[Literal["A1/A2", "S"], "for spatial keys and values; A1 or A2 is drawn for each"] = "A1/A2"
-    a1_probability: Annotated[float, "of A1 against A2; 'p > 0.5, p ~ N(0, 1)' is 0.309"] = 1 - NormalDist().cdf(0.5)
+    a1_probability: Annotated[float, "of A1 against A2; 'p > 0.5, p ~ N(0, 1)' is 0.309", PART] = 1 - NormalDist().cdf(
+        0.5
+    )
     prediction: Annotated[bool, "correct predicted frames by what lies between key frames: not in the paper"] = False
-    draw_seed: Annotated[int, "of the draws of A1 and A2; else they depend on module, stage and step alone"] = 0
+    draw_seed: Annotated[int, "of the draws of A1 and A2; else they depend on module, stage and step alone", SEED] = 0
 
     def __post_init__(self) -> None:
-        if self.kv_operator not in ("A1/A2", "S"):
-            raise ValueError(f"kv_operator={self.kv_operator!r}; use 'A1/A2' or 'S'")
-        if not 0 <= self.a1_probability <= 1:
-            raise ValueError(f"a1_probability={self.a1_probability} is not in [0, 1]")
+        check_fields(self)
 
 
 class BusError(RuntimeError):
@@ -59,8 +60,12 @@ class HiddenStateBus:
         correction: Correction = Correction(),
         device: str | torch.device | None = None,
     ) -> None:
-        self.frames = frames
-        self.scales = tuple(scales)
+        check("frames", frames, int, Range(1, 2**63))
+        scales = tuple(scales) if isinstance(scales, list) else scales
+        check("scales", scales, tuple[int, ...], Range(2, 2**63))
+        check("overlap", overlap, int | None)
+        check("correction", correction, Correction)
+        self.frames, self.scales = frames, scales
         self.overlap = frames // 2 if overlap is None else overlap
         if not 0 <= self.overlap < frames:
             raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .bus import Correction, HiddenStateBus, Stage
+from .fields import Range, check_fields
 from .operators import Interpolated, S, back_project
 
 METHODS = {  # and what every stage after the first does
@@ -23,32 +24,30 @@ METHODS = {  # and what every stage after the first does
     "ddnm": "windows; at each step the key frames' predicted data are those of the first stage (Eq. 6 on latents)",
     "freenoise": "windows; noise repeats that of the first frames in shuffled order (arXiv 2310.15169), no cascade",
 }
+MOST = 1 << 16  # frames
 
 
 @dataclass(frozen=True)
 class Cascade:
     """The shape of a cascade and the settings of the method. Stage s denoises frames * scales[0] * .. scales[s-1]."""
 
-    frames: Annotated[int, "key frames (t0): at most what the network was trained on"] = 16
-    scales: Annotated[tuple[int, ...], "frames of each further stage for one of the stage before, 2 or more"] = (2, 2)
+    frames: Annotated[int, "key frames (t0): at most what the network was trained on", Range(1, MOST)] = 16
+    scales: Annotated[
+        tuple[int, ...], "frames of each further stage for one of the stage before, 2 or more", Range(2, MOST)
+    ] = (2, 2)
     method: Annotated[str, f"zerosmooth, or a baseline: {', '.join(METHODS)}"] = "zerosmooth"
     correction: Correction = Correction()
-    strength: Annotated[float, "highest correction strength w_t, 0 to 1"] = 0.8
+    strength: Annotated[float, "highest correction strength w_t, 0 to 1", Range(0, 1)] = 0.8
     strength_schedule: Annotated[Literal["linear", "constant"], "of w_t: falling with t/T (Eq. 24), or not"] = "linear"
     overlap: Annotated[int | None, "frames that two attention windows share; half a window if not said"] = None
     color_correction: Annotated[bool, "pull each frame's latent colours to the key frames' (A.2)"] = False
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError(f"frames={self.frames}; a stage needs at least one")
-        if any(n < 2 for n in self.scales):
-            raise ValueError(f"scales={self.scales}; each stage needs a scale of 2 or more")
+        check_fields(self)
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}; use one of {', '.join(METHODS)}")
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength={self.strength} is not in [0, 1]")
-        if self.strength_schedule not in ("linear", "constant"):
-            raise ValueError(f"strength_schedule={self.strength_schedule!r}; use 'linear' or 'constant'")
+        if self.frames_of(len(self.scales)) > MOST:
+            raise ValueError(f"scales={self.scales} make more than {MOST:,} frames; use fewer or smaller ones")
         if self.overlap is not None and not 0 <= self.overlap < self.frames:
             raise ValueError(f"overlap={self.overlap} of windows of {self.frames} frames; use 0 to {self.frames - 1}")
         idle = [] if self.method == "zerosmooth" else ["correction", "strength", "strength_schedule"]
@@ -127,10 +126,14 @@ def sample_cascade(
     """Denoise all stages from noise to latents. Returns b t_s c h w of stage s = 0, 1, ..
 
     network: (step, index of the stage, x as the sampler shows it, stage) -> the guided output. noise: step -> standard
-    normal noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given.
+    normal noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given. ValueError for
+    noise of other frames.
     """
     bus = cascade.bus() if bus is None else bus
-    xs = [sampler.start(x) for x in by_stage(noise(-1), cascade.scales)]
+    start, frames = noise(-1), cascade.frames_of(cascade.stages - 1)
+    if start.ndim != 5 or start.shape[1] != frames:
+        raise ValueError(f"noise of shape {tuple(start.shape)}; b {frames} c h w is needed, the last stage's frames")
+    xs = [sampler.start(x) for x in by_stage(start, cascade.scales)]
     if cascade.method == "freenoise":
         assert bus is not None
         xs = [repeated_noise(xs[0], x.shape[1], bus.frames - bus.overlap) for x in xs]

@@ -27,7 +27,7 @@ from .files import one_line, whole
 from .guidance import Guidance
 from .header import FORMAT, VERSION, CheckpointError, looks_like, read_header, sha256
 from .pipeline import Pipeline
-from .settings import settings_for
+from .settings import device_of, settings_for
 
 DEFAULT = "vc2-small"  # ships with the package
 PENDING = "tensors-sha256-".ljust(64, "-")  # its place, until the tensors are written
@@ -179,9 +179,11 @@ def load(
 
 
 def load_described(checkpoint: Checkpoint, device: str | torch.device, dtype: torch.dtype | None = None) -> Pipeline:
-    """A pipeline from a checkpoint that was looked at."""
-    device = torch.device(device)
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    """A pipeline from a checkpoint that was looked at. ValueError for a device that is not there, or another dtype."""
+    device = device_of(device)
+    dtype = (torch.float32 if device.type == "cpu" else torch.float16) if dtype is None else dtype
+    if dtype not in NAMES:
+        raise ValueError(f"dtype={dtype!r}; use one of {', '.join(map(str, NAMES))}")
     with torch.device("meta"):
         networks = Networks(checkpoint.family, checkpoint.config)
     dtypes = networks.dtypes(dtype)

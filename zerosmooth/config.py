@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .fields import Range, check, check_fields
 from .models.autoencoder import AutoencoderConfig
 from .models.unet import SkeletonConfig
 from .samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
+
+SIDE, GUIDANCE = Range(1, 8192), Range(-1000, 1000)
+LETTERS = 10_000  # of a text
+
+
+def check_text(name: str, text: str) -> None:
+    """ValueError for what is no text that a prompt could be."""
+    check(name, text, str)
+    if len(text) > LETTERS or "\0" in text:
+        what = "NUL in it" if "\0" in text else f"{len(text):,} letters"
+        raise ValueError(f"{name} has {what}; up to {LETTERS:,} letters of text are possible")
 
 
 @dataclass(frozen=True)
@@ -18,30 +29,25 @@ class Sampling:
     """Settings that a checkpoint recommends and that may be changed for a video. Values here are VideoCrafter2's (the
     paper's Table 4); texts are what `--help` says. ValueError for a value that no checkpoint could take."""
 
-    height: Annotated[int, "pixels"] = 320
-    width: Annotated[int, "pixels"] = 512
-    steps: Annotated[int, "denoising steps; best a divisor of 1000"] = 50
-    eta: Annotated[float, "share of fresh noise a step, 0 to 1"] = 1.0
-    guidance_scale: Annotated[float, "of classifier-free guidance, 1 is none; of the last frame, where it grows"] = 12.0
-    first_guidance_scale: Annotated[float | None, "of the first frame, linear to the last one's"] = None
-    guidance_rescale: Annotated[float, "share of guidance's rise in contrast that is taken back, 0 to 1"] = 0.0
-    fps: Annotated[int, "key frames a second, as the model is told and as they play"] = 8
+    height: Annotated[int, "pixels", SIDE] = 320
+    width: Annotated[int, "pixels", SIDE] = 512
+    steps: Annotated[int, "denoising steps; best a divisor of 1000", Range(1, TRAIN_STEPS)] = 50
+    eta: Annotated[float, "share of fresh noise a step, 0 to 1", Range(0, 1)] = 1.0
+    guidance_scale: Annotated[
+        float, "of classifier-free guidance, 1 is none; of the last frame, where it grows", GUIDANCE
+    ] = 12.0
+    first_guidance_scale: Annotated[float | None, "of the first frame, linear to the last one's", GUIDANCE] = None
+    guidance_rescale: Annotated[
+        float, "share of guidance's rise in contrast that is taken back, 0 to 1", Range(0, 1)
+    ] = 0.0
+    fps: Annotated[int, "key frames a second, as the model is told and as they play", Range(1, 1000)] = 8
     negative_prompt: Annotated[str, "what guidance leads away from"] = ""
-    motion_bucket_id: Annotated[int, "amount of motion, 0 to 255"] = 127
-    noise_aug_strength: Annotated[float, "noise on the image, 0 to 1: more lets the video leave it"] = 0.02
+    motion_bucket_id: Annotated[int, "amount of motion, 0 to 255", Range(0, 255)] = 127
+    noise_aug_strength: Annotated[float, "noise on the image, 0 to 1: more lets the video leave it", Range(0, 1)] = 0.02
 
     def __post_init__(self) -> None:
-        if self.fps < 1:
-            raise ValueError(f"fps={self.fps}; it must be at least 1")
-        for name in ("guidance_scale", "first_guidance_scale"):
-            if (scale := getattr(self, name)) is not None and not isfinite(scale):
-                raise ValueError(f"{name}={scale} is no number")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={self.guidance_rescale} is not in [0, 1]")
-        if not 0 <= self.motion_bucket_id <= 255:
-            raise ValueError(f"motion_bucket_id={self.motion_bucket_id}; use 0 to 255")
-        if not 0 <= self.noise_aug_strength <= 1:
-            raise ValueError(f"noise_aug_strength={self.noise_aug_strength} is not in [0, 1]")
+        check_fields(self)
+        check_text("negative_prompt", self.negative_prompt)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ RANGES: dict[str, tuple[float, float]] = {  # what a field of that name may be, 
     "eta": (0, 1),
     "fps": (1, 1000),
 }
-ITEMS, LETTERS = 16, 10_000  # of a list, of a text
+ITEMS = 16  # of a list
 
 
 def _build(like: Any, values: Any, where: str) -> Any:

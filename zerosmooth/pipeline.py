@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .bus import Stage
 from .cascade import nested_noise, sample_cascade
-from .config import ModelConfig
+from .config import ModelConfig, check_text
 from .family import Family, Networks
+from .fields import SEED, check, short
 from .guidance import Guidance
 from .images import fit
 from .models.layers import frame_chunks
-from .settings import Running, Settings, settings_for
+from .settings import AT_A_TIME, Running, Settings, settings_for
 
 IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is the noise that sampling starts from
 
@@ -32,6 +35,10 @@ class Subject:
 
     prompt: str | None = None
     image: Tensor | None = None
+
+
+Shown = str | Tensor | np.ndarray | Subject
+WANTED = "give a prompt (str), an image (uint8 h w 3, see read_image), a Subject, or a list of them"
 
 
 @dataclass
@@ -69,7 +76,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3."""
+        """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3. ValueError
+        for latents of another shape; NonFiniteError."""
+        channels = self.config.vae.latent_channels
+        if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels or not latents.numel():
+            raise ValueError(f"latents of {_shape(latents)}; a tensor f {channels} h w is needed")
+        check("chunk", chunk, int | None, AT_A_TIME)
         latents = latents.to(self.device, self.networks.vae.dtype)
         frames = self.networks.vae.decode(latents, chunk).float()
         if not torch.isfinite(frames).all():
@@ -81,10 +93,10 @@ class Pipeline:
 
     def sample(
         self,
-        subjects: str | Tensor | Subject | Sequence[str | Tensor | Subject] | None = None,
+        subjects: Shown | Sequence[Shown] | None = None,
         settings: Settings | None = None,
         *,
-        seeds: int | Sequence[int] = 0,
+        seeds: SupportsIndex | Sequence[SupportsIndex] = 0,
         running: Running = Running(),
         noise: Callable[[int], Tensor] | None = None,
         image_noise: Tensor | None = None,
@@ -101,15 +113,25 @@ class Pipeline:
         """
         if settings is None:
             settings = self.settings(**asked)
+        elif not isinstance(settings, Settings):
+            raise ValueError(f"settings={short(settings)}; pipeline.settings(..) makes some")
         elif asked:
             raise ValueError(f"{', '.join(asked)} beside settings; change them there: pipeline.settings(..)")
         settings.check(self.config)
         if settings.dtype != _name(self.dtype):
             raise ValueError(f"settings ask for {settings.dtype}, this pipeline was loaded in {_name(self.dtype)}")
+        if not isinstance(running, Running):
+            raise ValueError(f"running={short(running)}; Running(..) is needed")
+        if not callable(progress):
+            raise ValueError(f"progress={short(progress)}; a function of two numbers is needed")
         shown = self._subjects(subjects)
-        seeds = [int(seeds)] * len(shown) if not isinstance(seeds, Sequence) else list(seeds)
-        if len(seeds) != len(shown):
-            raise ValueError(f"{len(seeds)} seeds for {len(shown)} videos; give one seed, or one for each")
+        seeds = _seeds(seeds, len(shown))
+        if noise is not None:
+            noise = self._checked(noise, len(shown), settings)
+        if image_noise is not None:
+            if "image" not in self.family.takes:
+                raise ValueError("image_noise does nothing to a checkpoint that takes no image; leave it out")
+            _check_shape("image_noise", image_noise, (len(shown), 3, settings.height, settings.width))
         with torch.inference_mode(), frame_chunks(self.networks.unet, running.frame_chunk):
             videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress)
         for video in videos:  # made outside inference mode, so that they can be changed in place
@@ -117,13 +139,13 @@ class Pipeline:
             video.frames = [x.clone() for x in video.frames]
         return videos
 
-    def _subjects(self, subjects: str | Tensor | Subject | Sequence[str | Tensor | Subject] | None) -> list[Subject]:
+    def _subjects(self, subjects: Shown | Sequence[Shown] | None) -> list[Subject]:
         """One `Subject` a video. ValueError if they are not what the family takes."""
-        if subjects is None or isinstance(subjects, (str, Tensor, Subject)):
-            subjects = [Subject() if subjects is None else subjects]
-        shown = [
-            Subject(s) if isinstance(s, str) else Subject(image=s) if isinstance(s, Tensor) else s for s in subjects
-        ]
+        one = subjects is None or isinstance(subjects, (str, Tensor, np.ndarray, Subject))
+        listed: Any = [Subject() if subjects is None else subjects] if one else subjects
+        if not isinstance(listed, Sequence) or isinstance(listed, (bytes, bytearray)):
+            raise ValueError(f"{short(subjects)} is no subject; {WANTED}")
+        shown = [_subject(one) for one in listed]
         if not shown:
             raise ValueError("nothing to make a video from")
         takes, own = self.family.takes, self.config.defaults.prompt
@@ -133,6 +155,25 @@ class Pipeline:
                 wanted, got = " and ".join(takes), " and ".join(given) or "nothing"
                 raise ValueError(f"this checkpoint makes videos from {wanted}, not from {got}")
         return [replace(s, prompt=own if s.prompt is None and "prompt" in takes else s.prompt) for s in shown]
+
+    def _checked(self, noise: Callable[[int], Tensor], n: int, settings: Settings) -> Callable[[int], Tensor]:
+        """The noise that a caller gives, each time looked at. ValueError if it is of another shape."""
+        if not callable(noise):
+            raise ValueError(f"noise={short(noise)}; a function of the step is needed, see sample_cascade")
+        frames = settings.cascade.frames_of(settings.cascade.stages - 1)
+        shape = n, frames, *self._latent_shape(settings)
+
+        def checked(step: int) -> Tensor:
+            x = noise(step)
+            _check_shape(f"noise({step})", x, shape)
+            return x.to(self.device)
+
+        return checked
+
+    def _latent_shape(self, settings: Settings) -> tuple[int, int, int]:
+        """c h w."""
+        factor = self.config.vae.factor
+        return self.config.unet.out_channels, settings.height // factor, settings.width // factor
 
     def _sample(
         self,
@@ -144,7 +185,7 @@ class Pipeline:
         image_noise: Tensor | None,
         progress: Callable[[int, int], None],
     ) -> list[Video]:
-        cascade, unet, vae = settings.cascade, self.config.unet, self.config.vae
+        cascade = settings.cascade
         sampler = self.config.sampler.sampler(settings.steps, settings.eta)
         pixels = None
         if "image" in self.family.takes:
@@ -162,7 +203,7 @@ class Pipeline:
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]
         told = [x if x is None else x.to(self.device) for x in told]
-        shape = (unet.out_channels, settings.height // vae.factor, settings.width // vae.factor)
+        shape = self._latent_shape(settings)
 
         def seeded(step: int) -> Tensor:
             x = [nested_noise(shape, cascade.frames, cascade.scales, seed, step) for seed in seeds]
@@ -192,6 +233,38 @@ class Pipeline:
             )
             for i, (prompt, seed) in enumerate(zip(prompts, seeds))
         ]
+
+
+def _subject(shown: Any) -> Subject:
+    if isinstance(shown, (str, Tensor, np.ndarray)):
+        shown = Subject(shown) if isinstance(shown, str) else Subject(image=torch.as_tensor(shown))
+    if not isinstance(shown, Subject):
+        raise ValueError(f"{short(shown)} is no subject; {WANTED}")
+    if shown.prompt is not None:
+        check_text("a prompt", shown.prompt)
+    return shown
+
+
+def _seeds(seeds: Any, n: int) -> list[int]:
+    """One for each of n videos. ValueError if there are not as many, or they are no seeds."""
+    try:
+        listed = [index(seeds)] * n if hasattr(seeds, "__index__") else [index(seed) for seed in seeds]
+    except TypeError as error:
+        raise ValueError(f"seeds={short(seeds)}; a whole number is needed, or a list of them") from error
+    if len(listed) != n:
+        raise ValueError(f"{len(listed)} seeds for {n} videos; give one seed, or one for each")
+    for seed in listed:
+        check("seeds", seed, int, SEED)
+    return listed
+
+
+def _check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
+        raise ValueError(f"{name} is {_shape(x)}; floating-point numbers of {shape} are needed")
+
+
+def _shape(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else short(x)
 
 
 def _name(dtype: torch.dtype) -> str:

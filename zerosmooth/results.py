@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 from dataclasses import dataclass
@@ -12,27 +11,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
+from .files import whole
 from .pipeline import Video
 from .settings import Settings
-from .video import enlargement, picture, write_video
+from .video import enlargement, picture, write_picture, write_video
 
 
 @dataclass(frozen=True)
 class Result:
     """The files of one subject and seed, and the record of them. name: what people call the subject; identity: all that
-    it is; checkpoint_sha256: of the checkpoint's file; play_fps: of each stage's file."""
+    it is; checkpoint_digest: `Checkpoint.sha256`; play_fps: of each stage's file."""
 
     folder: Path
     name: str
     identity: dict[str, Any]
     seed: int
     settings: Settings
-    checkpoint_sha256: str
+    checkpoint_digest: str
     play_fps: list[float]
     suffix: str = ".mp4"
 
@@ -42,7 +41,7 @@ class Result:
         return {
             **self.identity,
             "seed": self.seed,
-            "checkpoint_sha256": self.checkpoint_sha256,
+            "checkpoint_digest": self.checkpoint_digest,
             "settings": self.settings.as_json(),
             "play_fps": self.play_fps,
         }
@@ -57,26 +56,42 @@ class Result:
         """The json, which is written last: where it is, the result is whole."""
         return self.folder / f"{self.stem}.json"
 
-    def finished(self) -> bool:
-        """Whether all files of the result are there."""
-        try:
-            return all((self.folder / name).exists() for name in json.loads(self.record.read_text())["files"])
-        except (OSError, ValueError, KeyError):
-            return False
+    @property
+    def files(self) -> list[Path]:
+        """A video a stage, and the picture."""
+        cascade, stem = self.settings.cascade, self.stem
+        frames = [cascade.frames_of(stage) for stage in range(cascade.stages)]
+        names = [*(f"{stem}_{n}f{self.suffix}" for n in frames), f"{stem}.png"]
+        return [self.folder / name for name in names]
+
+    def lacks(self) -> str | None:
+        """What is damaged or gone of a result that was finished; empty if none was; None if it is whole. ValueError if
+        a folder is where a file belongs."""
+        if blocked := next((path for path in (self.record, *self.files) if path.is_dir()), None):
+            raise ValueError(f"{blocked} is a folder, where a file of a result belongs; move it away")
+        if not self.record.exists():
+            return ""
+        record = read_json(self.record)
+        sizes = record.get("files") if isinstance(record, dict) else None
+        if not isinstance(sizes, dict) or any(record.get(key) != value for key, value in self.decided.items()):
+            return self.record.name
+        for path in self.files:
+            if not path.is_file() or path.stat().st_size != sizes.get(path.name):
+                return path.name
+        return None
 
     def write(self, video: Video, facts: dict[str, Any]) -> list[Path]:
         """Write a video a stage, a picture, and the record with `facts` in it too. Returns the videos' paths."""
         frames = [stage.numpy() for stage in video.frames]
-        videos = [self.folder / f"{self.stem}_{len(x)}f{self.suffix}" for x in frames]
-        for path, x, fps in zip(videos, frames, self.play_fps):
+        *videos, image = self.files
+        for path, x, fps in zip(videos, frames, self.play_fps, strict=True):
             write_video(path, x, fps)
-        image = self.folder / f"{self.stem}.png"
-        iio.imwrite(image, picture(frames, self.play_fps))
+        write_picture(image, picture(frames, self.play_fps))
         record = {
             **self.decided,
             "frames": [len(x) for x in frames],
             "enlarged": enlargement(frames[0]),
-            "files": [path.name for path in [*videos, image]],
+            "files": {path.name: path.stat().st_size for path in self.files},
             **facts,
             "versions": versions(),
         }
@@ -97,11 +112,18 @@ def versions() -> dict[str, str]:
     return {"zerosmooth": __version__, **packages, "python": platform.python_version()}
 
 
+def read_json(path: Path) -> Any:
+    """What a json file holds; None if it is not one, or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of file names that are no text
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -111,6 +133,5 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file({name: x.contiguous() for name, x in tensors.items()}, part)
-    part.replace(path)
+    with whole(path) as part:
+        save_file({name: x.contiguous() for name, x in tensors.items()}, part)

@@ -7,21 +7,26 @@ name on the command line, a keyword of `Pipeline.sample`, a change in a row of t
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
+
 from .cascade import Cascade
 from .config import ModelConfig, Sampling
 from .family import Family
+from .fields import Range, check_fields, short
+from .guidance import guided
 
 PRESETS: dict[str, dict[str, Any]] = {  # named sets of settings; what is said beside one goes before it
     "paper": {},
     "anchored": {"prediction": True, "spatial": False, "temporal": False},  # key frames are those of the base video
 }
-STATES = ("kv_operator", "a1_probability", "draw_seed", "strength", "strength_schedule")  # of correcting hidden states
+AT_A_TIME = Range(1, 1 << 20)  # frames
 T = TypeVar("T")
 
 
@@ -32,13 +37,13 @@ class Settings(Sampling):
     cascade: Cascade = Cascade()
     preset: Annotated[str, f"a named set of settings: {', '.join(PRESETS)}"] = "paper"
     resize: Annotated[Literal["crop", "pad", "stretch"], "how an image gets the video's size"] = "crop"
-    decode_chunk_size: Annotated[int, "frames decoded at a time; a decoder that mixes frames fades between chunks"] = 16
+    decode_chunk_size: Annotated[
+        int, "frames decoded at a time; a decoder that mixes frames fades between chunks", AT_A_TIME
+    ] = 16
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], "of the networks"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decode_chunk_size < 1:
-            raise ValueError(f"decode_chunk_size={self.decode_chunk_size}; it must be at least 1")
         if self.cascade.method == "freenoise" and self.eta != 0:
             raise ValueError(f"eta={self.eta} with freenoise, whose repeated noise fresh noise would cover; use 0")
 
@@ -55,8 +60,14 @@ class Settings(Sampling):
                 raise ValueError(f"{name} {size} is not a multiple of {config.side} pixels; {near} is")
         config.sampler.sampler(self.steps, self.eta)
 
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch has a part in the result."""
+        return guided(self.guidance_scale, self.first_guidance_scale)
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As `json.loads` gives it back."""
+        return json.loads(json.dumps(asdict(self)))
 
     def fps_of(self, stage: int) -> float:
         """Frames a second of a stage, as its network is told."""
@@ -72,11 +83,20 @@ class Running:
     sequential_guidance: Annotated[bool, "run the branches of guidance one after the other: half the activations"] = (
         False
     )
-    frame_chunk: Annotated[int | None, "frames at a time in layers that see them one by one"] = None
+    frame_chunk: Annotated[int | None, "frames at a time in layers that see them one by one", AT_A_TIME] = None
 
     def __post_init__(self) -> None:
-        if self.frame_chunk is not None and self.frame_chunk < 1:
-            raise ValueError(f"frame_chunk={self.frame_chunk}; it must be at least 1")
+        check_fields(self)
+        device_of(self.device)
+
+    def idle(self, settings: Settings) -> Iterator[str]:
+        """What does nothing to a video of such settings, in words."""
+        if self.offload and device_of(self.device).type == "cpu":
+            yield "offload does nothing on the CPU, whose memory is where hidden states wait anyway"
+        elif self.offload and (not settings.cascade.scales or settings.cascade.method == "direct"):
+            yield "offload does nothing here: no stage waits for the hidden states of another"
+        if self.sequential_guidance and not settings.guided:
+            yield "sequential_guidance does nothing without guidance, which has one branch then"
 
 
 def settings_for(family: Family, config: ModelConfig, **asked: Any) -> Settings:
@@ -97,13 +117,52 @@ def settings_for(family: Family, config: ModelConfig, **asked: Any) -> Settings:
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}; use one of {', '.join(PRESETS)}")
     settings = change(Settings(), **{**own, **PRESETS[preset], **asked, "preset": preset})
-    correction = settings.cascade.correction
-    if not (correction.spatial or correction.temporal) and (idle := [name for name in asked if name in STATES]):
-        raise ValueError(
-            f"{idle[0]} does nothing where no hidden states are corrected (preset {preset!r}); use 'paper'"
-        )
     settings.check(config)
+    for name, reason in _idle(settings):
+        if name in asked:
+            raise ValueError(f"{name} does nothing {reason}; leave it out")
     return settings
+
+
+def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Names of settings that decide nothing beside the others, and why."""
+    cascade, correction = settings.cascade, settings.cascade.correction
+    every = [option.name for option in options(Cascade) if option.name not in ("frames", "scales", "method")]
+    drawn = ["a1_probability", "draw_seed"]
+    states = ["strength", "strength_schedule", "kv_operator", *drawn]  # settings of how hidden states are corrected
+    parts = ["spatial", "temporal", "prediction"]
+    for idle, names, reason in (
+        (not cascade.scales, every, "at scale 1, where no stage follows the first"),
+        (cascade.method != "zerosmooth", [*states, *parts], f"to {cascade.method}"),
+        (cascade.method == "direct", ["overlap"], "to direct"),
+        (cascade.method == "freenoise", ["color_correction"], "to freenoise"),
+        (
+            not (correction.spatial or correction.temporal),
+            states,
+            f"where no hidden states are corrected (preset {settings.preset})",
+        ),
+        (cascade.strength == 0, [*states[1:], "spatial", "temporal"], "at strength=0"),
+        (not correction.spatial, states[2:], "where spatial attention is not corrected"),
+        (correction.kv_operator == "S", drawn, "to kv_operator S, for which nothing is drawn"),
+        (not settings.guided, ["negative_prompt"], "without guidance (guidance_scale=1)"),
+    ):
+        if idle:
+            yield from ((name, reason) for name in names)
+
+
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device asked for, or a GPU where there is one. ValueError if it is none, or not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {short(name)} is no device; use cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name} is neither cpu nor cuda, on which alone this is tested; use one of them")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device
 
 
 @dataclass(frozen=True)

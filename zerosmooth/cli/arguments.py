@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, shipped
-from ..config import Defaults
+from ..config import Defaults, check_text
 from ..families import FAMILIES
 from ..family import load_family
+from ..fields import SEED, Range, check
 from ..header import sha256
 from ..images import find_images, read_image
 from ..pipeline import Subject
 from ..samplers import TRAIN_STEPS
-from ..settings import Option, Running, Settings, options, settings_for
+from ..settings import Option, Running, Settings, device_of, options, settings_for
 
+LARGEST = 64_000_000  # bytes of a prompt file
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 FLAGS = {"frames": "num_frames"}  # where the field's name would not say enough
 OWN = {option.name for option in options(Defaults)} | {"frames", "decode_chunk_size", "preset"}  # a checkpoint's to say
@@ -36,10 +37,17 @@ def add_subjects(parser: argparse._ActionsContainer, prompt: bool) -> None:
     add = parser.add_argument
     if prompt:
         add("--prompt", help="what to show (default: the checkpoint's own)")
-    add("--prompt_file", type=Path, help="prompts, one a line; blank lines and # lines are skipped")
-    add("--image", type=Path, help="first frame of image to video: an image file, or a folder of them")
+    add("--prompt_file", type=path_argument, help="prompts, one a line; blank lines and # lines are skipped")
+    add("--image", type=path_argument, help="first frame of image to video: an image file, or a folder of them")
     add("--seed", type=int, default=0, help="of the noise; the same key frames at every scale (default: 0)")
     add("--num_videos", type=int, default=1, help="of each subject, with seeds --seed, --seed + 1, .. (default: 1)")
+
+
+def path_argument(text: str) -> Path:
+    """Of an argument: an empty one would be the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
+    return Path(text)
 
 
 def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
@@ -87,13 +95,13 @@ def _add(add: Any, option: Option) -> None:
 def described(args: argparse.Namespace) -> Checkpoint:
     """The checkpoint that is asked for. ValueError if it will not do."""
     family = None if args.family is None else load_family(args.family, FAMILIES)
-    path = find(args.ckpt)
-    if not path.exists():
+    file = find(args.ckpt)
+    if not file.exists():
         names = ", ".join(shipped())
         raise CheckpointError(
-            f"{path} does not exist; give a converted checkpoint, or one that ships with this: {names}"
+            f"{file} does not exist; give a converted checkpoint, or one that ships with this: {names}"
         )
-    return describe(path, family)
+    return describe(file, family)
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -116,7 +124,10 @@ def read_settings(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Set
         first = f"timestep {sampler.timestep(0)} of {TRAIN_STEPS}"
         print(f"note: {len(sampler)} steps begin at {first}, where noise is not yet all; a divisor begins at the end")
     given = {o.name: getattr(args, o.name) for o in options(Running) if getattr(args, o.name) is not None}
-    return settings, Running(**{**given, "device": str(device)})
+    running = Running(**{**given, "device": str(device)})
+    for text in running.idle(settings):
+        print(f"note: {text}")
+    return settings, running
 
 
 @dataclass(frozen=True)
@@ -133,69 +144,64 @@ class Shown:
         return Subject(self.prompt, None if self.image is None else read_image(self.image))
 
 
-def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Shown]:
-    """Each prompt or image once; of a family that takes both, each image with each prompt. ValueError if there is none,
-    or it cannot be used."""
+def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint, needed: bool = True) -> list[Shown]:
+    """Each prompt or image once; of a family that takes both, each image with each prompt. ValueError if one cannot be
+    used, or there is none and one is needed."""
     takes, config = checkpoint.family.takes, checkpoint.config
-    given = {"prompt": getattr(args, "prompt", None) or args.prompt_file, "image": args.image}
-    for kind in ("prompt", "image"):
-        if given[kind] is not None and kind not in takes:
-            flag = "prompt_file" if kind == "prompt" and args.prompt_file else kind
+    prompt = getattr(args, "prompt", None)
+    for kind, flag, given in (
+        ("prompt", "prompt", prompt),
+        ("prompt", "prompt_file", args.prompt_file),
+        ("image", "image", args.image),
+    ):
+        if given is not None and kind not in takes:
             raise ValueError(f"--{flag} does not fit {args.ckpt}, which makes videos from {' and '.join(takes)}s")
-    if getattr(args, "prompt", None) is not None and args.prompt_file is not None:
+    if prompt is not None and args.prompt_file is not None:
         raise ValueError("--prompt and --prompt_file exclude each other; give one")
-    if "image" in takes and args.image is None:
+    if "image" in takes and args.image is None and needed:
         raise ValueError(f"{args.ckpt} makes videos from images: add --image with a file or a folder")
     prompts: list[str | None] = [None]
     if "prompt" in takes:
-        own = [config.defaults.prompt if getattr(args, "prompt", None) is None else args.prompt]
+        own = [config.defaults.prompt if prompt is None else prompt]
         prompts = list(dict.fromkeys(read_prompts(args.prompt_file) if args.prompt_file else own))
-    images = [None] if "image" not in takes else find_images(args.image)
+    for text in prompts:
+        check_text("a prompt", text or "")
     shown = []
-    for image in images:
+    for image in [None] if args.image is None else find_images(args.image):
         facts = {}
         if image is not None:
             read_image(image)  # and let go: there may be thousands
             facts = {"image": image.name, "image_sha256": sha256(image)}
-        for prompt in prompts:
-            name = " ".join(part for part in (image and image.name, prompt) if part)
-            shown.append(Shown(name, facts if prompt is None else {"prompt": prompt, **facts}, prompt, image))
+        for text in prompts:
+            name = " ".join(part for part in (image and image.name, text) if part)
+            shown.append(Shown(name, facts if text is None else {"prompt": text, **facts}, text, image))
     return shown
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file, one a line; blank lines and # lines are skipped. ValueError if it has none."""
-    if not path.is_file():
-        raise ValueError(f"the prompt file {path} does not exist")
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of a file or a pipe, one a line; blank lines and # lines are skipped. ValueError if it has none."""
+    if not file.exists() or file.is_dir():
+        raise ValueError(f"the prompt file {file} {'is a folder' if file.is_dir() else 'does not exist'}")
+    with file.open("rb") as opened:
+        content = opened.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"the prompt file {file} has more than {LARGEST / 1e6:.0f} MB; it is no list of prompts")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {path} is not UTF-8 text ({error})") from error
+        raise ValueError(f"the prompt file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"the prompt file {file} has NULs in it, as UTF-16 and other files have; save it as UTF-8")
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", text)]  # splitlines splits at form feeds and U+2028 too
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"the prompt file {path} has no prompts")
+        raise ValueError(f"the prompt file {file} has no prompts")
     return prompts
 
 
 def seeds_of(args: argparse.Namespace) -> Sequence[int]:
-    """ValueError if there are none."""
-    if args.num_videos < 1:
-        raise ValueError("--num_videos must be at least 1")
+    """ValueError if there are none, or they are out of range."""
+    check("--num_videos", args.num_videos, int, Range(1, 1_000_000_000))
+    for flag, seed in (("--seed", args.seed), ("--seed + --num_videos", args.seed + args.num_videos - 1)):
+        check(flag, seed, int, SEED)
     return range(args.seed, args.seed + args.num_videos)
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device asked for, or a GPU where there is one. ValueError if it is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is no device; use cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name} is neither cpu nor cuda, on which alone this is tested; use one of them")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return device

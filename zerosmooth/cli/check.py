@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from ..checkpoint import Checkpoint, check_tensors
 from ..estimate import FLOP_SHARE, matrix_rate, needs
+from ..pipeline import Pipeline
 from ..settings import Running, Settings
 
 
@@ -37,9 +38,20 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     )
 
 
-def check_space(folder: Path, settings: Settings) -> None:
-    """ValueError if a disk could not hold one result even if nothing compressed."""
+def check_folder(folder: Path, settings: Settings) -> None:
+    """Make the folder of results. ValueError if it is none, or its disk could not hold one result even if nothing
+    compressed."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--outdir {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
     frames = sum(settings.cascade.frames_of(stage) for stage in range(settings.cascade.stages))
     worst, free = frames * settings.height * settings.width * 3 + 50_000_000, shutil.disk_usage(folder).free
     if free < worst:
         raise ValueError(f"{folder} has {free / 1e6:.0f} MB free; one result may need {worst / 1e6:.0f} MB")
+
+
+def say_lost_tokens(pipeline: Pipeline, texts: Iterable[str]) -> None:
+    """Print how much of which prompts the text encoder does not see."""
+    for text in dict.fromkeys(texts):
+        if lost := pipeline.family.lost_tokens(pipeline.networks, text):
+            print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text encoder and are left out")

@@ -1,60 +1,135 @@
-"""How a command ends: what its user is told of an error, and the exit status."""
+"""How a command ends: what its user is told of an error, the exit status; and that nothing it prints ends it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from ..header import CheckpointError
-
 MEMORY = "try --offload, --sequential_guidance, --frame_chunk 4, a smaller --decode_chunk_size or size"
+OURS = ("__main__", "sample", "zerosmooth", "weights_convert", "evaluation", "smallworld")  # packages
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
     """The exit status of `work`. A mistake of the user is one line without a traceback; ours keeps it.
 
-    interrupted: what holds after Ctrl-C, or after SIGTERM, which ends work in the same way.
+    interrupted: what holds after Ctrl-C, SIGTERM or SIGHUP, which all end it in the same way.
     """
-    try:
-        with _stoppable():
+    with _patient_output(), _ends() as ended:
+        try:
             return work()
-    except (CheckpointError, ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if (what := out_of_memory(error)) is None:
-            raise
-        print(f"{name}: {what}; {MEMORY}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
-        return 130
+        except (ValueError, OSError) as error:
+            if not is_said(error):
+                raise
+            print(f"{name}: {_text(error)}", file=sys.stderr)
+            return 1
+        except (RuntimeError, MemoryError) as error:
+            if (what := out_of_memory(error)) is None:
+                raise
+            print(f"{name}: {what}; {MEMORY}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
+            return 128 + ended[0] if ended else 130
+
+
+def is_said(error: BaseException) -> bool:
+    """Whether an error is for the user: our code says it with `raise`, or the system does, of a file. What any other
+    code raises is a fault of ours, which should not have let it come to that."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return True
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return package in OURS and line.startswith("raise")
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to tell if the device, or the machine, had no more memory, else None; on the CPU torch has no class of its
+    own for that."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
+        return None
+    return f"the device is out of memory: {str(error).partition(chr(10))[0]}".rstrip(": ")
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C, and SIGTERM, which schedulers and containers send, raise a KeyboardInterrupt: what was begun is removed.
-    Who lets Ctrl-C be ignored, as nohup does, keeps that."""
+def _ends() -> Iterator[list[int]]:
+    """Signals that ask a process to end raise KeyboardInterrupt; the first one is put into the list. What is ignored,
+    as under nohup, stays so. The second one ends the process at once."""
+    ended: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        ended.append(number)
+        for other in before:
+            signal.signal(other, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in ENDS}
+        before = {n: old for n, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+    for number in before:
+        signal.signal(number, end)
     try:
-        before = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)}
-        for number in [x for x, handler in before.items() if handler != signal.SIG_IGN]:
-            signal.signal(number, signal.default_int_handler)
-    except ValueError:  # not in the main thread, to which alone signals come
-        before = {}
+        yield ended
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _patient_output() -> Iterator[None]:
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Patient(out), _Patient(err)  # type: ignore[assignment]
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = out, err
 
 
-def out_of_memory(error: RuntimeError) -> str | None:
-    """What to tell if the device, or the machine, had no more memory, else None; on the CPU torch has no class of its
-    own for that."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        return None
-    return f"the device is out of memory: {str(error).partition(chr(10))[0]}".rstrip(": ")
+class _Patient:
+    """A text stream that no writing to fails: what it cannot encode is escaped, and what nobody takes any more (a pipe
+    whose reader is gone, a full disk) is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):  # lines are shown as they are printed, into a pipe or file too
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (OSError, ValueError):  # ValueError: it is closed
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+            except (OSError, ValueError):  # it is no file
+                pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

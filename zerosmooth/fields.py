@@ -1,0 +1,60 @@
+"""What a field of a dataclass may hold: a value of its type, within the range that its annotation gives."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+
+class Range(NamedTuple):
+    """Of a number, or of each item of a tuple; both ends included."""
+
+    low: float
+    high: float
+
+
+SEED = Range(-(2**63), 2**63 - 1)
+
+
+def check_fields(value: Any) -> None:
+    """ValueError, which names the field and what would do, for a field of the wrong type or out of its range:
+    `fps: Annotated[int, "key frames a second", Range(1, 1000)] = 8`."""
+    hints = get_type_hints(type(value), include_extras=True)
+    for field in fields(value):
+        hint, limit = hints[field.name], None
+        if get_origin(hint) is Annotated:
+            hint, *extras = get_args(hint)
+            limit = next((extra for extra in extras if isinstance(extra, Range)), None)
+        check(field.name, getattr(value, field.name), hint, limit)
+
+
+def check(name: str, value: Any, hint: Any, limit: Range | None = None) -> None:
+    """ValueError if a value that is called `name` is not of the type `hint`, or out of the range."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in inner:
+            return
+        hint = next(kind for kind in inner if kind is not NoneType)
+    elif origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{name}={short(value)}; use {' or '.join(map(repr, inner))}")
+        return
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError(f"{name}={short(value)}; a tuple is needed, such as (2, 2)")
+        for item in value:
+            check(name, item, inner[0], limit)
+        return
+    kinds = (int, float) if hint is float else (hint,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{name}={short(value)} is {type(value).__name__}; {hint.__name__} is needed")
+    if limit is not None and not limit.low <= value <= limit.high:
+        raise ValueError(f"{name}={short(value)}; use {limit.low} to {limit.high}")
+
+
+def short(value: Any) -> str:
+    """A value in a message."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"(a number of {value.bit_length()} bits)"
+    return text if len(text := repr(value)) <= 60 else f"{text[:56]}.."
