@@ -17,6 +17,8 @@ from ..bus import Stage, name_modules
 from .layers import EmbeddingMLP, FeedForward, Mix, ResBlock, TemporalResBlock, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
+POSITIONS = "positions"  # of the frames: where the states of the context have them, beside those of its modules
+
 
 @dataclass(frozen=True)
 class SVDConfig(SkeletonConfig):
@@ -51,20 +53,29 @@ class SVDUNet(Skeleton):
         context: Tensor | ContextStates,
         condition: Tensor,
         stage: Stage | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """x: b f 8 h w, noisy latents and behind them the reference image's; timestep: b, 0.25 log sigma; context:
         b 1 c, the image's token, or `project_context` of it; condition: b 3, frames a second minus one, motion
-        bucket, augmentation noise; stage: a stage of a `HiddenStateBus`, or None for the plain network.
-        Returns b f 4 h w."""
+        bucket, augmentation noise; stage: a stage of a `HiddenStateBus`, or None for the plain network;
+        positions: f, of the frames, None for those of `frame_positions`. Returns b f 4 h w."""
         numbers = sinusoid(condition.flatten(), self.config.condition_dim).view(len(condition), -1)
-        return self.forward_numbers(x, timestep, context, numbers, stage)
+        return self.forward_numbers(x, timestep, context, numbers, stage, positions)
 
     def forward_numbers(
-        self, x: Tensor, timestep: Tensor, context: Tensor | ContextStates, numbers: Tensor, stage: Stage | None = None
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | ContextStates,
+        numbers: Tensor,
+        stage: Stage | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """As `forward`, with the sinusoids of the condition: b 3*condition_dim."""
         emb = self.embed(timestep, x.dtype) + self.condition_embedding(numbers.to(x.dtype))
-        return self.forward_embedded(x, emb, context, stage)
+        states = self.project_context(context) if isinstance(context, Tensor) else context
+        positions = frame_positions(x.shape[1], stage, x.device) if positions is None else positions
+        return self.forward_embedded(x, emb, {**states, POSITIONS: (positions,)}, stage)
 
 
 class SVDBlock(Block):
@@ -106,7 +117,7 @@ class SVDTransformer(Transformer):
         self.mix = Mix()
 
     def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        position = sinusoid(frame_positions(h.shape[1], stage, h.device), self.channels).to(h.dtype)
+        position = sinusoid(context[POSITIONS][0], self.channels).to(h.dtype)
         embedded = self.position_embedding(position)[:, None]  # f 1 d
         for spatial, temporal in zip(self.blocks, self.temporal_blocks):
             h = spatial(h, context, stage)
