@@ -25,7 +25,7 @@ class Recipe:
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
-    goes_on: float = 0.0  # share of steps in which clips seem to go on at both ends, see `train.ends_repeated`
+    goes_on: float = 0.0  # share of steps in which clips seem to go on at both ends, see `train.with_repeated_ends`
     encoder_steps: int = 400  # of 128 prompts or first frames
     steps: int = 13_000  # of 128 frames
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips

@@ -4,23 +4,23 @@
     python -m smallworld.train svd-small --device cuda
 
 Everything is drawn as it is needed, from generators keyed by the step, so a resumed run sees what an unbroken one
-would have. State lives in runs/NAME as safetensors (weights, their running average, and Adam's two moments). Where only
-an exported checkpoint is left, --start goes on from that.
+would have. State lives in runs/NAME (weights, their running average, Adam's moments). Where only an exported checkpoint
+is left, --start goes on from that.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import imageio.v3 as iio
 import torch
@@ -32,19 +32,20 @@ from tqdm import tqdm
 
 from zerosmooth import checkpoint
 from zerosmooth.attention import TemporalAttention
-from zerosmooth.cascade import Cascade
-from zerosmooth.models import svd
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
 from zerosmooth.models.autoencoder import Autoencoder
-from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
-from zerosmooth.models.tokenizer import Tokenizer
+from zerosmooth.models.clip import ImageTower, TextTower
+from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
-from zerosmooth.pipeline import Networks, Pipeline, told_fps
+from zerosmooth.pipeline import Pipeline
 from zerosmooth.results import write_tensors
 from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
 
 from . import recipes
-from .draw import MOTION, SECONDS, WORDS, Scene, first_frame, frame_times, parse, random_scene, render
-from .trainer import Schedule, Trainer, lay_out
+from .draw import MOTION, SECONDS, WORDS, Scene, frame_times, parse, random_scene, render
+from .gate import make
+from .trainer import Schedule, Trainer, lay_out, read_state
 
 
 def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
@@ -86,7 +87,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         weight = 1 + 4 * (x - ground).abs().amax(1, keepdim=True)
         return (weight * ((y - x).abs() + (y - x).square())).mean() + recipe.kl * kl
 
-    def show(step: int) -> None:
+    def show(step: int, vae: Autoencoder) -> None:
         x = clips(-1).flatten(0, 1)
         with torch.inference_mode():
             z = vae.moments(x)[0]
@@ -94,9 +95,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB", flush=True)
         _picture(folder / "sheet.png", rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
 
-    trainer.train(loss_at, show)
-    vae.load_state_dict(trainer.average)
-    return vae.eval().requires_grad_(False)
+    return trainer.train(loss_at, show).eval().requires_grad_(False)
 
 
 def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
@@ -126,10 +125,6 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
     return round(1 / mean.std().item(), 5)
 
 
-def new_encoder(config: TextConfig | ImageConfig) -> TextTower | ImageTower:
-    return ImageTower(config) if isinstance(config, ImageConfig) else TextTower(config)
-
-
 def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower | ImageTower:
     """An encoder whose tokens tell what it was shown: a linear layer reads each kind of word off them.
 
@@ -137,9 +132,10 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
     """
     torch.manual_seed(2)
     config = recipe.config.encoder
-    tower = new_encoder(config)
-    words = {kind: ["", *values] for kind, values in WORDS.items() if not recipe.config.takes_images or kind != "speed"}
-    width = config.out if isinstance(config, ImageConfig) else config.width
+    tower: Any = FAMILIES[recipe.config.family].encoder(config)
+    still = isinstance(tower, ImageTower)
+    words = {kind: ["", *values] for kind, values in WORDS.items() if not still or kind != "speed"}
+    width = config.out if still else config.width
     heads = nn.ModuleDict({kind: nn.Linear(width, len(values)) for kind, values in words.items()})
     learnt = nn.ModuleDict({"tower": tower, "heads": heads}).to(device)
     trainer = Trainer(learnt, Schedule(recipe.encoder_steps, rate=2e-3, average=0.98), folder)
@@ -149,13 +145,11 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
         """Tokens, and what they should tell."""
         rng = random.Random(f"prompts/{step}")
         scenes = [random_scene(rng, recipe.tail) for _ in range(128)]
-        if isinstance(tower, ImageTower):
+        if still:
             first = render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:, 0] * 2 - 1
-            return tower(tower.prepare(first.to(device))), [{kind: getattr(s, kind) for kind in words} for s in scenes]
-        assert isinstance(config, TextConfig)
+            return tower.encode(first.to(device)), [{kind: getattr(s, kind) for kind in words} for s in scenes]
         prompts = [prompt_of(scene, rng) for scene in scenes]
-        ids = Tokenizer(config.merges, config.context_length, config.pad_token)(prompts)
-        return tower(ids.to(device))[:, -8:], [parse(prompt) for prompt in prompts]
+        return tower.encode(prompts)[:, -8:], [parse(prompt) for prompt in prompts]
 
     def loss_at(step: int) -> Tensor:
         h, told = show_some(step)
@@ -168,32 +162,33 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
             loss = loss + F.cross_entropy(logits, asked)
         return loss
 
-    def show(step: int) -> None:
+    def show(step: int, averaged: nn.ModuleDict) -> None:
         print(f"encoder tells {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
 
-    trainer.train(loss_at, show)
-    learnt.load_state_dict(trainer.average)
-    return tower
+    return trainer.train(loss_at, show)["tower"]
 
 
-def train_diffusion(
-    recipe: recipes.Recipe, vae: Autoencoder, encoder: TextTower | ImageTower, folder: Path, device: str
-) -> Networks:
+def new_networks(recipe: recipes.Recipe, device: str) -> Networks:
+    torch.manual_seed(1)
+    networks = Networks(FAMILIES[recipe.config.family], recipe.config).to(device)
+    start_as_identity(networks.unet)
+    networks.vae.requires_grad_(False)
+    return networks
+
+
+def diffusion_trainer(recipe: recipes.Recipe, networks: Networks, folder: Path) -> Trainer:
+    return Trainer(networks, Schedule(recipe.steps, recipe.rate, warmup=200), folder)
+
+
+def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, device: str) -> None:
     """The network, and an encoder of prompts with it, on v-prediction at random noise levels; one condition in ten is
     left out for guidance."""
-    torch.manual_seed(1)
-    config = recipe.config
-    networks = Networks(config)
-    networks.vae, networks.encoder = vae, encoder
-    networks.to(device)
-    start_as_identity(networks.unet)
-    learnt = nn.ModuleDict({"unet": networks.unet, "text": networks.encoder})
-    trainer = Trainer(learnt, Schedule(recipe.steps, recipe.rate, warmup=200), folder)
-    pipeline = Pipeline(config, networks)
-    learnt.requires_grad_(True)
-
-    clips, scenes, rates, starts = draw_clips(recipe, vae, folder.parent, device)
-    base, told = config.defaults.fps, told_fps(config)
+    trainer = diffusion_trainer(recipe, networks, folder)
+    recipe = with_scale(recipe, networks.vae, device)
+    config, family = recipe.config, FAMILIES[recipe.config.family]
+    stills, endless = without_temporal_layers(networks.unet), with_repeated_ends(networks.unet)
+    clips, scenes, rates, starts = draw_clips(recipe, networks.vae, folder.parent, device)
+    base, told = config.defaults.fps, family.told_rate(config)
     whole = [i for i in range(len(scenes)) if rates[i] == base]
     parts = [i for i in range(len(scenes)) if rates[i] != base]
     alike: dict[tuple[int, float], list[int]] = {}  # clips by rate and beginning
@@ -202,7 +197,7 @@ def train_diffusion(
 
     def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
         """Clips of a step, and their frames' positions where a network has them: then all are of one kind."""
-        if not config.takes_images:
+        if not isinstance(config.unet, SVDConfig):
             return [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)], None
         i = rng.choice(parts if rng.random() < recipe.dense else whole)
         chosen = rng.choices(alike[rates[i], starts[i]], k=count)
@@ -217,15 +212,15 @@ def train_diffusion(
                 "" if out else prompt_of(scenes[i], rng, told or rates[i] == base)
                 for i, out in zip(chosen, left_out.tolist())
             ]
-            return networks.encoder(pipeline.tokenizer(prompts).to(device)), None, fps
+            return networks.encoder.encode(prompts), None, fps
         first = render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
         augmentation = config.defaults.noise_aug_strength
         noisy = first + augmentation * torch.randn(first.shape, generator=generator)
         keep = (~left_out).float()
         token_alone = torch.tensor([rng.random() < 0.2 for _ in chosen], device=device)  # or it would not be read
         with torch.no_grad():  # trained along, the encoder would unlearn to tell shapes
-            context = networks.encoder(networks.encoder.prepare(first.to(device))) * keep[:, None, None]
-            latents = vae.moments(noisy.to(device))[0] * (keep * ~token_alone)[:, None, None, None]
+            context = networks.encoder.encode(first.to(device)) * keep[:, None, None]
+            latents = networks.vae.moments(noisy.to(device))[0] * (keep * ~token_alone)[:, None, None, None]
         motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
         fps = torch.tensor([rng.choice((1.0, 2.0, 4.0)) * base for _ in chosen], device=device)  # says nothing
         return context, latents[:, None], torch.stack([fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
@@ -248,34 +243,23 @@ def train_diffusion(
         shown = a * x0 + s * noise
         if reference is not None:
             shown = torch.cat([shown, reference.expand(-1, frames, -1, -1, -1)], dim=2)
-        way = single_frames(networks.unet) if frames == 1 else ends_repeated(networks.unet, goes_on)
-        with way, at_positions(positions):
-            v = networks.unet(shown, t, context, numbers)
+        placed = {} if positions is None else {"positions": positions}
+        unet = stills if frames == 1 else endless if goes_on else networks.unet
+        v = unet(shown, t, context, numbers, **placed)
         return (v - (a * noise - s * x0)).square().mean()
 
-    def show(step: int) -> None:
+    def show(step: int, averaged: Networks) -> None:
         rng = random.Random("show")
         shown = [random_scene(rng, recipe.tail) for _ in range(8)]
-        cascade = Cascade(config.unet.frames, ())
-        if config.takes_images:
-            videos = [
-                pipeline.sample(
-                    images=[first_frame(scene, recipe.size)],
-                    motion_bucket_id=MOTION[scene.speed],
-                    seeds=i,
-                    cascade=cascade,
-                )[0]
-                for i, scene in enumerate(shown)
-            ]
-        else:
-            videos = pipeline.sample([s.prompt() for s in shown], seeds=list(range(8)), cascade=cascade, steps=20)
+        averaged.vae.config = config.vae  # which has the scale
+        pipeline = Pipeline(family, config, averaged)
+        settings = pipeline.settings(scales=(), steps=20)
+        videos = [make(pipeline, scene, i, settings) for i, scene in enumerate(shown)]
         rows = [rearrange(video.frames[0][::3], "f h w c -> h (f w) c") for video in videos]
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
 
     trainer.train(loss_at, show, every=100)
-    learnt.load_state_dict(trainer.average)
-    return networks.eval().requires_grad_(False)
 
 
 def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -307,7 +291,7 @@ def draw_clips(
     frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
     scenes = [random_scene(rng, recipe.tail) for _ in range(recipe.clips)]
     rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base for _ in scenes]
-    if recipe.config.takes_images:  # windows overlap by half
+    if isinstance(recipe.config.unet, SVDConfig):  # windows overlap by half
         starts = [rng.randrange(2 * rate // base - 1) * frames / 2 / rate for rate in rates]
     else:
         starts = [rng.uniform(0, SECONDS - frames / rate) for rate in rates]
@@ -341,62 +325,55 @@ def start_as_identity(unet: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@contextmanager
-def single_frames(unet: nn.Module) -> Iterator[None]:
-    """Within, the temporal layers of a network hand on what they get: they have not been trained yet."""
-    layers: list[nn.Module] = [m for m in unet.modules() if isinstance(m, (TemporalConv, TemporalTransformer))]
-    branches: list[nn.Module] = [m for m in unet.modules() if isinstance(m, TemporalAttention)]
-    for module in layers:
-        module.forward = lambda x, *rest: x
-    for module in branches:
-        module.forward = lambda h, *rest: torch.zeros_like(h)
-    try:
-        yield
-    finally:
-        for module in [*layers, *branches]:
-            del module.forward
+def twin(network: nn.Module) -> nn.Module:
+    """A second network with the very weights of the first: what trains one trains the other."""
+    return deepcopy(network, {id(p): p for p in network.parameters()})
 
 
-@contextmanager
-def ends_repeated(unet: nn.Module, on: bool) -> Iterator[None]:
-    """Within, if `on`, temporal convolutions repeat a clip's end frames instead of adding zeros, as if it went on.
+def without_temporal_layers(unet: nn.Module) -> nn.Module:
+    """A twin for single frames, whose temporal layers hand on what they get: those of a fresh network do so anyway, but
+    here they take no time and are not trained."""
+    unet = twin(unet)
+    for parent in unet.modules():
+        for name, layer in parent.named_children():
+            if isinstance(layer, (TemporalConv, TemporalTransformer)):
+                setattr(parent, name, Instead(lambda x: x))
+            elif isinstance(layer, TemporalAttention):  # in a residual branch
+                setattr(parent, name, Instead(torch.zeros_like))
+    return unet
+
+
+class Instead(nn.Module):
+    """A function of the first of its arguments in a layer's place."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, *rest: object) -> Tensor:
+        return self.function(x)
+
+
+def with_repeated_ends(unet: nn.Module) -> nn.Module:
+    """A twin whose temporal convolutions repeat a clip's end frames instead of adding zeros, as if it went on.
 
     Where there are zeros, a network learns to tell frames' places by them; most frames of a longer video see none."""
-    convs = [m for m in unet.modules() if isinstance(m, nn.Conv3d)] if on else []
-    for conv in convs:
-        conv.padding_mode = "replicate"
-    try:
-        yield
-    finally:
-        for conv in convs:
-            conv.padding_mode = "zeros"
-
-
-@contextmanager
-def at_positions(positions: Tensor | None) -> Iterator[None]:
-    """Within, the frames of an SVD network carry these positions, if any, instead of 0, 1, .."""
-    own = svd.frame_positions
-    if positions is not None:
-        svd.frame_positions = lambda f, stage, device: positions
-    try:
-        yield
-    finally:
-        svd.frame_positions = own
+    unet = twin(unet)
+    for layer in unet.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.padding_mode = "replicate"
+    return unet
 
 
 def export(name: str, folder: Path, device: str, to: Path) -> None:
     """Write the shipped file from the running averages in a run's folder, finished or not."""
     recipe = recipes.RECIPES[name]
-    networks = Networks(recipe.config).to(device)
-    networks.vae = train_autoencoder(recipe, folder / "autoencoder", device)
-    average = load_file(folder / "diffusion" / "average.safetensors")
-    for part, network in {"unet": networks.unet, "text": networks.encoder}.items():
-        state = {k.removeprefix(f"{part}."): v for k, v in average.items() if k.startswith(f"{part}.")}
-        network.load_state_dict(state)
+    trainer = diffusion_trainer(recipe, new_networks(recipe, device), folder)
+    networks: Any = trainer.average.module
     config = with_scale(recipe, networks.vae, device).config
-    step = json.loads((folder / "diffusion" / "state.json").read_text())["step"]
-    source = f"smallworld.train {name}, step {step} of {recipe.steps}"
-    checkpoint.save(to, config, networks.state_dict().items(), torch.float16, source, "")
+    source = f"smallworld.train {name}, step {trainer.step} of {recipe.steps}"
+    family = FAMILIES[config.family]
+    checkpoint.save(to, family, config, networks.state_dict().items(), torch.float16, source, "")
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 
@@ -413,14 +390,7 @@ def go_on_from(name: str, recipe: recipes.Recipe, folder: Path) -> None:
     step = re.search(r"step (\d+)", found.source)
     if found.config.unet != recipe.config.unet or step is None:
         raise ValueError(f"{name} ({found.source or 'of unknown source'}) was not exported by a run of this recipe")
-    state = {k: v.clone() for k, v in checkpoint.load(name).networks.state_dict().items()}
-    parts = {"autoencoder": {"vae.": ""}, "diffusion": {"unet.": "unet.", "encoder.": "text."}}
-    steps = {"autoencoder": recipe.autoencoder_steps, "diffusion": int(step[1])}
-    for part, renames in parts.items():
-        weights = {
-            new + k.removeprefix(old): v for old, new in renames.items() for k, v in state.items() if k.startswith(old)
-        }
-        lay_out(folder / part, weights, steps[part])
+    lay_out(folder, checkpoint.load(name).networks.state_dict(), int(step[1]))
 
 
 def main() -> None:
@@ -431,22 +401,25 @@ def main() -> None:
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
     parser.add_argument("--start", metavar="CKPT", help="go on from an exported checkpoint, where no state is left")
     args = parser.parse_args()
-    folder = args.runs / args.name
+    folder, recipe = args.runs / args.name, recipes.RECIPES[args.name]
+    diffusion = folder / "diffusion"
+    started = bool(read_state(diffusion))
     if args.export:
-        export(args.name, folder, args.device, args.export)
+        if not started:
+            parser.error(f"{diffusion} holds no run that could be exported")
+        export(args.name, diffusion, args.device, args.export)
         return
-    recipe = recipes.RECIPES[args.name]
     if args.start:
-        if (folder / "diffusion").exists():
+        if started:
             parser.error(f"{folder} holds a run already; leave --start out to go on with it")
-        go_on_from(args.start, recipe, folder)
-    vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
-    if (folder / "diffusion" / "state.json").exists():  # which holds the encoder as it has learnt since
-        encoder = new_encoder(recipe.config.encoder)
-    else:
-        encoder = train_encoder(recipe, folder / "encoder", args.device)
-    train_diffusion(with_scale(recipe, vae, args.device), vae, encoder, folder / "diffusion", args.device)
-    export(args.name, folder, args.device, folder / f"{args.name}.safetensors")
+        go_on_from(args.start, recipe, diffusion)
+        started = True
+    networks = new_networks(recipe, args.device)
+    if not started:  # whose state holds all three networks
+        networks.vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
+        networks.encoder = train_encoder(recipe, folder / "encoder", args.device)
+    train_diffusion(recipe, networks, diffusion, args.device)
+    export(args.name, diffusion, args.device, folder / f"{args.name}.safetensors")
 
 
 def _picture(path: Path, image: Tensor) -> None:

@@ -1,8 +1,7 @@
-"""A resumable training loop: Adam, a cosine, a running average of the weights, and a state that lies in a few files."""
+"""A resumable training loop: Adam, a cosine, a running average of the weights, and a state that lies in one file."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-ADAM = ("exp_avg", "exp_avg_sq", "step")  # of each parameter: moments, and how often it was trained
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 @dataclass(frozen=True)
@@ -22,122 +20,94 @@ class Schedule:
     steps: int
     rate: float  # highest learning rate: reached after a warm-up, then a cosine to zero
     warmup: int = 100
-    average: float = 0.999  # of the weights, a step
+    average: float = 0.999  # share of a step's running average that goes on into the next, at the most
 
-    def rate_at(self, step: int, start: int = 0) -> float:
-        """start: the step at which Adam began."""
+    def share(self, step: int, start: int = 0) -> float:
+        """Of the rate, at a step. start: the step at which Adam began."""
         progress = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
-        warm = min(1.0, (step - start + 1) / self.warmup)
-        return self.rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (step - start + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def add(self, average: Any, weights: Any, n: Tensor | int) -> None:
+        """To an average of n steps' weights, of which less goes on while they are few: the first are soon forgotten."""
+        get_ema_multi_avg_fn(min(self.average, int(n) / (9 + int(n))))(average, weights, n)
 
 
 class Trainer:
-    """Adam on the parameters of a module, with a running average of them, saved in and resumed from a folder."""
+    """Adam on the parameters of a module, with a running average of them, saved in and resumed from a folder.
+
+    What is saved is of torch's own making; what is missing in it, as in what `lay_out` wrote, begins anew."""
 
     def __init__(self, module: nn.Module, schedule: Schedule, folder: Path) -> None:
-        self.module, self.schedule, self.folder = module, schedule, folder
-        self.optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-        self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self.step, self.start, self.seconds = 0, 0, 0.0
-        self.log: list[dict[str, float]] = []
-        if (folder / "state.json").exists():
-            self._resume()
+        self.module, self.steps, self.folder = module, schedule.steps, folder
+        state = read_state(folder)
+        self.start = start = state.get("start", 0)
+        self.seconds, self.log = state.get("seconds", 0.0), state.get("log", [])
+        module.load_state_dict(state.get("module", module.state_dict()))
+        self.optimizer = torch.optim.AdamW(module.parameters(), schedule.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.rate = LambdaLR(self.optimizer, lambda n: schedule.share(start + n, start))
+        self.average = AveragedModel(module, multi_avg_fn=schedule.add)
+        self.average.n_averaged += 1  # what the module starts with, or the first update would only copy
+        self.parts: dict[str, Any] = {"average": self.average, "optimizer": self.optimizer, "rate": self.rate}
+        for name, part in self.parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        if state:
+            print(f"{folder.name} goes on from step {self.step}", flush=True)
 
-    def train(self, loss_at: Callable[[int], Tensor], show: Callable[[int], None], every: int = 250) -> None:
-        """Train to the schedule's end, saving every so many steps. loss_at(step) gives the loss; show(step) writes
-        samples, with the average, every fifth time."""
+    @property
+    def step(self) -> int:
+        return self.start + self.rate.last_epoch
+
+    def train(self, loss_at: Callable[[int], Tensor], show: Callable[[int, Any], None], every: int = 250) -> Any:
+        """Train to the schedule's end, saving every so many steps. loss_at(step) gives the loss; show(step, averaged)
+        writes samples of the module with its average weights, every fifth time. Returns that module."""
         since, losses = time.perf_counter(), []
-        while self.step < self.schedule.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule.rate_at(self.step, self.start)
+        while self.step < self.steps:
             loss = loss_at(self.step)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
             self.optimizer.step()
-            seen = self.step - self.start
-            decay = min(self.schedule.average, (1 + seen) / (10 + seen))
-            with torch.no_grad():
-                for name, p in self.module.named_parameters():
-                    self.average[name].lerp_(p, 1 - decay)
+            self.rate.step()
+            self.average.update_parameters(self.module)
             losses.append(loss.item())
-            self.step += 1
             if self.step % 25 == 0:
                 now = time.perf_counter()
                 self.seconds, since = self.seconds + now - since, now
                 self.log.append({"step": self.step, "loss": sum(losses) / len(losses), "seconds": round(self.seconds)})
                 print(f"{self.folder.name} {self.log[-1]}", flush=True)
                 losses = []
-            end = self.step == self.schedule.steps
+            end = self.step == self.steps
             if self.step % every == 0 or end:
                 self.save()
             if self.step % (5 * every) == 0 or end:
-                with self.averaged():
-                    show(self.step)
-
-    def averaged(self) -> _Swapped:
-        """Within `with`, the module has the running average of its weights."""
-        return _Swapped(self.module, self.average)
+                show(self.step, self.average.module)
+        return self.average.module
 
     def save(self) -> None:
-        named: dict[str, Tensor] = dict(self.module.named_parameters())
-        untrained = {n: _untrained(p) for n, p in named.items()}
-        adam = {key: {n: self.optimizer.state[p].get(key, untrained[n][key]) for n, p in named.items()} for key in ADAM}
-        state = {"step": self.step, "start": self.start, "seconds": self.seconds, "log": self.log}
-        write_state(self.folder, state, {"weights": named, "average": self.average, **adam})
-
-    def _resume(self) -> None:
-        state = json.loads((self.folder / "state.json").read_text())
-        self.step, self.start = state["step"], state["start"]
-        self.seconds, self.log = state["seconds"], state["log"]
-        saved = {name: load_file(self.folder / f"{name}.safetensors") for name in ("weights", "average", *ADAM)}
-        with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(saved["weights"][name])
-                self.average[name].copy_(saved["average"][name])
-                moments = {key: saved[key][name].to(p.device) for key in ADAM if key != "step"}
-                self.optimizer.state[p] = {"step": saved["step"][name], **moments}
-        print(f"{self.folder.name} goes on from step {self.step}", flush=True)
+        numbers = {"start": self.start, "seconds": self.seconds, "log": self.log}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        write_state(self.folder, {**numbers, "module": self.module.state_dict(), **parts})
 
 
-def write_state(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-    """What `Trainer` resumes from. tensors: "weights", "average" and ADAM, each by parameter."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was saved in a folder, on the CPU; nothing if nothing was. ValueError if another version saved it."""
+    if (folder / "state.json").exists():
+        raise ValueError(
+            f"{folder} holds a run of an earlier version, which cannot go on; export it with that version, remove it, "
+            "and go on from the exported file with --start"
+        )
+    file = folder / "state.pt"
+    return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {}
-    for name, named in tensors.items():
-        path = folder / f"{name}.safetensors"
-        parts[path] = path.with_suffix(".part")
-        save_file({k: v.detach().contiguous() for k, v in named.items()}, parts[path])
-    parts[folder / "state.json"] = folder / "state.json.part"
-    parts[folder / "state.json"].write_text(json.dumps(state))
-    for path, part in parts.items():  # all are written before any is replaced, the step that they are of last
-        part.replace(path)
+    part = folder / "state.pt.part"
+    torch.save(state, part)
+    part.replace(folder / "state.pt")
 
 
 def lay_out(folder: Path, weights: dict[str, Tensor], step: int) -> None:
-    """The state of a run of which only its weights at `step` are left: Adam begins anew."""
-    adam = {key: {name: _untrained(x)[key] for name, x in weights.items()} for key in ADAM}
-    state = {"step": step, "start": step, "seconds": 0.0, "log": []}
-    write_state(folder, state, {"weights": weights, "average": weights, **adam})
-
-
-def _untrained(p: Tensor) -> dict[str, Tensor]:
-    """Adam's state of a parameter that it has not trained."""
-    return {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": torch.tensor(0.0)}
-
-
-class _Swapped:
-    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
-        self.module, self.values = module, values
-
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.module.named_parameters()}
-        self._put(self.values)
-
-    def __exit__(self, *exception: object) -> None:
-        self._put(self.kept)
-
-    def _put(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(values[name])
+    """The state of a run of which only its weights at `step` are left: Adam and the average begin anew."""
+    write_state(folder, {"module": weights, "start": step})

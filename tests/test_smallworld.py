@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from smallworld import recipes, train
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
@@ -14,11 +15,13 @@ from smallworld.motion import jitter, smoothness
 from smallworld.read import read
 from smallworld.trainer import Schedule, Trainer, lay_out
 from zerosmooth.attention import frame_positions
+from zerosmooth.checkpoint import describe, find
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.svd import SVDUNet
 
-from .conftest import FRAMES, TINY_FAMILIES, randomise, told
+from .conftest import FRAMES, TINY_FAMILIES, randomise, tiny_pipeline, told
 
+SCHEDULE = Schedule(steps=10, rate=0.1, warmup=2)
 SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
 
 
@@ -144,16 +147,54 @@ def test_a_run_goes_on_from_its_weights_alone_and_then_from_its_state(tmp_path):
     kept = torch.nn.Linear(3, 2)
     lay_out(tmp_path, dict(kept.named_parameters()), step=7)
     module = torch.nn.Linear(3, 2)
-    trainer = Trainer(module, Schedule(steps=10, rate=0.1, warmup=2), tmp_path)
+    trainer = Trainer(module, SCHEDULE, tmp_path)
     assert trainer.step == 7 and torch.equal(module.weight, kept.weight)
-    assert trainer.schedule.rate_at(7, start=7) < trainer.schedule.rate_at(7)  # Adam warms up again
-    trainer.train(lambda step: module(torch.ones(1, 3)).square().sum(), lambda step: None, every=1)
+    assert trainer.rate.get_last_lr()[0] < 0.1 * SCHEDULE.share(7)  # Adam warms up again
+    trainer.train(lambda step: module(torch.ones(1, 3)).square().sum(), lambda *of: None, every=1)
     again = torch.nn.Linear(3, 2)
-    resumed = Trainer(again, trainer.schedule, tmp_path)
+    resumed = Trainer(again, SCHEDULE, tmp_path)
     assert (
         resumed.step == 10 and torch.equal(again.weight, module.weight) and not torch.equal(again.weight, kept.weight)
     )
     assert resumed.optimizer.state[again.weight]["step"] == 3
+
+
+@torch.inference_mode(False)
+def test_the_rate_warms_up_and_the_average_forgets_its_first_weights(tmp_path):
+    """Both as written out by hand, the average to the bit."""
+    module = torch.nn.Linear(3, 2)
+    trainer = Trainer(module, SCHEDULE, tmp_path)
+    by_hand, rates, shown = module.weight.detach().clone(), [], []
+
+    def loss_at(step):
+        if step:
+            by_hand.lerp_(module.weight.detach(), 1 - min(SCHEDULE.average, step / (9 + step)))
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return module(torch.ones(1, 3)).square().sum()
+
+    averaged = trainer.train(loss_at, lambda step, averaged: shown.append((step, averaged)), every=1)
+    by_hand.lerp_(module.weight.detach(), 1 - min(SCHEDULE.average, 10 / 19))
+    assert torch.equal(averaged.weight, by_hand) and not torch.equal(by_hand, module.weight)
+    cosine = [0.05 * (1 + math.cos(math.pi * max(0, step - 2) / 8)) for step in range(10)]
+    assert rates == pytest.approx([0.05, *cosine[1:]])
+    assert shown == [(5, averaged), (10, averaged)]
+
+
+def test_a_state_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="earlier version.*--start"):
+        Trainer(torch.nn.Linear(3, 2), SCHEDULE, tmp_path)
+
+
+def test_a_run_goes_on_from_an_exported_checkpoint_and_exports_it_again(tmp_path):
+    recipe, path = recipes.RECIPES["svd-small"], tmp_path / "again.safetensors"
+    train.go_on_from("svd-small", recipe, tmp_path)
+    train.export("svd-small", tmp_path, "cpu", path)
+    shipped, again = (load_file(find(name)) for name in ("svd-small", path))
+    assert shipped.keys() == again.keys() and all(torch.equal(shipped[name], again[name]) for name in shipped)
+    assert describe(path).source == describe(find("svd-small")).source
+    with pytest.raises(ValueError, match="not exported by a run of this recipe"):
+        train.go_on_from("vc2-small", recipe, tmp_path)
 
 
 @torch.inference_mode(False)
@@ -173,7 +214,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
                 return (module[0](x) if step < 6 else module(x)).square().sum()
 
             try:
-                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).train(loss_at, lambda step: None, every=1)
+                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).train(loss_at, lambda *of: None, every=1)
                 return module.state_dict()
             except InterruptedError:
                 pass
@@ -186,22 +227,38 @@ def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
     """Of a video of one frame again and again, only ends and positions tell frames apart."""
     torch.manual_seed(0)
     unet = randomise(SVDUNet(TINY_FAMILIES["svd"].unet)).eval()
+    endless = train.with_repeated_ends(unet)
     x = torch.randn(1, 1, unet.config.in_channels, 4, 6).expand(-1, FRAMES, -1, -1, -1)
     given = told(unet, 1)
 
     def spread(y: torch.Tensor) -> float:
         return (y - y[:, :1]).abs().max().item()
 
-    plain = unet(x, **given)
-    with train.at_positions(frame_positions(FRAMES, None)), train.ends_repeated(unet, False):
-        assert torch.equal(unet(x, **given), plain)
-    with train.at_positions(torch.zeros(FRAMES)):
-        assert spread(unet(x, **given)) > 1e-3  # the zeros beyond the ends
-        with train.ends_repeated(unet, True):
-            assert spread(unet(x, **given)) < 1e-5
-    with train.at_positions(None), train.ends_repeated(unet, True):
-        assert spread(unet(x, **given)) > 1e-3  # the positions
+    plain, nowhere = unet(x, **given), torch.zeros(FRAMES)
+    assert torch.equal(unet(x, **given, positions=frame_positions(FRAMES, None)), plain)
+    assert spread(unet(x, **given, positions=nowhere)) > 1e-3  # the zeros beyond the ends
+    assert spread(endless(x, **given)) > 1e-3  # the positions
+    assert spread(endless(x, **given, positions=nowhere)) < 1e-5
     assert torch.equal(unet(x, **given), plain)
+
+
+@torch.inference_mode(False)
+@pytest.mark.parametrize("name", ["vc2", "vc1", "lavie"])
+def test_single_frames_train_none_of_the_temporal_layers(name):
+    """A fresh network's temporal layers hand on what they get; left out, they get no gradients either."""
+    torch.manual_seed(0)
+    unet = tiny_pipeline(name).networks.unet.requires_grad_(True)
+    train.start_as_identity(unet)
+    torch.nn.init.normal_(unet.conv_out.weight)  # or nothing would be seen of what is before
+    stills = train.without_temporal_layers(unet)
+    x = torch.randn(3, 1, 4, 4, 6)
+    given = told(unet, 3) | ({} if name == "vc2" else {"condition": None})
+    y = stills(x, **given)
+    assert torch.equal(y, unet(x, **given)) and y.abs().max() > 0.1
+    y.square().sum().backward()
+    temporal = (".temporal_conv.", ".temporal.", "init_attn.", ".temporal_attn.", ".norm_temporal.")
+    for path, p in unet.named_parameters():
+        assert (p.grad is None) == any(part in path for part in temporal), path
 
 
 def test_clips_of_another_recipe_are_drawn_anew(tmp_path):
