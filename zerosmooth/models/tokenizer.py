@@ -3,6 +3,10 @@
 Text is lower-cased and cut into words, numbers' digits and runs of other signs; each piece is written as bytes, and
 neighbouring symbols are merged in the order in which CLIP learnt the merges. A tokenizer with fewer merges takes the
 first ones of the same list.
+
+Where `ftfy` and `regex` are installed (extra `text`), they clean and cut text, as in CLIP's own tokenizer. Elsewhere
+the standard library does, with the same tokens of ordinary prompts; what only `ftfy` mends then stays as it is: text
+decoded with the wrong encoding (cafÃ©), ligatures, fullwidth letters, control characters.
 """
 
 from __future__ import annotations
@@ -13,19 +17,38 @@ import re
 import unicodedata
 from functools import lru_cache
 from importlib.resources import files
+from importlib.util import find_spec
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-# Contractions, runs of letters and numbers, runs of anything else that is not white space. CLIP's pattern tells letters
-# from numbers by Unicode category, which Python's `re` does not know; `_letters_and_numbers` does that part.
 SPECIAL = ("<start_of_text>", "<end_of_text>")
-PIECES = re.compile(rf"{'|'.join(SPECIAL)}|'s|'t|'re|'ve|'m|'ll|'d|[^\W_]+|(?:[^\s\w]|_)+")
-# CLIP cleans text with the `ftfy` package; of what that does to well-formed text, curly quotes are what people paste.
-QUOTES = str.maketrans(
+FIRST = "|".join((*SPECIAL, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"))  # before any other piece
+CLIP_PIECES = FIRST + r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+# Python's `re` does not know letters and numbers by their Unicode category; `_letters_and_numbers` does that part.
+PIECES = re.compile(FIRST + r"|[^\W_]+|(?:[^\s\w]|_)+")
+QUOTES = str.maketrans(  # curly ones are what people paste
     dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
 )
+
+
+def clip_pieces(text: str) -> list[str]:
+    """Clean a text and cut it as CLIP does. ImportError without `ftfy` and `regex`."""
+    import ftfy
+    import regex
+
+    return regex.findall(CLIP_PIECES, _plain(ftfy.fix_text(text)), regex.IGNORECASE)
+
+
+def plain_pieces(text: str) -> list[str]:
+    """The same by the standard library, nearly: see above."""
+    text = _plain(unicodedata.normalize("NFC", text).translate(QUOTES))
+    return [part for piece in PIECES.findall(text) for part in _letters_and_numbers(piece)]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip().lower()
 
 
 class Tokenizer:
@@ -42,14 +65,12 @@ class Tokenizer:
         vocabulary = alphabet + [s + "</w>" for s in alphabet] + ["".join(pair) for pair in pairs[:merges]]
         self.ids = {token: i for i, token in enumerate(vocabulary)}
         self.start, self.end = len(vocabulary), len(vocabulary) + 1
+        self.pieces = clip_pieces if find_spec("ftfy") and find_spec("regex") else plain_pieces
         self.encode_piece = lru_cache(maxsize=4096)(self._encode_piece)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start, end and padding."""
-        text = html.unescape(html.unescape(unicodedata.normalize("NFC", text).translate(QUOTES)))
-        text = re.sub(r"\s+", " ", text).strip().lower()
-        pieces = [part for piece in PIECES.findall(text) for part in _letters_and_numbers(piece)]
-        return [i for piece in pieces for i in self.encode_piece(piece)]
+        return [i for piece in self.pieces(text) for i in self.encode_piece(piece)]
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Ids of prompts: n context_length. Longer prompts are cut; `overflow` tells which."""
