@@ -77,7 +77,7 @@ def ours_with(family: str, theirs: nn.Module) -> Skeleton:
         if not name.startswith("time_rel_pos_bias")  # at LaVie's top level: neither used nor in the published file
     }
     with torch.device("meta"):
-        ours = FAMILIES[family].unet(FAMILIES[family].config.unet)
+        ours: Any = FAMILIES[family].unet(FAMILIES[family].config.unet)
     expected = {f"unet.{name}": tuple(p.shape) for name, p in ours.state_dict().items()}
     table = FAMILIES[family].conversion.table(FAMILIES[family].config, source)
     state = convert(table, {name: tuple(p.shape) for name, p in source.items()}, source.__getitem__, expected)

@@ -23,7 +23,7 @@ from weights_convert.engine import ConversionError, Table
 from weights_convert.source import Source
 from zerosmooth.attention import CrossAttention
 from zerosmooth.bus import name_modules
-from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.config import Defaults, ModelConfig, Sampling
 from zerosmooth.family import Family, Networks
 from zerosmooth.guidance import Branch
 from zerosmooth.kernels import Linear
@@ -331,7 +331,7 @@ class DynamiCrafter(Family):
     def told_rate(self, config: ModelConfig) -> bool:
         return True
 
-    def condition(self, config: ModelConfig, fps: float, settings: Settings) -> Tensor | None:
+    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
         """Frames a second, or how many frames of a film of 24 a second make one."""
         assert isinstance(config.unet, DynamiCrafterConfig)
         return torch.tensor(24 / fps if config.unet.told_stride else fps)

@@ -254,7 +254,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         averaged.vae.config = config.vae  # which has the scale
         pipeline = Pipeline(family, config, averaged)
         settings = pipeline.settings(scales=(), steps=20)
-        videos = [make(pipeline, scene, i, settings) for i, scene in enumerate(shown)]
+        videos = make(pipeline, shown, range(len(shown)), settings)
         rows = [rearrange(video.frames[0][::3], "f h w c -> h (f w) c") for video in videos]
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from zerosmooth.attention import (
-    RelativePosition,
     TemporalAttention,
     attend_frames,
     frame_positions,
@@ -18,6 +17,7 @@ from zerosmooth.attention import (
     windows,
 )
 from zerosmooth.bus import HiddenStateBus
+from zerosmooth.models.positions import RelativePosition
 
 CASES = [
     (f, w, o) for w, o in ((16, 8), (14, 7), (25, 12), (8, 0), (5, 3), (1, 0)) for f in (w, w + 1, 2 * w, 4 * w, 71)

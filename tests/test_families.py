@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth import attention
 from zerosmooth.config import Defaults
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.autoencoder import Autoencoder
@@ -161,8 +160,7 @@ def test_cuda_in_float16_with_all_that_saves_memory(any_pipeline):
         assert error < 0.05
 
 
-def test_sequences_beyond_a_kernels_limit_are_split(any_pipeline, monkeypatch):
-    def latents():
+def latents():
         return any_pipeline.sample(**subject(any_pipeline), scales=(2,), steps=2)[0].latents[-1]
 
     plain = latents()

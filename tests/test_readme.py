@@ -40,7 +40,8 @@ def named(source: str) -> set[int]:
 
 def find(place: str) -> object:
     """`cascade.Cascade.weight` in the package."""
-    module, *path = place.split(".")
+    path = place.split(".")
+    module, path = (f"{path[0]}.{path[1]}", path[2:]) if path[0] == "models" else (path[0], path[1:])
     found = importlib.import_module(f"zerosmooth.{module}")
     for name in path:
         found = getattr(found, name)

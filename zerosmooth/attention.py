@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, log
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from .kernels import Linear, once
 from .operators import S
 
 Attend = Callable[..., Tensor]
-BATCH_LIMIT = 65_535  # sequences in one attention call: what CUDA kernels take
 ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention module: what it needs of a prompt or an image
 
 
@@ -140,9 +139,9 @@ class TemporalAttention(Attention):
 
     def attend(self, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
         def one(qkv: Tensor) -> Tensor:
-            parts = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, h=self.heads).split(BATCH_LIMIT, dim=1)
-            o = [windowed(self.position or attend_frames, q, k, v, spans) for q, k, v in parts]
-            return rearrange(torch.cat(o) if len(o) > 1 else o[0], "l h f d -> f l h d")
+            q, k, v = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, h=self.heads)
+            o = windowed(self.position or attend_frames, q, k, v, spans)
+            return rearrange(o, "l h f d -> f l h d")
 
         return torch.stack([one(x) for x in qkv]).flatten(-2)  # sample by sample, or their frames would be copied
 
@@ -156,90 +155,6 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits = (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)
     return (logits if bias is None else logits + bias).softmax(-1) @ v
-
-
-class RelativePosition(nn.Module):
-    """Attention with learned relative keys and values (VideoCrafter1; paper Eq. 21-22).
-
-    Distances beyond max_distance count as max_distance. The f x f weights are formed: f is a window's few frames.
-    """
-
-    def __init__(self, head_dim: int, max_distance: int) -> None:
-        super().__init__()
-        self.max_distance = max_distance
-        self.keys = nn.Parameter(torch.randn(2 * max_distance + 1, head_dim) * 0.02)
-        self.values = nn.Parameter(torch.randn(2 * max_distance + 1, head_dim) * 0.02)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        f, d = q.shape[-2:]
-        distance = once(distances, f, self.max_distance, device=q.device, dtype=torch.int64)
-        r_k, r_v = self.keys[distance], self.values[distance]  # 2f d
-        logits = q @ k.transpose(-1, -2) + by_frame(q @ r_k.T)
-        weights = (logits * d**-0.5).softmax(-1)
-        return weights @ v + by_distance(weights) @ r_v
-
-
-def distances(f: int, longest: int) -> Tensor:
-    """1 - f to f, as places among 2 * longest + 1 distances, of which the ends stand for all beyond."""
-    return torch.arange(1 - f, f + 1).clamp(-longest, longest) + longest
-
-
-def by_frame(x: Tensor) -> Tensor:
-    """What each of f frames has for each distance, for each frame instead: ... f 2f to ... f f, a view where it can be.
-
-    Distance j - i stands at f - 1 + j - i, so a row that is one shorter starts where it should."""
-    f = x.shape[-2]
-    return x.flatten(-2)[..., f - 1 : -1].unflatten(-1, (f, 2 * f - 1))[..., :f]
-
-
-def by_distance(x: Tensor) -> Tensor:
-    """The other way: ... f f to ... f 2f, with zeros for distances to no frame."""
-    f = x.shape[-2]
-    return F.pad(F.pad(x, (0, f - 1)).flatten(-2), (f - 1, 1)).unflatten(-1, (f, 2 * f))
-
-
-class RotaryBias(nn.Module):
-    """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and head (LaVie; paper
-    Eq. 21-22).
-
-    The first 32 channels of a head turn, in adjacent pairs. Distances fall into 32 buckets, 16 for each direction:
-    one each up to 7, then ever wider ones up to max_distance (the relative bias of T5, Raffel et al. 2020).
-    """
-
-    def __init__(self, heads: int, head_dim: int, buckets: int = 32, max_distance: int = 32) -> None:
-        super().__init__()
-        self.turned, self.max_distance = min(32, head_dim), max_distance
-        self.bias = nn.Parameter(torch.zeros(buckets, heads))
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        bucket = once(buckets, q.shape[-2], len(self.bias), self.max_distance, device=q.device, dtype=torch.int64)
-        bias = self.bias[bucket].permute(2, 0, 1).contiguous()  # h f f; fused kernels need it so
-        return attend_frames(self.turn(q), self.turn(k), v, bias)
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Rotate channels 2i and 2i + 1 by frame * frequency_i. x: ... f d."""
-        cos, sin = once(turns, x.shape[-2], self.turned, device=x.device, dtype=x.dtype)
-        a, b = x[..., : self.turned : 2], x[..., 1 : self.turned : 2]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-        return torch.cat([turned, x[..., self.turned :]], dim=-1)
-
-
-def turns(f: int, channels: int) -> Tensor:
-    """Cosines and sines of rotary embedding: two f channels/2."""
-    pair = torch.arange(0, channels, 2)
-    angle = torch.outer(torch.arange(f), 10_000.0 ** (-pair / channels))
-    return torch.stack([angle.cos(), angle.sin()])
-
-
-def buckets(f: int, count: int, max_distance: int) -> Tensor:
-    """Bucket of the distance of each pair of f frames: query, key."""
-    frame = torch.arange(f)
-    distance = frame[:, None] - frame[None, :]  # of the query from the key
-    half = count // 2
-    exact = half // 2
-    far = distance.abs().clamp(min=1)
-    wide = exact + ((far / exact).log() / log(max_distance / exact) * (half - exact)).long()
-    return torch.where(distance.abs() < exact, distance.abs(), wide.clamp(max=half - 1)) + half * (distance < 0)
 
 
 def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:

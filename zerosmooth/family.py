@@ -102,7 +102,7 @@ class Family:
         """Whether the network is told the frames a second of a stage."""
         return False
 
-    def condition(self, config: ModelConfig, fps: float, settings: Settings) -> Tensor | None:
+    def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
         """The numbers that the network is told of a stage of `fps` frames a second, of any shape; None if it takes
         none."""
         return None

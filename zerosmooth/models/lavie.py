@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ..attention import (
     ContextStates,
     CrossAttention,
-    RotaryBias,
     SpatialSelfAttention,
     TemporalAttention,
 )
 from ..bus import Stage, name_modules
 from .layers import FeedForward, ResBlock
+from .positions import RotaryBias
 from .unet import Block, Skeleton, SkeletonConfig, Transformer
 
 

@@ -13,10 +13,11 @@ from functools import partial
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import ContextStates, RelativePosition, TemporalAttention
+from ..attention import ContextStates, TemporalAttention
 from ..bus import Stage, name_modules
 from ..kernels import GroupNorm, Linear
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
+from .positions import RelativePosition
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
 
