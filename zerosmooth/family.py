@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import ModelConfig, Sampling
 from .guidance import Branch
 from .models.autoencoder import Autoencoder
 from .models.clip import TextTower
