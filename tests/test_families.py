@@ -160,14 +160,6 @@ def test_cuda_in_float16_with_all_that_saves_memory(any_pipeline):
         assert error < 0.05
 
 
-def latents():
-        return any_pipeline.sample(**subject(any_pipeline), scales=(2,), steps=2)[0].latents[-1]
-
-    plain = latents()
-    monkeypatch.setattr(attention, "BATCH_LIMIT", 7)
-    assert_close(latents(), plain, rtol=0, atol=1e-3 * plain.abs().max().item())
-
-
 def test_what_is_no_image_or_does_not_fit_is_refused(svd, pipeline):
     good = torch.zeros(20, 20, 3, dtype=torch.uint8)
     for images in ([], [good.float()], [good[..., :1]], [good[0]]):
