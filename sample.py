@@ -59,6 +59,7 @@ def make_videos(args: argparse.Namespace) -> int:
     """Check everything that can be checked before the networks load, then make what is not there yet."""
     checkpoint = arguments.described(args)
     settings, running = arguments.read_settings(args, checkpoint)
+    print(settings.summary())
     play_fps = play_rates(args, settings, checkpoint)
     seeds = arguments.seeds_of(args)
     shown = arguments.read_subjects(args, checkpoint, needed=not args.check)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 
-from .cascade import Cascade
+from .cascade import METHODS, Cascade
 from .config import ModelConfig, Sampling
 from .family import Family
 from .fields import Range, check_fields, short
@@ -24,7 +24,11 @@ from .guidance import guided
 
 PRESETS: dict[str, dict[str, Any]] = {  # named sets of settings; what is said beside one goes before it
     "paper": {},
-    "anchored": {"prediction": True, "spatial": False, "temporal": False},  # key frames are those of the base video
+    "anchored": {"prediction": True, "spatial": False, "temporal": False},
+}
+PRESET_TEXTS = {
+    "paper": "key frames' hidden states correct those of the longer videos' attention",
+    "anchored": "key frames' predictions correct those of the longer videos, which keep them: not in the paper",
 }
 AT_A_TIME = Range(1, 1 << 20)  # frames
 T = TypeVar("T")
@@ -64,6 +68,13 @@ class Settings(Sampling):
     def guided(self) -> bool:
         """Whether the unconditional branch has a part in the result."""
         return guided(self.guidance_scale, self.first_guidance_scale)
+
+    def summary(self) -> str:
+        """One line of which method makes the longer videos."""
+        method = self.cascade.method
+        if method != "zerosmooth":
+            return f"method {method}: {METHODS[method]}"
+        return f"preset {self.preset}: {PRESET_TEXTS[self.preset]}"
 
     def as_json(self) -> dict[str, Any]:
         """As `json.loads` gives it back."""
