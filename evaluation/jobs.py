@@ -144,7 +144,14 @@ def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record in a file; None if it is damaged or not there."""
     record = read_json(path)
-    kinds = {"row": str, "subject": str, "seed": int, "settings": dict, "stages": list, "seconds": (int, float)}
+    kinds: dict[str, Any] = {
+        "row": str,
+        "subject": str,
+        "seed": int,
+        "settings": dict,
+        "stages": list,
+        "seconds": (int, float),
+    }
     if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
         return None
     stages = record["stages"]
