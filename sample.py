@@ -47,7 +47,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gif", action="store_true", help="write GIF instead of mp4")
     add(
         "--outdir",
-        type=arguments.path_argument,
+        type=arguments.as_path,
         default=Path("outputs"),
         help="folder of the results (default: outputs)",
     )

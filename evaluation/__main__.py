@@ -36,9 +36,9 @@ from zerosmooth.cli.arguments import (
     add_checkpoint,
     add_settings,
     add_subjects,
+    as_path,
     asked,
     described,
-    path_argument,
     read_settings,
     read_subjects,
     seeds_of,
@@ -78,21 +78,19 @@ def arguments() -> argparse.ArgumentParser:
     )
     add(
         "--detector",
-        type=path_argument,
+        type=as_path,
         help="TorchScript file whose features give FVD (default with --scenes: our own)",
     )
     add(
         "--classifier",
-        type=path_argument,
+        type=as_path,
         help="TorchScript file whose class probabilities give IS (default: likewise)",
     )
-    add("--real", type=path_argument, help="folder of the real videos that FVD compares with, searched through")
+    add("--real", type=as_path, help="folder of the real videos that FVD compares with, searched through")
     add("--compare", nargs=2, metavar=("A", "B"), help="measure videos B against A, fewer frames of the same, and stop")
     add("--batch_size", type=int, default=1, help="videos sampled at once (default: 1)")
     add("--show", type=int, default=3, help="subjects of which pictures are made (default: 3)")
-    add(
-        "--outdir", type=path_argument, default=Path("evaluations"), help="folder of the results (default: evaluations)"
-    )
+    add("--outdir", type=as_path, default=Path("evaluations"), help="folder of the results (default: evaluations)")
     rows_say = [option.name for option in options(Cascade)]
     add_settings(parser, leave_out=[*rows_say, "preset"])
     return parser

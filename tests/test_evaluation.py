@@ -421,7 +421,7 @@ def test_another_evaluation_does_not_mix_in(experiment, whole):
 def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, tiny):
     for extra, message in (
         (["--rows", "magic"], "no row 'magic'"),
-        (["--guidance_scale", "nan"], "is no number"),
+        (["--guidance_scale", "nan"], "guidance_scale=nan; use"),
         (["--real", tmp_path / "nowhere"], "does not exist"),
         (["--detector", tiny / "vc2.safetensors"], "no TorchScript file"),
         (["--rows", "zerosmooth", "--scenes", "2"], "leave --prompt_file out"),

@@ -37,13 +37,13 @@ def add_subjects(parser: argparse._ActionsContainer, prompt: bool) -> None:
     add = parser.add_argument
     if prompt:
         add("--prompt", help="what to show (default: the checkpoint's own)")
-    add("--prompt_file", type=path_argument, help="prompts, one a line; blank lines and # lines are skipped")
-    add("--image", type=path_argument, help="first frame of image to video: an image file, or a folder of them")
+    add("--prompt_file", type=as_path, help="prompts, one a line; blank lines and # lines are skipped")
+    add("--image", type=as_path, help="first frame of image to video: an image file, or a folder of them")
     add("--seed", type=int, default=0, help="of the noise; the same key frames at every scale (default: 0)")
     add("--num_videos", type=int, default=1, help="of each subject, with seeds --seed, --seed + 1, .. (default: 1)")
 
 
-def path_argument(text: str) -> Path:
+def as_path(text: str) -> Path:
     """Of an argument: an empty one would be the working directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
