@@ -212,7 +212,7 @@ def version_of(shapes: Shapes) -> str:
     return "v1" if lengths == {24} else "v3"
 
 
-# --- low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them: W + scale * up @ down
+# --- low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them
 
 LORA = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
 ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha")
@@ -238,7 +238,10 @@ def layer_of(name: str) -> str:
 
 
 def merged(source: Source, table: Table, lora: Source, scale: float) -> Source:
-    """A source whose weights are read with those of a LoRA added. ConversionError if one of them has no place."""
+    """A source whose weights are read with those of a LoRA added: W + scale * alpha / rank * up @ down.
+
+    alpha is the rank where the file has none; PEFT keeps it in another file, so that scale is then lora_alpha / r.
+    ConversionError if a tensor of the LoRA has no place, or is of another shape."""
     layers: dict[str, dict[str, str]] = {}
     unknown = []
     for name in lora.shapes:
