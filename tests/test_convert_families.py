@@ -182,7 +182,7 @@ def test_a_small_checkpoint_converts_and_samples(tmp_path, monkeypatch, small_fa
 
 def test_a_folder_of_renamed_tensors_gives_the_same_checkpoint(tmp_path, monkeypatch, small_families):
     """A single file's tensors under diffusers' names."""
-    single, folder = make("svd", tmp_path / "svd.safetensors"), tmp_path / "svd-folder"
+    single, folder = make("svd", tmp_path / "svd.safetensors"), tmp_path / "img2vid"
     assert run(monkeypatch, "svd", single, "-o", tmp_path / "a.safetensors") == 0
     ours, config = load_file(tmp_path / "a.safetensors"), small("svd")
     held = small_shapes("svd_folder", config)
@@ -254,17 +254,22 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConversionError, match="add --num_frames"):
         svd.frames_of(Path("model.safetensors"), None)
-    for name, frames in {
-        "svd_xt.safetensors": 25,
-        "stable-video-diffusion-img2vid-xt-1-1": 25,
-        "stable-video-diffusion-img2vid": 14,
-        "my_text_svd.safetensors": 14,
-        "svd_next": 14,
+    for frames, names in {
+        25: "svd_xt.safetensors  svd_xt.fp16.safetensors  svd_xt (1).safetensors  svd_xt1.1  svd-img2vid-xt1-1  "
+        "stable-video-diffusion-img2vid-xt-1-1  stableVideoDiffusion_img2vidXt11.safetensors  svdXT_v11.ckpt",
+        14: "svd.safetensors  svd (1).safetensors  svd.fp16.safetensors  stable-video-diffusion-img2vid  SVD.safetensors",
     }.items():
-        assert svd.frames_of(Path(name), None) == frames
+        for name in names.split("  "):
+            assert svd.frames_of(Path(name), None)[0] == frames, name
+    for name in ("my_text_svd.safetensors", "svd_next", "svd_1_1.safetensors", "snapshot"):  # 1.1 is an xt
+        with pytest.raises(ConversionError, match="add --num_frames"):
+            svd.frames_of(Path(name), None)
     (tmp_path / "snapshot/unet").mkdir(parents=True)
     (tmp_path / "snapshot/unet/config.json").write_text('{"num_frames": 25}')
-    assert svd.frames_of(tmp_path / "snapshot", None) == 25 and svd.frames_of(tmp_path / "snapshot", 14) == 14
+    assert svd.frames_of(tmp_path / "snapshot", None)[0] == 25 and svd.frames_of(tmp_path / "snapshot", 14)[0] == 14
+    (tmp_path / "snapshot/unet/config.json").write_text('{"num_frames": "25"}')
+    with pytest.raises(ConversionError, match="does not tell num_frames .num_frames is '25'"):
+        svd.frames_of(tmp_path / "snapshot", None)
     for name, flags, frames in (
         ("svd_xt_1_1.safetensors", [], 25),
         ("svd.safetensors", [], 14),
@@ -275,6 +280,7 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
             shutil.copy(single, tmp_path / name)
         assert run(monkeypatch, "svd", tmp_path / name, "-o", out, "--overwrite", *flags) == 0
         assert describe(out).config.unet.frames == frames
+        assert f"taken for a model of {frames} frames, " in capsys.readouterr().out
     assert run(monkeypatch, "svd", tmp_path / "mine.safetensors", "-o", out, "--overwrite") == 1
     assert "add --num_frames 14, or 25" in capsys.readouterr().err
     assert describe(out).config.unet.frames == 14

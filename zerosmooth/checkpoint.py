@@ -47,8 +47,8 @@ class Checkpoint:
     bytes: int
     source: str
     source_sha256: str
-    tensors_sha256: str
-    start: int
+    tensors_sha256: str = ""
+    start: int = 0
 
     def sha256(self) -> str:
         """What tells the file from any other: the digest of its header, which holds that of its tensors, so that they

@@ -69,6 +69,10 @@ class ModelConfig:
     sampler: DDIMConfig | EulerConfig
     defaults: Defaults
 
+    def __post_init__(self) -> None:
+        if not self.unet.channel_mult or not self.vae.channel_mult:
+            raise ValueError("channel_mult is empty; a network has at least one level")
+
     @property
     def side(self) -> int:
         """Pixels of which a video's height and width are multiples."""
@@ -92,8 +96,10 @@ RANGES: dict[str, tuple[float, float]] = {  # what a field of that name may be, 
     **dict.fromkeys(("channels", "context_dim", "condition_dim", "out", "image_size"), (1, 16384)),
     **dict.fromkeys(("channel_mult", "groups", "heads", "head_dim", "patch_size"), (1, 1024)),
     **dict.fromkeys(("res_blocks", "transformer_depth"), (1, 16)),
-    **dict.fromkeys(("frames", "context_length", "vocab_size", "width", "height"), (1, 1 << 20)),
-    **dict.fromkeys(("outer_eps", "beta_start", "beta_end", "scale", "sigma_min", "rho"), (1e-12, 1e3)),
+    **dict.fromkeys(("context_length", "vocab_size", "width", "height"), (1, 1 << 20)),
+    **dict.fromkeys(("beta_start", "beta_end"), (1e-12, 0.9)),
+    **dict.fromkeys(("outer_eps", "scale", "sigma_min", "sigma_max", "rho"), (1e-12, 1e6)),
+    "frames": (2, 1024),
     "data_scale": (1e-3, 1.0),
     "data_scale_steps": (1, TRAIN_STEPS),
     "layers": (1, 128),

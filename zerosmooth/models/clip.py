@@ -36,6 +36,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r}; use one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= self.pad_token < self.vocab_size:
+            raise ValueError(f"pad_token={self.pad_token} is none of {self.vocab_size} tokens")
 
     @property
     def merges(self) -> int:
