@@ -25,7 +25,17 @@ from zerosmooth import kernels
 
 CUDA, META = 1, 14  # places in torch's list of kinds of devices
 GUARDS = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
-OF_ONE_DTYPE = ("linear", "mm", "bmm", "addmm", "baddbmm", "convolution", "native_group_norm", "native_layer_norm", "lerp")
+OF_ONE_DTYPE = (
+    "linear",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "convolution",
+    "native_group_norm",
+    "native_layer_norm",
+    "lerp",
+)
 aten = torch.ops.aten
 
 
@@ -119,13 +129,13 @@ class Attention(TorchFunctionMode):
         return torch.empty_like(q)
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
-        """flash: half precision, at most 256 channels, no bias. efficient: channels in steps of 16 bytes, a bias whose
-        rows lie one after the other. Both want each token's channels side by side."""
+        """flash: half precision, at most 256 channels (which torch pads to steps of 8), no bias. efficient: channels in
+        steps of 16 bytes, a contiguous bias. Both want each token's channels side by side."""
         side_by_side = all(x.stride(-1) == 1 for x in (q, k, v))
         steps = q.shape[-1] * q.element_size() % 16 == 0
-        if side_by_side and steps and q.dtype != torch.float32 and q.shape[-1] <= 256 and bias is None:
+        if side_by_side and q.dtype != torch.float32 and q.shape[-1] <= 256 and bias is None:
             return "flash"
-        fits = bias is None or (bias.dtype == q.dtype and bias.stride(-1) == 1 and bias.is_contiguous())
+        fits = bias is None or (bias.dtype == q.dtype and bias.is_contiguous())
         return "efficient" if side_by_side and steps and fits else "math"
 
 

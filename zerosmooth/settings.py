@@ -152,8 +152,8 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """The device asked for, or a CUDA one where there is one. ValueError if it is none, or not there; a warning if it is
-    of a kind on which nothing is tested."""
+    """The device asked for, or a CUDA one where there is one. ValueError if it is none, or not there; a warning where
+    nothing is tested."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
