@@ -81,8 +81,7 @@ def shipped(device: torch.device) -> Lines:
         yield f"{name}, {saving}", difference(sampled(there, saving, steps=4), plain), EXACT
         others: dict[str, dict[str, Any]] = {method: {"method": method} for method in METHODS if method != "zerosmooth"}
         others["S and colours"] = {"kv_operator": "S", "color_correction": True}
-        if getattr(here.config.unet, "temporal_conv", False):
-            others["convolutions"] = {"convolutions": 0.5}
+        others["prediction"] = {"prediction": True}
         for method, asked in others.items():
             yield f"{name}, {method}", difference(sampled(there, **asked), sampled(here, **asked)), EXACT
         for dtype in halves(device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -41,13 +41,16 @@ class Needs:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, and their peak, without those among them that are elsewhere."""
+    """Counts the bytes of the storages that come alive, and their peak, without those among them that are elsewhere.
 
-    def __init__(self, elsewhere: Callable[[], int] = lambda: 0) -> None:
+    there: tensors that are there before, whose views are therefore nothing new.
+    """
+
+    def __init__(self, there: Iterable[Tensor], elsewhere: Callable[[], int] = lambda: 0) -> None:
         super().__init__()
         self.live = self.peak = 0
         self.elsewhere = elsewhere
-        self.known: set[int] = set()
+        self.known = {tensor.untyped_storage()._cdata for tensor in there}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -113,7 +116,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
         return networks.unet(x, torch.empty(b, device="meta"), context, told, stage)
 
     def peak(work: Callable[[], object], elsewhere: Callable[[], int] = lambda: 0) -> int:
-        with _LiveBytes(elsewhere) as memory:
+        with _LiveBytes(networks.parameters(), elsewhere) as memory:
             work()
         return memory.peak
 

@@ -29,6 +29,9 @@ def _once(make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
         return make(*key).to(device, dtype)
 
 
+forget = _once.cache_clear  # all that was made once
+
+
 class Linear(nn.Linear):
     """Tokens b f l d take the way of a 1x1 convolution: torch hands those to oneDNN, whose kernels take less time than
     the matrix product that it takes for a linear layer. The result is contiguous, as fused attention needs it."""

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 import typing
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -162,7 +163,8 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """The device asked for, or a GPU where there is one. ValueError if it is none, or not there."""
+    """The device asked for, or a CUDA one where there is one. ValueError if it is none, or not there; a warning where
+    nothing is tested."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -170,7 +172,11 @@ def device_of(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {short(name)} is no device; use cpu, cuda or cuda:1") from error
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name} is neither cpu nor cuda, on which alone this is tested; use one of them")
+        try:
+            torch.ones(1, device=device).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:  # torch has no one class for it
+            raise ValueError(f"device {name} does not work with this torch; use cpu or cuda") from error
+        warnings.warn(f"nothing is tested on {device.type}, only on cpu and cuda: compare with the CPU's", stacklevel=2)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     return device

@@ -59,10 +59,10 @@ def _text(error: Exception) -> str:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What to tell if the device, or the machine, had no more memory, else None; on the CPU torch has no class of its
-    own for that."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
+    """What to tell if the device, or the machine, had no more memory, else None. torch has a class for its own
+    allocator on a GPU alone: the driver, cuBLAS and the CPU say it in words."""
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(word in str(error) for word in words):
         return None
     return f"the device is out of memory: {str(error).partition(chr(10))[0]}".rstrip(": ")
 

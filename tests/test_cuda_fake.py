@@ -1,0 +1,179 @@
+"""What a run does on CUDA, seen without a card: see `tests.fake_cuda`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from zerosmooth import attention
+from zerosmooth.cascade import cascade_step
+from zerosmooth.config import ModelConfig
+from zerosmooth.estimate import needs
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
+from zerosmooth.guidance import Branch, Guidance
+from zerosmooth.models.layers import frame_chunks
+from zerosmooth.models.unet import Skeleton
+from zerosmooth.pipeline import Pipeline
+from zerosmooth.settings import Running, settings_for
+
+from .conftest import TINY_FAMILIES
+from .fake_cuda import Attention, Card, fake_cuda, guards
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or guards() is None, reason="needs a torch without CUDA, whose table of devices is found"
+)
+RUNS = {
+    "zerosmooth": ({}, Running()),
+    "zerosmooth, S": ({"kv_operator": "S", "color_correction": True}, Running()),
+    "direct": ({"method": "direct"}, Running()),
+    "ddnm": ({"method": "ddnm"}, Running()),
+    "freenoise": ({"method": "freenoise"}, Running()),
+    "prediction": ({"prediction": True}, Running()),
+    "offload": ({}, Running(offload=True)),
+    "all that saves memory": ({}, Running(offload=True, sequential_guidance=True, frame_chunk=3)),
+}
+
+
+@cache
+def networks_of(family: str, config: ModelConfig) -> tuple[Networks, dict[str, torch.Size]]:
+    """Without data, and the shapes of their tensors."""
+    with torch.device("meta"):
+        networks = Networks(FAMILIES[family], config).eval().requires_grad_(False)
+    return networks, {name: x.shape for name, x in networks.state_dict().items()}
+
+
+def on_the_card(networks: Networks, shapes: dict[str, torch.Size], dtype: torch.dtype) -> Networks:
+    """As a checkpoint is loaded there."""
+    vae = torch.float32 if networks.vae.config.float32 else dtype
+    kinds = {name: vae if name.startswith("vae.") else dtype for name in shapes}
+    tensors = {name: torch.empty(shape, dtype=kinds[name], device="cuda") for name, shape in shapes.items()}
+    networks.load_state_dict(tensors, assign=True)
+    return networks
+
+
+@contextmanager
+def card_with(family: str, dtype: torch.dtype = torch.float16) -> Iterator[tuple[Pipeline, Card, Attention]]:
+    """Within, there is a fake card with a tiny pipeline on it."""
+    config = TINY_FAMILIES[family]
+    networks = networks_of(family, config)
+    with fake_cuda() as (card, attention):
+        yield Pipeline(FAMILIES[family], config, on_the_card(*networks, dtype)), card, attention
+
+
+def sample(pipeline: Pipeline, running: Running = Running(), **asked):
+    subject = torch.zeros(16, 24, 3, dtype=torch.uint8) if "image" in pipeline.family.takes else "a test"
+    (video,) = pipeline.sample(subject, running=running, **{"steps": 1, "scales": (2,), "guidance_scale": 3.0, **asked})
+    return video
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("run", RUNS)
+def test_every_family_goes_from_its_subject_to_frames(family, run):
+    asked, running = RUNS[run]
+    with card_with(family) as (pipeline, _, attention):
+        video = sample(pipeline, running, **asked)
+    assert [x.device.type for x in [*video.frames, *video.latents]] == ["cpu"] * 4
+    assert [tuple(x.shape) for x in video.frames] == [(8, 16, 24, 3), (16, 16, 24, 3)]
+    assert "math" not in attention.taken and ("flash" in attention.taken) == bool(attention.taken)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_bfloat16_goes_the_same_way(family):
+    with card_with(family, torch.bfloat16) as (pipeline, _, attention):
+        sample(pipeline)
+    assert "math" not in attention.taken
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_step_waits_for_next_to_nothing(family):
+    """Of two runs that differ by two steps: the noise goes to the device, and one answer a stage comes back, whether it
+    is finite. What is small and always the same was copied before."""
+    counts = []
+    with card_with(family) as (pipeline, card, _):
+        sample(pipeline)
+        for steps in (2, 4):
+            before = card.copies.copy(), card.waits
+            sample(pipeline, steps=steps, eta=0.0)
+            counts.append((card.copies - before[0], card.waits - before[1]))
+    (copies, waits), (more_copies, more_waits) = counts
+    assert (more_copies - copies).total() == 0  # what a run copies, it copies once
+    assert more_waits - waits == 2 * 2  # stages, steps
+
+
+def on_the_cpu(make, *key, device, dtype):
+    return make(*key).to(dtype)
+
+
+def test_a_tensor_left_on_the_cpu_is_caught(monkeypatch):
+    monkeypatch.setattr(attention, "once", on_the_cpu)
+    with card_with("vc2") as (pipeline, *_), pytest.raises(RuntimeError, match="device"):
+        sample(pipeline)
+
+
+def test_an_embedding_of_another_precision_is_caught(monkeypatch):
+    own = Skeleton.embed
+    monkeypatch.setattr(Skeleton, "embed", lambda self, timestep, dtype: own(self, timestep, dtype).float())
+    with card_with("lavie") as (pipeline, *_), pytest.raises(RuntimeError, match="float16 and torch.float32"):
+        sample(pipeline)
+
+
+def test_a_bias_that_forms_the_matrix_is_caught(monkeypatch):
+    own = attention.attend_frames
+
+    def twisted(q, k, v, bias):
+        return own(q, k, v, bias.mT.contiguous().mT)
+
+    monkeypatch.setattr(attention, "attend_frames", twisted)
+    with card_with("lavie") as (pipeline, _, seen):
+        sample(pipeline)
+    assert "math" in seen.taken
+
+
+SAVING = {
+    "plain": Running(),
+    "offload": Running(offload=True),
+    "sequential": Running(sequential_guidance=True),
+    "chunks": Running(frame_chunk=2),
+    "all": Running(offload=True, sequential_guidance=True, frame_chunk=2),
+}
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("saving", SAVING)
+def test_memory_is_what_was_counted(family, saving):
+    """Of a step at the published size of video and of layers, with fewer layers."""
+    published, tiny = FAMILIES[family].config, TINY_FAMILIES[family]
+    less = {"channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2), "context_dim": 12}
+    config = replace(tiny, unet=replace(published.unet, **less))
+    size = {"height": published.defaults.height // 4, "width": published.defaults.width // 4}  # at half of the factor
+    settings = settings_for(FAMILIES[family], config, **size, scales=(2,), dtype="float16", guidance_scale=3.0)
+    guess = needs(FAMILIES[family], config, settings, SAVING[saving])
+    networks = networks_of(family, config)
+    with fake_cuda() as (card, _):
+        unet, cascade = on_the_card(*networks, torch.float16).unet, settings.cascade
+        assert card.live["cuda"] == guess.weights
+        branches = [branch(config, size) for _ in range(2)]
+        guided = Guidance(unet, branches, 3.0, sequential=SAVING[saving].sequential_guidance)
+        told = FAMILIES[family].condition(config, 8.0, settings)
+        told = None if told is None else told.to("cuda")
+        xs = [latents(config, size, cascade.frames_of(stage)) for stage in range(cascade.stages)]
+        bus, before = cascade.bus("cpu" if SAVING[saving].offload else None), card.live["cuda"]
+        card.peak.clear()
+        with frame_chunks(unet, SAVING[saving].frame_chunk):
+            cascade_step(lambda index, x, stage: guided(x, 500.0, told, stage), xs, bus, 0, 0.8)
+    assert (card.peak["cuda"] - before) / guess.step == pytest.approx(1, abs=0.03)
+
+
+def latents(config: ModelConfig, size: dict[str, int], frames: int) -> torch.Tensor:
+    height, width = (side // config.vae.factor for side in size.values())
+    return torch.empty(1, frames, config.unet.out_channels, height, width, device="cuda")
+
+
+def branch(config: ModelConfig, size: dict[str, int]) -> Branch:
+    context = torch.empty(1, *config.encoder.context_shape, dtype=torch.float16, device="cuda")
+    shown = latents(config, size, 1)[:, 0].half() if config.unet.in_channels > config.unet.out_channels else None
+    return Branch(context, shown)
