@@ -1,4 +1,4 @@
-"""What the README says of the code is true of the code."""
+"""What the README and the pages say of the code is true of the code."""
 
 import importlib
 import importlib.metadata
@@ -20,8 +20,8 @@ from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-ROWS = re.findall(r"^\| ([\d, -]+) \| (.+?) \| (`.+`) \|$", README, flags=re.MULTILINE)
+CODE = (ROOT / "docs/code.md").read_text()
+ROWS = re.findall(r"^\| ([\d, -]+) \| (.+?) \| (`.+`) \|$", CODE, flags=re.MULTILINE)
 
 
 def numbers(text: str) -> set[int]:
