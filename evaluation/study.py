@@ -6,7 +6,7 @@
     python -m evaluation.study --table study.jsonl                     # markdown of what was measured
 
 A variant corrects states x (b f ..) of the network with the same states y of the stage before, x^ = x + L (y - S x),
-hands x^ to the next stage, and goes on with x + w (x^ - x). It is written place:lift:weight:paper:scales:levels:
+hands x^ to the next stage, and goes on with x + w (x^ - x). It is written place:lift:weight:paper:scales:levels:keys:
 
 place   one of PLACES, or several with "+"; "none"; or a method of METHODS
 lift    L: mp (Moore-Penrose), lin (linear), cubic (Catmull-Rom), hold (the key frame before)
@@ -14,6 +14,8 @@ weight  w by the share of noise t/T: a number, or one of WEIGHTS
 paper   its own corrections besides: on, off, spatial, temporal
 scales  2x2 or 4, ..
 levels  all; low: of lower resolution than the latents
+keys    m: only every m-th key frame corrects, and the others are held out: motion that is m times as fast for the
+        correction, but not for the network. With one further stage, and the paper's corrections off
 
 Networks see all scenes in one batch, and temporal attention all samples and windows at once: wall times are not those
 of the package. One JSON line a variant and stage, with the value of every scene.
@@ -66,7 +68,7 @@ PLACES = {
     "out": "what temporal attention puts out",
     "conv": "the temporal convolution's own branch, its output less its input",
     "stream": "the residual stream behind the temporal convolution",
-    "res": "the ResNet block's output before it; in LaVie, which has no such convolution, of those that normalise over frames",
+    "res": "the ResNet block's output before it; in LaVie, of those that normalise over frames",
     "block": "all the temporal transformer adds, its feed-forward included",
     "transformer": "the residual stream behind the transformer that holds temporal attention",
     "net": "what the network predicts",
@@ -89,6 +91,7 @@ class Variant:
     paper: str = "off"
     scales: str = "2x2"
     levels: str = "all"
+    keys: str = "1"
 
     @classmethod
     def parse(cls, text: str) -> Variant:
@@ -96,8 +99,8 @@ class Variant:
 
     def __str__(self) -> str:
         known = [name for name, variant in NAMED.items() if variant == self]
-        parts = [self.place, self.lift, self.weight, self.paper, self.scales, self.levels]
-        while not known and len(parts) > 4 and parts[-1] == ("2x2" if len(parts) == 5 else "all"):
+        parts = [self.place, self.lift, self.weight, self.paper, self.scales, self.levels, self.keys]
+        while not known and len(parts) > 4 and parts[-1] == ("2x2", "all", "1")[len(parts) - 5]:
             parts.pop()
         return known[0] if known else ":".join(parts)
 
@@ -112,8 +115,8 @@ class Variant:
         scales = tuple(int(n) for n in self.scales.split("x"))
         if self.place in METHODS:
             return Cascade(frames, scales, method=self.place)
-        on = {"spatial": self.paper in ("on", "spatial"), "temporal": self.paper in ("on", "temporal")}
-        return Cascade(frames, scales, correction=Correction(**on))
+        spatial, temporal = self.paper in ("on", "spatial"), self.paper in ("on", "temporal")
+        return Cascade(frames, scales, correction=Correction(spatial=spatial, temporal=temporal))
 
 
 NAMED = {"paper": Variant(paper="on"), "off": Variant(), "truth": Variant("truth")}
@@ -126,6 +129,14 @@ def screen() -> list[str]:
     places += ["transformer+stream", "transformer"]
     kinds = ["lin:1:off", "lin:1:on", "mp:1:off", "mp:1:on", "lin:wt:on", "lin:wt:off", "mp:wt:on", "mp:wt:off"]
     return ["truth", "paper", "off"] + [f"{place}:{kind}" for kind in kinds for place in places]
+
+
+def held_out() -> list[str]:
+    """Key frames that are 1, 2, 4 and 8 times as far apart for the correction."""
+    kinds = ["lin:1", "mp:1", "cubic:1", "lin:half", "lin:t", "lin:late"]
+    places = ("out", "out+conv", "block+conv", "net")
+    base = ["truth", *(f"none:lin:1:off:4:all:{m}" for m in (1, 2, 4, 8))]
+    return base + [f"{place}:{kind}:off:4:all:{m}" for kind in kinds for place in places for m in (4, 8, 1, 2)]
 
 
 def final() -> list[str]:
@@ -155,7 +166,8 @@ class Corrector:
     def __init__(self, network: nn.Module, variant: Variant, shares: Sequence[float], stages: int) -> None:
         self.variant, self.shares, self.stages = variant, shares, stages
         self.waiting: dict[tuple[int, int, str], Tensor] = {}
-        self.network, self.stage, self.batch, self.tokens = network, None, 0, 0
+        self.network, self.batch, self.tokens = network, 0, 0
+        self.stage: Stage | None = None
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -184,7 +196,9 @@ class Corrector:
     def correct(self, name: str, x: Tensor) -> Tensor:
         """x: b f .. or (b f) .."""
         stage = self.stage
-        w = 0.0 if stage is None else self.variant.weight_at(self.shares[stage.step])
+        if stage is None:
+            return x
+        w = self.variant.weight_at(self.shares[stage.step])
         image = x.shape[0] != self.batch or x.ndim == 5
         if w == 0 or (
             self.variant.levels == "low" and self.tokens == math.prod(x.shape[-2:] if image else x.shape[2:3])
@@ -193,9 +207,10 @@ class Corrector:
         h = x.unflatten(0, (self.batch, -1)) if image and x.ndim == 4 else x
         corrected = h
         if stage.index > 0:
-            y = self.waiting.pop((stage.index - 1, stage.branch, name))
-            L = lift_matrix(self.variant.lift, y.shape[1], stage.n, y.device)
-            delta = (L @ (y - h[:, :: stage.n]).flatten(2)).unflatten(2, h.shape[2:])
+            m = int(self.variant.keys)
+            y = self.waiting.pop((stage.index - 1, stage.branch, name))[:, ::m]
+            L = lift_matrix(self.variant.lift, y.shape[1], m * stage.n, y.device)[: h.shape[1]]
+            delta = (L @ (y - h[:, :: m * stage.n]).flatten(2)).unflatten(2, h.shape[2:])
             corrected = h + delta
         if stage.index < self.stages - 1:
             self.waiting[stage.index, stage.branch, name] = corrected
@@ -204,7 +219,7 @@ class Corrector:
 
 def taps(network: nn.Module, place: str) -> Iterator[tuple[str, nn.Module, str]]:
     """Name and module of a place in a network, and the part of the module that it is."""
-    kinds: dict[str, tuple[tuple[type, ...], str]] = {
+    kinds: dict[str, tuple[tuple[type[nn.Module], ...], str]] = {
         "in": ((TemporalAttention,), "input"),
         "out": ((TemporalAttention,), "output"),
         "conv": ((TemporalConv, TemporalResBlock), "branch"),
@@ -220,7 +235,7 @@ def taps(network: nn.Module, place: str) -> Iterator[tuple[str, nn.Module, str]]
             if isinstance(module, TemporalConv):
                 yield name, module, "input"
             elif isinstance(module, SVDResBlock):
-                yield name, module.spatial, "output"
+                yield f"{name}.spatial", module.spatial, "output"
             elif isinstance(module, ResBlock) and module.across_frames:
                 yield name, module, "output"
         elif isinstance(module, kinds[place][0]):
@@ -255,9 +270,17 @@ def attend_all(self: TemporalAttention, spans: list[tuple[int, int]], qkv: Tenso
 class World:
     """Scenes of a checkpoint's small world, sampled in one batch."""
 
-    def __init__(self, name: str, scenes: Sequence[Scene], seed: int, steps: int | None, device: str) -> None:
+    network: Any
+    sampler: Any
+    scenes: Sequence[Any]
+
+    def __init__(self, name: str, count: int, fast: bool, seed: int, steps: int | None, device: str) -> None:
+        """count: of scenes; of fast motion, for each path."""
         pipeline = self.pipeline = zerosmooth.load(name, device)
         config, family, networks = pipeline.config, pipeline.family, pipeline.networks
+        rng, tail = random.Random(f"gate/{seed}"), "image" in family.takes
+        plain = [random_scene(rng, tail) for _ in range(count)]
+        scenes = fast_scenes(seed, count, tail, config.defaults.fps) if fast else plain
         self.device, self.scenes, self.seeds = pipeline.device, scenes, [seed + i for i in range(len(scenes))]
         self.network, self.t0, self.fps = networks.unet, config.unet.frames, config.defaults.fps
         settings = self.settings = pipeline.settings(**({} if steps is None else {"steps": steps}))
@@ -298,10 +321,10 @@ class World:
             self.noises[key] = torch.stack(x).to(self.device)
         return self.noises[key]
 
-    def sample(self, variant: Variant, first: int = 0, start: Tensor | None = None) -> list[Tensor]:
-        """Latents of every stage. start: those of the last stage, as they are at step `first`."""
+    def sample(self, variant: Variant, later: Later | None = None, start: Tensor | None = None) -> list[Tensor]:
+        """Latents of every stage. start: those of the last stage, as they are at the first step of `later`."""
         cascade = variant.cascade(self.t0)
-        sampler = Later(self.sampler, first)
+        sampler, first = (self.sampler, 0) if later is None else (later, later.first)
         shares = [sampler.share(i) for i in range(len(sampler))]
 
         def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
@@ -311,7 +334,7 @@ class World:
             return start if start is not None and step < 0 else self.noise(cascade.scales, step + first * (step >= 0))
 
         with torch.inference_mode(), Corrector(self.network, variant, shares, cascade.stages).hooked():
-            return sample_cascade(network, sampler if first else self.sampler, cascade, noise)
+            return sample_cascade(network, sampler, cascade, noise)
 
     def true_latents(self, n: int) -> Tensor:
         """Of the scenes themselves, at n times the frames: b f c h w."""
@@ -422,7 +445,7 @@ class Moving(Scene):
         return 0.5 + (along * dx - across * dy) / 64, 0.5 + (along * dy + across * dx) / 64
 
 
-def fast_scenes(seed: int, each: int, tail: bool, rate: float) -> list[Scene]:
+def fast_scenes(seed: int, each: int, tail: bool, rate: float) -> list[Moving]:
     rng = random.Random(f"fast/{seed}")
     scenes = []
     for path in PATHS:
@@ -450,7 +473,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def measure(videos: list[np.ndarray[Any, Any]], scene: Scene | int, rates: list[int], fps: float) -> Measures:
+def measure(
+    videos: list[np.ndarray[Any, Any]], scene: Scene | int, rates: list[int], fps: float, keys: int = 1
+) -> Measures:
     """As `evaluation.jobs.measures`. scene: a label for a disc. keys off: their distance from the base's, in pixels."""
     got: Measures = {}
     base: Reading | None = None
@@ -471,10 +496,31 @@ def measure(videos: list[np.ndarray[Any, Any]], scene: Scene | int, rates: list[
             continue
         if n > 1:
             m |= redrawn_psnr(frames, reading, scene, n)
+            for name, kept in held(frames, torch.from_numpy(videos[0].copy()), reading, base, n, keys):
+                m[name] = kept
         m["color right"], m["shape right"] = float(reading.color == scene.color), float(reading.shape == scene.shape)
         m["direction right"] = float(reading.goes(scene.direction, fps * n))
         m["speed right"] = float(reading.has_speed(scene.speed, fps * n))
     return got
+
+
+def held(frames: Tensor, first: Tensor, reading: Reading, base: Reading, n: int, m: int) -> Iterator[tuple[str, float]]:
+    """Against the base's frames and path, where every m-th of its frames corrected: PSNR and distance of those held
+    out, and the shape's copies and colour in frames between two that corrected, over that of the latter."""
+    if base.shape is None or base.path.isnan().any():
+        return
+    inside = (len(base.path) - 1) // m * m  # up to the last that corrected
+    out = torch.arange(inside) % m > 0
+    if m > 1:
+        yield "held PSNR", psnr(frames[::n][:inside][out], first[:inside][out])
+        yield "held off", (reading.path[::n] - base.path)[:inside][out].norm(dim=1).mean().item() * frames.shape[1]
+    f = inside * n
+    path, area = (Interpolated(n).lift(x[None])[0, :f] for x in (base.path, base.area))
+    ghost, solid = copies(frames[:f], base.shape, path, (area / math.pi).sqrt())
+    keys = torch.arange(f) % (n * m) == 0
+    yield "ghost", ghost[~keys].mean().item()
+    yield "ghost of keys", ghost[keys].mean().item()
+    yield "solid", (solid[~keys].mean() / solid[keys].mean()).item()
 
 
 def read_disc(frames: Tensor) -> Reading:
@@ -487,12 +533,23 @@ def read_disc(frames: Tensor) -> Reading:
     return Reading(None, "circle", path, area, 1.0, bright)
 
 
+def copies(frames: Tensor, shape: str, path: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each frame: the share of the colour farther than 3 pixels from a shape's outline, and the colour in its core.
+    path: f 2; radius: f."""
+    size = frames.shape[1]
+    chroma = ((frames.float().amax(-1) - frames.float().amin(-1)) / 255 - 0.1).clamp(min=0)
+    near, core = (
+        coverage([shape] * len(path), path[:, None], r, size)[:, 0] for r in (radius + 3 / size, radius * 0.6)
+    )
+    ghost = (chroma * (1 - near)).sum((1, 2)) / chroma.sum((1, 2)).clamp(min=1e-6)
+    return ghost, (chroma * core).sum((1, 2)) / core.sum((1, 2))
+
+
 def measure_fast(videos: list[np.ndarray[Any, Any]], truth: np.ndarray[Any, Any], scene: Moving) -> Measures:
     """Of a cascade's inserted frames between key frames that differ, against the true ones. Lengths in pixels.
 
-    own: distance of the shape from its true place, less what lies between the key frames' distances. ghost: share of
-    the colour farther than 3 pixels from the shape's outline at that place. solid: colour in the shape's core, over
-    that of the key frames.
+    own: distance of the shape from its true place, less what lies between the key frames' distances; ghost and solid
+    are of that place, see `copies`; solid is over that of the key frames.
     """
     got: Measures = {}
     for s, x in enumerate(videos):
@@ -523,12 +580,8 @@ def measure_fast(videos: list[np.ndarray[Any, Any]], truth: np.ndarray[Any, Any]
         m["place"] = error[moving].square().sum(1).mean().sqrt().item()
         m["own"] = (error - drift)[moving].square().sum(1).mean().sqrt().item()
         m["area"] = (reading.area / read(true).area - 1).abs()[moving].mean().item()
-        chroma = ((frames.float().amax(-1) - frames.float().amin(-1)) / 255 - 0.1).clamp(min=0)
-        at = (path + drift.nan_to_num() / size)[:, None]
-        near = coverage([scene.shape] * f, at, torch.full((f,), scene.radius + 3 / size), size)[:, 0]
-        core = coverage([scene.shape] * f, at, torch.full((f,), 0.6 * scene.radius), size)[:, 0]
-        ghost = (chroma * (1 - near)).sum((1, 2)) / chroma.sum((1, 2)).clamp(min=1e-6)
-        solid = (chroma * core).sum((1, 2)) / core.sum((1, 2))
+        radius = torch.full((f,), scene.radius)
+        ghost, solid = copies(frames, scene.shape, path + drift.nan_to_num() / size, radius)
         m["ghost"], m["ghost of keys"] = ghost[moving].mean().item(), ghost[keys].mean().item()
         m["solid"] = (solid[moving].mean() / solid[keys].mean()).item()
     return got
@@ -541,7 +594,8 @@ class Writer:
     """Appends what worker processes measured, a variant at a time, as soon as it is there."""
 
     def __init__(self, path: Path, workers: int) -> None:
-        self.path, self.waiting = path, []
+        self.path = path
+        self.waiting: list[tuple[dict[str, Any], list[Future[Measures]]]] = []
         context = get_context("spawn")
         self.pool = ProcessPoolExecutor(workers, context, initializer=one_thread) if workers else None
 
@@ -572,10 +626,9 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", default=[], help="by name or as place:lift:weight:paper:scales:levels")
     parser.add_argument("--screen", action="store_true", help="the grid of places, lifts, weights")
     parser.add_argument("--final", action="store_true", help="weights, levels and lifts of the best places")
-    parser.add_argument(
-        "--fast-motion", action="store_true", help="of true videos that move fast or bend, half-way noised"
-    )
-    parser.add_argument("--levels", type=float, nargs="+", default=[10, 3, 1], help="with it: noise over data (10 3 1)")
+    parser.add_argument("--held-out", action="store_true", help="key frames far apart: corrected by some of them alone")
+    parser.add_argument("--fast-motion", action="store_true", help="of true videos, noised half-way")
+    parser.add_argument("--levels", type=float, nargs="+", default=[1, 0.3], help="of its noise, over data")
     parser.add_argument("--scenes", type=int, default=8, help="or, of fast motion, scenes a path (default: 8)")
     parser.add_argument("--seed", type=int, default=7000, help="of scenes and noise (default: 7000)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
@@ -592,15 +645,11 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False  # key frames are compared to 60 dB
     TemporalAttention.attend = attend_all  # type: ignore[method-assign]
     writer = Writer(args.out, args.workers)
-    names = args.variants + (screen() if args.screen else []) + (final() if args.final else [])
+    names = args.variants + screen() * args.screen + final() * args.final + held_out() * args.held_out
     if args.ckpt == "tiny-dit":
         world: World = Discs([i % 4 for i in range(args.scenes)], args.seed, args.steps, args.device)
     else:
-        rng, rate = random.Random(f"gate/{args.seed}"), 7 if "svd" in args.ckpt else 8
-        tail = "image" in zerosmooth.load(args.ckpt).family.takes
-        scenes = [random_scene(rng, tail) for _ in range(args.scenes)]
-        scenes = fast_scenes(args.seed, args.scenes, tail, rate) if args.fast_motion else scenes
-        world = World(args.ckpt, scenes, args.seed, args.steps, args.device)
+        world = World(args.ckpt, args.scenes, args.fast_motion, args.seed, args.steps, args.device)
     todo = [v for v in dict.fromkeys(map(Variant.parse, names)) if all(any(taps(world.network, p)) for p in v.places)]
     about = {"ckpt": args.ckpt, "seed": args.seed, "device": args.device}
     run = fast_motion if args.fast_motion else straight
@@ -623,7 +672,7 @@ def straight(world: World, todo: Sequence[Variant], writer: Writer, about: dict[
             rates = [x.shape[1] // world.t0 for x in latents]
         videos = world.frames([x.cpu() if world.device.type == "cpu" else x for x in latents])
         seconds = round(time.perf_counter() - began, 2)
-        jobs = [(x, scene, rates, world.fps) for x, scene in zip(videos, world.scenes)]
+        jobs = [(x, scene, rates, world.fps, int(variant.keys)) for x, scene in zip(videos, world.scenes)]
         writer.add({**about, "variant": str(variant), "seconds": seconds}, measure, jobs)
         yield f"{variant}  {seconds} s"
 
@@ -643,37 +692,44 @@ def fast_motion(
                 step, latents = 0, [dense[:, :: 4 // n] for n in (1, 2, 4)]
             else:
                 step, start = noised(world, dense, level)
-                latents = world.sample(variant, step, start)
+                latents = world.sample(variant, Later(world.sampler, step), start)
             videos, share = world.frames(latents), round(world.sampler.share(step), 3)
             for path, members in paths.items():
                 jobs = [(videos[i], truth[i], world.scenes[i]) for i in members]
-                line = {**about, "variant": str(variant), "noise": level, "t/T": share, "path": path}
+                at = {} if math.isnan(level) else {"noise": level, "t/T": share}
+                line = {**about, "variant": str(variant), "path": path, **at}
                 writer.add(line, measure_fast, jobs)
         yield str(variant)
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a table a checkpoint, stage and level of noise, mean ± standard error over scenes without NaN."""
+    """Markdown: a table a checkpoint and stage, mean ± standard error over scenes without NaN."""
     groups = defaultdict(list)
     for line in lines:
         if line["n"] > 1:
-            groups[tuple(str(line[k]) for k in ("ckpt", "n", "noise", "path") if k in line)].append(line)
+            groups[line["ckpt"], line["n"], "path" in line].append(line)
     out = []
-    for group, rows in groups.items():
+    for (ckpt, n, _), rows in groups.items():
+        rows.sort(key=lambda row: (row.get("path", ""), -row.get("noise", math.inf)))  # stable: variants stay in order
+        about = [key for key in ("path", "noise", "t/T", "seconds") if any(key in row for row in rows)]
         names = list(dict.fromkeys(name for row in rows for name in row["measures"]))
-        about = " ".join(f"t/T={rows[-1]['t/T']}" for _ in range("t/T" in rows[-1]))
-        out += [f"\n**{group[0]}, {group[1]}x{''.join(', ' + g for g in group[2:])}** {about}\n"]
-        out += ["| | " + " | ".join([*names, "s"]) + " |", "|---" * (len(names) + 2) + "|"]
+        out += [f"\n**{ckpt}, {n}x**\n", "| " + " | ".join(["variant", *about, *names]) + " |"]
+        out.append("|---" * (1 + len(about) + len(names)) + "|")
         for row in rows:
-            cells = []
-            for name in names:
-                values = torch.tensor(row["measures"].get(name, []), dtype=torch.float64)
-                values = values[~values.isnan()]
-                error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan
-                digits = 1 if values.abs().max() >= 10 else 2 if len(values) and "right" in name else 3
-                cells.append(f"{values.mean():.{digits}f} ± {error:.{digits}f}" if len(values) else "-")
-            out.append(f"| {row['variant']} | " + " | ".join(cells) + f" | {row.get('seconds', '')} |")
+            cells = [f"`{row['variant']}`", *(str(row.get(key, "-")) for key in about)]
+            cells += [show(name, row["measures"].get(name, [])) for name in names]
+            out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
+
+
+def show(name: str, values: Sequence[float]) -> str:
+    x = np.array(values, dtype=float)
+    x = x[~np.isnan(x)]
+    if not len(x):
+        return "-"
+    digits = 1 if "PSNR" in name or "redrawn" in name or name == "blend" else 2
+    error = f" ± {x.std(ddof=1) / len(x) ** 0.5:.{digits}f}" if len(x) > 1 else ""
+    return f"{x.mean():.{digits + (name in ('area', 'jitter', 'off path'))}f}{error}"
 
 
 if __name__ == "__main__":
