@@ -45,6 +45,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import zerosmooth
+from evaluation.metrics import between, blend_psnr, psnr
 from examples import tiny_dit
 from smallworld.draw import DIRECTIONS, MOTION, Scene, coverage, first_frame, frame_times, random_scene, render
 from smallworld.motion import jitter, redrawn_psnr, smoothness
@@ -53,7 +54,6 @@ from zerosmooth.attention import TemporalAttention, attend_frames, fusion_matrix
 from zerosmooth.bus import Correction, Stage
 from zerosmooth.cascade import METHODS, Cascade, nested_noise, sample_cascade
 from zerosmooth.guidance import Guidance
-from zerosmooth.metrics import between, blend_psnr, psnr
 from zerosmooth.models.lavie import LaVieTransformer
 from zerosmooth.models.layers import ResBlock, TemporalResBlock
 from zerosmooth.models.svd import SVDResBlock, SVDTemporalBlock, SVDTransformer
@@ -276,7 +276,7 @@ class World:
 
     def __init__(self, name: str, count: int, fast: bool, seed: int, steps: int | None, device: str) -> None:
         """count: of scenes; of fast motion, for each path."""
-        pipeline = self.pipeline = zerosmooth.load(name, device)
+        pipeline = self.pipeline = zerosmooth.load(name, device, torch.float32)
         config, family, networks = pipeline.config, pipeline.family, pipeline.networks
         rng, tail = random.Random(f"gate/{seed}"), "image" in family.takes
         plain = [random_scene(rng, tail) for _ in range(count)]
