@@ -12,7 +12,9 @@ from torch import nn
 import zerosmooth.bus
 from zerosmooth.attention import SpatialSelfAttention, TemporalAttention, frame_positions
 from zerosmooth.cascade import Cascade, nested_noise
-from zerosmooth.conformance import RULES, check, report
+from zerosmooth.conformance import RULES, check, check_family, report
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import load_family
 from zerosmooth.models.svd import SVDUNet
 from zerosmooth.operators import S
 
@@ -217,3 +219,11 @@ def center(video: torch.Tensor) -> torch.Tensor:
     at = torch.arange(video.shape[-1]) + 0.5
     share = bright / bright.sum((1, 2), keepdim=True)
     return torch.stack([(share.sum(1) * at).sum(1), (share.sum(2) * at).sum(1)], dim=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["vc1", "examples/animatediff.py", "examples/modelscope.py", "examples/dynamicrafter.py"]
+)
+def test_a_familys_network_conforms_by_its_name_or_file(name):
+    name = str(ROOT / name) if name.endswith(".py") else name
+    assert not check_family(load_family(name, FAMILIES))

@@ -1,5 +1,7 @@
 """Does a network do what the method needs of it? For networks of your own, in seconds on a CPU, with random weights.
 
+    python -m zerosmooth.conformance --family my_family.py        # a family's network, in a small size
+
     from zerosmooth.conformance import check, report
     print(report(check(network, run, frames=16, shape=(4, 8, 8))))
 
@@ -8,7 +10,9 @@ Each finding names the rule that is broken and the attention module that breaks 
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -21,6 +25,9 @@ from torch import Tensor, nn
 from .attention import Attention, fusion_matrix, windows
 from .bus import BusError, HiddenStateBus, Stage
 from .cascade import Cascade, by_stage
+from .families import FAMILIES
+from .family import Family, load_family
+from .models.unet import SkeletonConfig
 from .operators import Operator, S
 
 Run = Callable[[Tensor, "Stage | None"], Tensor]
@@ -303,3 +310,37 @@ def _noise(batch: int, frames: int, scales: tuple[int, ...], shape: tuple[int, i
 def _gap(a: Tensor, b: Tensor) -> float:
     """Largest difference over the deviation of b."""
     return ((a - b).abs().max() / b.std().clamp(min=1e-12)).item()
+
+
+def check_family(family: Family) -> list[Broken]:
+    """What the network of a family breaks, in a small size. ValueError if its config has no such sizes."""
+    small = {"channels": 64, "channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2), "groups": 8}
+    if not isinstance(family.config.unet, SkeletonConfig):
+        raise ValueError(f"{family.name}'s network is no `models.unet.Skeleton`: call `conformance.check` yourself")
+    config = replace(family.config, unet=replace(family.config.unet, **small))
+    torch.manual_seed(0)
+    network = family.unet(config.unet).eval().requires_grad_(False)
+    for p in network.parameters():
+        if not p.any():  # what starts at zero would do nothing
+            torch.nn.init.normal_(p, std=0.1)
+    context = torch.randn(1, *config.encoder.context_shape)
+    told = family.condition(config, float(config.defaults.fps), config.defaults)
+
+    def run(x: Tensor, stage: Stage | None) -> Tensor:
+        b = len(x)
+        condition = None if told is None else told.expand(b, *told.shape)
+        return network(x, torch.full((b,), 300.0), context.expand(b, -1, -1), condition, stage)
+
+    return check(network, run, config.unet.frames, (config.unet.in_channels, 8, 8))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m zerosmooth.conformance", description=check_family.__doc__)
+    parser.add_argument("--family", required=True, help=f"{', '.join(FAMILIES)}, or a file or module that defines one")
+    broken = check_family(load_family(parser.parse_args().family, FAMILIES))
+    print(report(broken))
+    return int(bool(broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
