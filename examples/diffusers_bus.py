@@ -9,7 +9,7 @@ others, which correct hidden states on the bus and then let the old ones attend,
 layers that they call, goes on working. The stages lie one behind the other along the frames of one long video, which
 the pipeline denoises as it would any other; what it takes for a network cuts it into stages.
 
-pip install diffusers transformers accelerate
+pip install .[diffusers]
 """
 
 from __future__ import annotations
