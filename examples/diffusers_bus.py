@@ -218,8 +218,12 @@ class Smooth:
 
                 enter(replaced(pipeline, "prepare_latents", prepared))
             module = sys.modules[type(scheduler).__module__]
+
+            def drawn(shape: Sequence[int], device: Any = None, dtype: Any = None, **_: Any) -> Tensor:
+                return self.noise(seeds, shape).to(device=device, dtype=dtype)
+
             if hasattr(module, "randn_tensor"):  # the noise of a step, if it adds some, is nested as well
-                enter(replaced(module, "randn_tensor", lambda shape, **to: self.noise(seeds, shape).to(to["device"])))
+                enter(replaced(module, "randn_tensor", drawn))
             output = pipeline(*args, num_frames=sum(self.lengths), generator=generator, latents=latents, **kwargs)
         axis = self.axis if kwargs.get("output_type") == "latent" else 1
         return [type(output)(frames=frames) for frames in self.cut(output.frames, axis)]
