@@ -9,7 +9,7 @@ others, which correct hidden states on the bus and then let the old ones attend,
 layers that they call, goes on working. The stages lie one behind the other along the frames of one long video, which
 the pipeline denoises as it would any other; what it takes for a network cuts it into stages.
 
-pip install diffusers transformers accelerate
+pip install .[diffusers]
 """
 
 from __future__ import annotations
@@ -218,8 +218,12 @@ class Smooth:
 
                 enter(replaced(pipeline, "prepare_latents", prepared))
             module = sys.modules[type(scheduler).__module__]
+
+            def drawn(shape: Sequence[int], device: Any = None, dtype: Any = None, **_: Any) -> Tensor:
+                return self.noise(seeds, shape).to(device=device, dtype=dtype)
+
             if hasattr(module, "randn_tensor"):  # the noise of a step, if it adds some, is nested as well
-                enter(replaced(module, "randn_tensor", lambda shape, **to: self.noise(seeds, shape).to(to["device"])))
+                enter(replaced(module, "randn_tensor", drawn))
             output = pipeline(*args, num_frames=sum(self.lengths), generator=generator, latents=latents, **kwargs)
         axis = self.axis if kwargs.get("output_type") == "latent" else 1
         return [type(output)(frames=frames) for frames in self.cut(output.frames, axis)]

@@ -7,6 +7,7 @@
     python -m tests.full_size animatediff folder/        # 6 GB: sd15/ and adapter_v2/
     python -m tests.full_size animatediff_file folder/   # 6 GB: fine_tune.safetensors and v3_sd15_mm.ckpt
     python -m tests.full_size modelscope folder/         # 7.3 GB
+    python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256 and _1024 alike
 
 Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the whole way works; what
 such a network shows is noise.
@@ -15,7 +16,9 @@ such a network shows is noise.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +48,8 @@ LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # files of a checkpoint, and
         "image_encoder/model.safetensors": ("svd_image_encoder_hf",),
     },
 }
+UNETS = {"256": "256", "512": "512", "1024": "512"}  # of DynamiCrafter's models, the manifest of its network
+DYNAMICRAFTER = "dynamicrafter_image_proj", "dynamicrafter_image_encoder", "vc2_text", "vc2_vae"
 SD_TEXT = "cond_stage_model.transformer./lavie_text_hf"  # its names have a prefix there
 EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/
     "animatediff": {
@@ -62,6 +67,7 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/
         "vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
         "text_encoder/model.safetensors": ("modelscope_text_hf",),
     },
+    **{f"dynamicrafter_{model}": {"": (f"dynamicrafter_{unet}_unet", *DYNAMICRAFTER)} for model, unet in UNETS.items()},
 }
 
 
@@ -76,10 +82,12 @@ def shapes(*manifests: str) -> Shapes:
 
 
 def buffers(family: str) -> dict[str, Tensor]:
-    """The schedule's buffers that say something of VideoCrafter; the others follow from them."""
-    if family not in ("vc1", "vc2"):
-        return {}
-    return schedule(FAMILIES[family].config.sampler)
+    """The schedule's buffers that say something of VideoCrafter or DynamiCrafter; the others follow from them."""
+    example, _, model = family.partition("_")
+    if example == "dynamicrafter":
+        sys.path.append(str(Path(__file__).parent.parent / "examples"))
+        return schedule(importlib.import_module(example).MODELS[model].sampler)
+    return schedule(FAMILIES[family].config.sampler) if family in ("vc1", "vc2") else {}
 
 
 def schedule(sampler: DDIMConfig) -> dict[str, Tensor]:
@@ -98,13 +106,13 @@ def constant(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape) if name.endswith(".pe") else weight(name, shape)
 
 
-def write(layout: str, path: Path, held: dict[str, Shapes] | None = None) -> None:
+def write(layout: str, path: Path, held: dict[str, Shapes] | None = None, dtype: torch.dtype = torch.float32) -> None:
     """held: the tensors of each file of the layout, instead of the published ones."""
     for file, manifests in {**LAYOUTS, **EXAMPLES}[layout].items():
         target = path / file if file else path
         target.parent.mkdir(parents=True, exist_ok=True)
         wanted = shapes(*manifests) if held is None else held[file]
-        state = {name: constant(name, shape) for name, shape in wanted.items()} | buffers(layout)
+        state = {name: constant(name, shape).to(dtype) for name, shape in wanted.items()} | buffers(layout)
         if target.suffix == ".safetensors":
             save_file(state, target)
         elif target.suffix == ".bin":
@@ -117,8 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("layout", choices=[*LAYOUTS, *EXAMPLES])
     parser.add_argument("path", type=Path, help="the file, or the folder for what is several files")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of its tensors")
     args = parser.parse_args()
-    write(args.layout, args.path)
+    write(args.layout, args.path, dtype=getattr(torch, args.dtype))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def pipeline(reference):
 
 def prompts(reference, **more) -> dict:
     embeds = {"prompt_embeds": reference["context"], "negative_prompt_embeds": reference["uncond"]}
-    return {**embeds, **SIZE, "output_type": "latent", **more}
+    return {**embeds, **SIZE, "output_type": "latent"} | more
 
 
 def videos(pipeline, reference, frames: int = 32, seed: int = 5, **more) -> list[Tensor]:
@@ -148,6 +148,16 @@ def test_the_correction_moves_the_longer_videos_and_never_the_key_frames(pipelin
     plain, corrected = videos(pipeline, reference, correction=off), videos(pipeline, reference)
     assert torch.equal(plain[0], corrected[0])
     assert (plain[1][:, :, ::2] - plain[0]).std() > (corrected[1][:, :, ::2] - corrected[0]).std()
+
+
+def test_runs_in_half_precision(pipeline, reference):
+    pipeline.unet.to(torch.bfloat16)
+    embeds = {
+        name: reference[key].bfloat16()
+        for name, key in (("prompt_embeds", "context"), ("negative_prompt_embeds", "uncond"))
+    }
+    base, longer = videos(pipeline, reference, eta=1.0, **embeds)
+    assert base.dtype == longer.dtype == torch.bfloat16 and longer.isfinite().all()
 
 
 def test_loras_go_on_working(pipeline, reference):

@@ -42,14 +42,15 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
 
 
 def is_said(error: BaseException) -> bool:
-    """Whether an error is for the user: our code says it with `raise`, or the system does, of a file. What any other
-    code raises is a fault of ours, which should not have let it come to that."""
+    """Whether an error is for the user: our code says it with `raise`, a family's file too, or the system does, of a
+    file. What any other code raises is a fault of ours, which should not have let it come to that."""
     if isinstance(error, OSError) and error.errno is not None:
         return True
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return package in OURS and line.startswith("raise")
+    ours = package in OURS or package.startswith("family_")  # so `load_family` calls a file
+    return ours and line.startswith("raise")
 
 
 def _text(error: Exception) -> str:
