@@ -257,7 +257,7 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
     for frames, names in {
         25: "svd_xt.safetensors  svd_xt.fp16.safetensors  svd_xt (1).safetensors  svd_xt1.1  svd-img2vid-xt1-1  "
         "stable-video-diffusion-img2vid-xt-1-1  stableVideoDiffusion_img2vidXt11.safetensors  svdXT_v11.ckpt",
-        14: "svd.safetensors  svd (1).safetensors  svd.fp16.safetensors  stable-video-diffusion-img2vid  SVD.safetensors",
+        14: "svd.safetensors  svd (1).safetensors  svd.fp16.safetensors  stable-video-diffusion-img2vid  SVD.ckpt",
     }.items():
         for name in names.split("  "):
             assert svd.frames_of(Path(name), None)[0] == frames, name

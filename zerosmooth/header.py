@@ -66,7 +66,7 @@ def file_kind(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     return next(
-        (kind for pattern, kind in KINDS if re.match(pattern, head, re.DOTALL)), "of no kind that is known here"
+        (kind for pattern, kind in KINDS if re.match(pattern, head, re.DOTALL)), "neither a pickle nor safetensors"
     )
 
 
