@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
     except SafetensorError as error:
         size, end = path.stat().st_size, _announced_size(path)
         if end is None or size == end:
-            what = f"has a damaged header ({str(error).rpartition(': ')[2]})"
+            what = f"has a damaged header ({str(error).rpartition(': ')[2][:80]})"
         else:
             what = f"{'is cut off' if size < end else 'has bytes too many'}: {size:,} of them, its header says {end:,}"
         raise CheckpointError(f"{path} {what}; download or convert it again") from error
