@@ -180,9 +180,9 @@ def sources(rng: random.Random, folder: Path) -> Work:
     elif kind == "safetensors":
         path.write_bytes(damage_bytes(rng, save(state)))
     else:
-        odd = rng.choice(
-            (None, 1, "x", [], state, argparse.Namespace(a=1), {1: 2}, torch.ones(2).to_sparse(), np.ones(2))
-        )
+        ones = torch.ones(2)
+        odds: list[Any] = [None, 1, "x", [], state, argparse.Namespace(a=1), {1: 2}, ones.to_sparse(), np.ones(2)]
+        odd = rng.choice(odds)
         state = rng.choice((state, {"model": state}, {**state, "x": odd}, {1: odd}, odd, [odd]))
         buffer = io.BytesIO()
         torch.save(state, buffer, _use_new_zipfile_serialization=kind == "zip")

@@ -172,7 +172,7 @@ def _open_shards(path: Path) -> Source:
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
-        if not names or any(Path(name).name != name for name in names):
+        if not names or any(Path(name).name != name or len(name) > 255 for name in names):
             raise ValueError("it names no files beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(f"{path} is no index of shards ({error}); download it again") from error
