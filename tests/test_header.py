@@ -72,35 +72,35 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     "field,value,reason",
     [
-        ("unet.res_blocks", 1_000_000_000, "unet.res_blocks is 1000000000; 1 to 16 is possible"),
-        ("unet.channels", None, "unet.channels is null; int is needed"),
-        ("unet.channels", True, "unet.channels is True; int is needed"),
-        ("unet.channels", 16.5, "unet.channels is 16.5; int is needed"),
-        ("unet.channels", "16", "unet.channels is '16'; int is needed"),
-        ("unet.groups", 0, "unet.groups is 0"),
+        ("unet.res_blocks", 1_000_000_000, "unet.res_blocks=1000000000; use 1 to 16"),
+        ("unet.channels", None, "unet.channels=None is NoneType; int is needed"),
+        ("unet.channels", True, "unet.channels=True is bool; int is needed"),
+        ("unet.channels", 16.5, "unet.channels=16.5 is float; int is needed"),
+        ("unet.channels", "16", "unet.channels='16' is str; int is needed"),
+        ("unet.groups", 0, "unet.groups=0"),
         ("unet.groups", 3, "do not fit together|divisible"),
         ("unet.channel_mult", [], "channel_mult is empty"),
-        ("unet.channel_mult", 5, "unet.channel_mult is 5; a list"),
-        ("unet.channel_mult", [1] * 99, "unet.channel_mult is .*; a list of up to 16"),
-        ("unet.channel_mult", [1, "2"], "unet.channel_mult is '2'; int is needed"),
-        ("unet.frames", 1, "unet.frames is 1"),
+        ("unet.channel_mult", 5, "unet.channel_mult=5; a tuple is needed"),
+        ("unet.channel_mult", [1] * 99, "unet.channel_mult has 99 items"),
+        ("unet.channel_mult", [1, "2"], "unet.channel_mult='2' is str; int is needed"),
+        ("unet.frames", 1, "unet.frames=1; use 2 to 1024"),
         ("unet.in_channels", 8, "do not fit together"),
         ("unet.context_dim", 24, "do not fit together"),
         ("encoder.heads", 5, "do not fit together"),
-        ("encoder.layers", 1_000_000, "encoder.layers is 1000000; 1 to 128"),
+        ("encoder.layers", 1_000_000, "encoder.layers=1000000; use 1 to 128"),
         ("encoder.pad_token", 9999, "encoder: pad_token=9999"),
         ("encoder.vocab_size", 100, "merges|vocab_size"),
         ("encoder.activation", "relu", "encoder: activation='relu'"),
-        ("sampler.data_scale_steps", 1_000_000_000, "sampler.data_scale_steps is 1000000000; 1 to 1000"),
-        ("sampler.beta_end", 2.0, "sampler.beta_end is 2.0"),
-        ("sampler.beta_end", float("nan"), "sampler.beta_end is nan"),
-        ("vae.scale", 0, "vae.scale is 0"),
-        ("defaults.prompt", 5, "defaults.prompt is 5; str is needed"),
+        ("sampler.data_scale_steps", 1_000_000_000, "sampler.data_scale_steps=1000000000; use 1 to 1000"),
+        ("sampler.beta_end", 2.0, "sampler.beta_end=2.0"),
+        ("sampler.beta_end", float("nan"), "sampler.beta_end=nan"),
+        ("vae.scale", 0, "vae.scale=0"),
+        ("defaults.prompt", 5, "defaults.prompt=5 is int; str is needed"),
         ("defaults.prompt", "x" * 100_000, "defaults.prompt has 100,000 letters"),
         ("defaults.preset", "none", "preset='none'"),
         ("defaults.height", 17, "height 17 is not a multiple"),
-        ("defaults.steps", 0, "defaults.steps is 0"),
-        ("defaults.eta", 1e400, "defaults.eta is inf"),
+        ("defaults.steps", 0, "defaults: steps=0"),
+        ("defaults.eta", 1e400, "defaults.eta=inf"),
         ("unet", 5, "unet.? is 5, not an object"),
         ("surprise", 1, "'surprise' is no field"),
         ("family", "svd", "family 'svd', the file of 'vc2'"),
@@ -188,7 +188,7 @@ def test_a_family_with_its_own_classes_is_read_as_strictly():
     values = json.loads(config.to_json())
     assert config.like(json.dumps(values)) == config
     values["unet"]["condition_dim"] = [256]
-    with pytest.raises(ValueError, match="unet.condition_dim is .256.; int is needed"):
+    with pytest.raises(ValueError, match="unet.condition_dim=.256. is list; int is needed"):
         config.like(json.dumps(values))
     assert config.like(replace(config, defaults=replace(config.defaults, first_guidance_scale=None)).to_json())
 

@@ -1,10 +1,13 @@
 """Reference images: any common format, upright, in the network's size."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from zerosmooth import images
 from zerosmooth.images import find_images, fit, read_image
 from zerosmooth.models.clip import shrink
 
@@ -66,6 +69,61 @@ def test_images_that_cannot_be_used_are_told(tmp_path, picture):
     for name, text in {"text": "cannot be read", "cut": "cannot be read", "tiny": "4x4 pixels"}.items():
         with pytest.raises(ValueError, match=text):
             read_image(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    "head,kind",
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC image"),
+        (b"\0\0\0\x18ftypmif1", "a HEIC image"),
+        (b"\xff\x0a\0\0", "a JPEG XL image"),
+        (b"\0\0\0\x18ftypisom", "a video"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"<svg>", "an SVG drawing"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PDF or PostScript document"),
+    ],
+)
+def test_images_of_other_kinds_are_named(tmp_path, head, kind):
+    (tmp_path / "x.jpg").write_bytes(head + bytes(100))
+    with pytest.raises(ValueError, match=f"x.jpg is {kind}, which is not read here; save it as PNG or JPEG"):
+        read_image(tmp_path / "x.jpg")
+
+
+def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture).save(tmp_path / "b.jfif", "JPEG")
+    (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "d.png").mkdir()
+    assert [p.name for p in find_images(tmp_path)] == ["a.png", "b.jfif", "c.heic"]  # the last is told when it is read
+    with pytest.raises(ValueError, match="c.heic is a HEIC image"):
+        read_image(tmp_path / "c.heic")
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="x.png is no regular file"):
+        read_image(tmp_path / "x.png")
+
+
+def test_giant_images_are_shrunk_or_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LARGE", 50)
+    ramp = np.add.outer(np.arange(220) // 2, np.arange(160) // 2)[..., None].repeat(3, 2).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png")
+    assert image.shape == (74, 54, 3)  # a third
+    assert (image[:70, :50].int() - torch.from_numpy(ramp[1:211:3, 1:151:3]).int()).abs().max() <= 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ValueError, match="more than 0 million pixels; shrink it first"):
+        read_image(tmp_path / "x.png")
+
+
+def test_turned_tiffs_are_upright(tmp_path, picture):
+    turned = Image.fromarray(picture)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    for compression in (None, "tiff_lzw"):
+        turned.save(tmp_path / "x.tiff", exif=exif, compression=compression)
+        assert torch.equal(read_image(tmp_path / "x.tiff"), torch.from_numpy(np.rot90(picture, -1).copy()))
 
 
 def test_a_folder_gives_its_images_by_name(tmp_path, picture):

@@ -14,6 +14,7 @@ Every tensor of the source is placed, or dropped by name; anything else is an er
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -73,6 +74,8 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
         raise ConversionError(f"{output} exists; add --overwrite to replace it")
     if not output.absolute().parent.is_dir():
         raise ConversionError(f"the folder of {output} does not exist")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise ConversionError(f"the folder of {output} cannot be written to")
     source = family.conversion.open(args.source, args)
     if output.exists() and any(output.samefile(file) for file in source.files):
         raise ConversionError(f"{output} is the source itself; write to another file")

@@ -114,7 +114,7 @@ def open_source(path: Path) -> Source:
         raise
     except CheckpointError as error:
         raise ConversionError(str(error)) from error
-    raise ConversionError(f"{path} is {kind}, neither a pickle nor safetensors; download it again")
+    raise ConversionError(f"{path} is {kind}; download the checkpoint itself, again if need be")
 
 
 def _open_safetensors(path: Path) -> Source:
@@ -145,8 +145,9 @@ def _open_pickle(path: Path) -> Source:
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
     """The tensors by name in what a pickle holds, taken out of the dicts around them."""
-    for _ in WRAPPERS:  # a dict may hold itself
-        inner = [content[key] for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    for _ in WRAPPERS:  # and no more: a dict may hold itself
+        around = content if isinstance(content, dict) else {}
+        inner = [around[key] for key in WRAPPERS if isinstance(around.get(key), dict) and around[key]]
         content = inner[0] if inner else content
     items = content.items() if isinstance(content, dict) else ()
     return {name: x for name, x in items if isinstance(name, str) and isinstance(x, Tensor)}
@@ -171,7 +172,7 @@ def _open_shards(path: Path) -> Source:
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
-        if not names or any(Path(name).name != name for name in names):
+        if not names or any(Path(name).name != name or len(name) > 255 for name in names):
             raise ValueError("it names no files beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(f"{path} is no index of shards ({error}); download it again") from error

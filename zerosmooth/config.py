@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from .fields import Range, check, check_fields
+from .fields import Range, check, check_fields, short
 from .models.autoencoder import AutoencoderConfig
 from .models.unet import SkeletonConfig
 from .samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
@@ -90,22 +90,19 @@ class ModelConfig:
         return _build(self, values, "")
 
 
-INT, FLOAT = (0, 1 << 20), (-1e6, 1e6)  # what any number may be, both ends included
-RANGES: dict[str, tuple[float, float]] = {  # what a field of that name may be, or each item of it; else as above
-    **dict.fromkeys(("in_channels", "out_channels", "latent_channels"), (1, 64)),
-    **dict.fromkeys(("channels", "context_dim", "condition_dim", "out", "image_size"), (1, 16384)),
-    **dict.fromkeys(("channel_mult", "groups", "heads", "head_dim", "patch_size"), (1, 1024)),
-    **dict.fromkeys(("res_blocks", "transformer_depth"), (1, 16)),
-    **dict.fromkeys(("context_length", "vocab_size", "width", "height"), (1, 1 << 20)),
-    **dict.fromkeys(("beta_start", "beta_end"), (1e-12, 0.9)),
-    **dict.fromkeys(("outer_eps", "scale", "sigma_min", "sigma_max", "rho"), (1e-12, 1e6)),
-    "frames": (2, 1024),
-    "data_scale": (1e-3, 1.0),
-    "data_scale_steps": (1, TRAIN_STEPS),
-    "layers": (1, 128),
-    "steps": (1, TRAIN_STEPS),
-    "eta": (0, 1),
-    "fps": (1, 1000),
+INT, FLOAT = Range(0, 1 << 20), Range(-1e6, 1e6)  # what any number may be
+RANGES: dict[str, Range] = {  # what a field of that name may be, or each item of it; else as above
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels"), Range(1, 64)),
+    **dict.fromkeys(("channels", "context_dim", "condition_dim", "out", "image_size"), Range(1, 16384)),
+    **dict.fromkeys(("channel_mult", "groups", "heads", "head_dim", "patch_size"), Range(1, 1024)),
+    **dict.fromkeys(("res_blocks", "transformer_depth"), Range(1, 16)),
+    **dict.fromkeys(("context_length", "vocab_size", "width"), Range(1, 1 << 20)),
+    **dict.fromkeys(("beta_start", "beta_end"), Range(1e-12, 0.9)),
+    **dict.fromkeys(("outer_eps", "scale", "sigma_min", "sigma_max", "rho"), Range(1e-12, 1e6)),
+    "frames": Range(2, 1024),
+    "data_scale": Range(1e-3, 1.0),
+    "data_scale_steps": Range(1, TRAIN_STEPS),
+    "layers": Range(1, 128),
 }
 ITEMS = 16  # of a list
 
@@ -114,7 +111,7 @@ def _build(like: Any, values: Any, where: str) -> Any:
     """A dataclass from what `asdict` and JSON made of one; like: one of the same classes. What a file of an older
     version lacks has its class's default."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where or 'it'} is {_short(values)}, not an object of fields")
+        raise ValueError(f"{where or 'it'} is {short(values)}, not an object of fields")
     known = {field.name: field for field in fields(like)}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{where}{unknown[0][:40]!r} is no field that this version knows")
@@ -136,31 +133,16 @@ def _build(like: Any, values: Any, where: str) -> Any:
 
 def _read(hint: Any, value: Any, where: str, name: str) -> Any:
     """A value of JSON as its field's type has it, within the range of the field's name. ValueError if it is none."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        kinds = [kind for kind in arguments if kind is not type(None)]
-        return None if value is None and len(kinds) < len(arguments) else _read(kinds[0], value, where, name)
-    if origin is tuple:
-        if not isinstance(value, list) or len(value) > ITEMS:
-            raise ValueError(f"{where} is {_short(value)}; a list of up to {ITEMS} is needed")
-        return tuple(_read(arguments[0], item, where, name) for item in value)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is {_short(value)}; use one of {', '.join(map(repr, arguments))}")
-        return value
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType) and value is not None:
+        return _read(next(kind for kind in inner if kind is not NoneType), value, where, name)
+    if origin is tuple and isinstance(value, list):
+        if len(value) > ITEMS:
+            raise ValueError(f"{where} has {len(value):,} items; up to {ITEMS} are possible")
+        return tuple(_read(inner[0], item, where, name) for item in value)
     if hint is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
-    if hint in (bool, int, float, str) and type(value) is not hint:
-        raise ValueError(f"{where} is {_short(value)}; {hint.__name__} is needed")
-    if hint in (int, float):
-        low, high = RANGES.get(name, INT if hint is int else FLOAT)
-        if not low <= value <= high:
-            raise ValueError(f"{where} is {_short(value)}; {low:g} to {high:g} is possible")
-    if hint is str and len(value) > LETTERS:
-        raise ValueError(f"{where} has {len(value):,} letters; up to {LETTERS:,} are possible")
+    check(where, value, hint, RANGES.get(name, {int: INT, float: FLOAT}.get(hint)))
+    if hint is str:
+        check_text(where, value)
     return value
-
-
-def _short(value: Any) -> str:
-    """A value of JSON in a message."""
-    return "null" if value is None else text if len(text := f"{value!r:.41}") < 41 else f"{text[:37]}.."

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def scratch(path: Path) -> Iterator[Path]:
             raise
         raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):  # the place was no folder
+            part.unlink()
 
 
 @cache

@@ -66,7 +66,7 @@ def file_kind(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     return next(
-        (kind for pattern, kind in KINDS if re.match(pattern, head, re.DOTALL)), "of no kind that is known here"
+        (kind for pattern, kind in KINDS if re.match(pattern, head, re.DOTALL)), "neither a pickle nor safetensors"
     )
 
 
@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
     except SafetensorError as error:
         size, end = path.stat().st_size, _announced_size(path)
         if end is None or size == end:
-            what = f"has a damaged header ({str(error).rpartition(': ')[2]})"
+            what = f"has a damaged header ({str(error).rpartition(': ')[2][:80]})"
         else:
             what = f"{'is cut off' if size < end else 'has bytes too many'}: {size:,} of them, its header says {end:,}"
         raise CheckpointError(f"{path} {what}; download or convert it again") from error

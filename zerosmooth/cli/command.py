@@ -54,9 +54,11 @@ def is_said(error: BaseException) -> bool:
 
 
 def _text(error: Exception) -> str:
+    """In one line: what damaged files bring into a message, such as a terminal's escape codes, is shown escaped."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def out_of_memory(error: BaseException) -> str | None:

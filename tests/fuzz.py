@@ -1,0 +1,325 @@
+"""Damages what comes in, a thousand times, and sees that it is used or refused: no traceback, no hang, no half a file.
+
+    python -m tests.fuzz                        # a thousand cases, the same every time
+    python -m tests.fuzz --only configs --seed 7 --count 100
+    python -m tests.fuzz --case 123             # one of them again; its files are kept
+
+A target makes damaged files and gives back what to do with them, as a command would. It may end well, or with what
+`run_command` says of a user's mistake: one printable line. Anything else fails, with the number of its case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import faulthandler
+import io
+import json
+import math
+import random
+import re
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+import zerosmooth.checkpoint
+from weights_convert import __main__ as converter
+from weights_convert.source import open_source
+from zerosmooth.cli.command import run_command
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import Networks
+from zerosmooth.images import find_images, fit, read_image
+from zerosmooth.pipeline import NonFiniteError
+
+from .conftest import TINY_FAMILIES
+from .test_convert import SMALL, published
+
+LONGEST = 20.0  # seconds of a case
+ODD: list[Any] = [None, True, False, -1, 0, 1, 2, 3, 7, 10**9, 2**70, -(2**70), 0.5, -0.0, 1e39, math.inf, math.nan]
+ODD += ["", "x", "x" * 20_000, "\0", "\x1b[31m\n", "\ud800", [], [[]], {}, {"a": 1}, [1] * 99, "14", "../../x"]
+Work = Callable[[], object]
+
+
+# --- how things are damaged
+
+
+def damage_json(rng: random.Random, value: Any) -> Any:
+    """One or two changes somewhere in a value of JSON."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice((1, 1, 2))):
+        holders = [value]
+        for x in holders:
+            holders += [y for y in (x.values() if isinstance(x, dict) else x) if isinstance(y, (dict, list)) and y]
+        holder = rng.choice(holders)
+        key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
+        old, what = holder[key], rng.randrange(6)
+        number = isinstance(old, (int, float)) and not isinstance(old, bool)
+        if what == 0:
+            del holder[key]
+        elif what == 1 and isinstance(holder, dict):
+            holder[rng.choice(("surprise", "", "\x1b[31m", str(key) * 2))] = rng.choice(ODD)
+        elif what == 2 and number:
+            holder[key] = rng.choice((old + 1, old - 1, old * 2, old // 2, -old))
+        elif what == 3 and isinstance(holder, dict):
+            holder[key] = holder[rng.choice(list(holder))]
+        else:
+            holder[key] = rng.choice(ODD)
+        if not value:
+            return value
+    return value
+
+
+def damage_bytes(rng: random.Random, content: bytes) -> bytes:
+    """Cut, lengthened, or changed in some places."""
+    what, at = rng.randrange(6), rng.randrange(len(content) + 1)
+    if rng.random() < 0.5:
+        at = min(at, rng.randrange(200))  # where headers are
+    if what == 0:
+        return content[:at]
+    if what == 1:
+        return content + rng.randbytes(rng.choice((1, 100, 5000)))
+    if what == 2:
+        return content[:at] + content[at + rng.choice((1, 8, 100)) :]
+    if what == 3:
+        return content[:at] + rng.randbytes(rng.choice((1, 8))) + content[at:]
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 3, 30))):
+        if changed:
+            changed[min(at + rng.randrange(100), len(changed) - 1)] = rng.choice(
+                (0, 1, 127, 128, 255, rng.randrange(256))
+            )
+    return bytes(changed)
+
+
+def safetensors(header: Any, body: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+# --- what is damaged, and what is done with it
+
+
+@cache
+def tiny(name: str) -> tuple[dict, bytes]:
+    """Header and body of a family's tiny checkpoint."""
+    torch.manual_seed(0)
+    config = TINY_FAMILIES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path, tensors = Path(folder) / "x.safetensors", Networks(FAMILIES[name], config).state_dict().items()
+        zerosmooth.checkpoint.save(path, FAMILIES[name], config, tensors, torch.float32, "a test", "0" * 64)
+        content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def use_checkpoint(path: Path) -> None:
+    """What is taken for a whole checkpoint must make a video."""
+    checkpoint = zerosmooth.checkpoint.describe(path)
+    zerosmooth.checkpoint.check_tensors(checkpoint)
+    pipeline = zerosmooth.checkpoint.load_described(checkpoint, "cpu")
+    image = torch.zeros(20, 30, 3, dtype=torch.uint8) if "image" in checkpoint.family.takes else None
+    side = checkpoint.config.side * math.ceil(8 / checkpoint.config.side)
+    with contextlib.suppress(NonFiniteError):
+        pipeline.sample(image, steps=1, frames=2, height=side, width=side)
+
+
+def headers(rng: random.Random, folder: Path) -> Work:
+    header, body = tiny(rng.choice(list(TINY_FAMILIES)))
+    if rng.random() < 0.5:
+        content = safetensors(damage_json(rng, header), body)
+    else:
+        content = damage_bytes(rng, safetensors(header, body))
+    path = folder / "x.safetensors"
+    path.write_bytes(content)
+    return lambda: use_checkpoint(path)
+
+
+def configs(rng: random.Random, folder: Path) -> Work:
+    header, body = tiny(rng.choice(list(TINY_FAMILIES)))
+    text = header["__metadata__"]["config"]
+    if rng.random() < 0.9:
+        text = json.dumps(damage_json(rng, json.loads(text)))
+    else:
+        text = rng.choice(('{"unet":' * 100_000, "9" * 5000, text[: rng.randrange(len(text))]))
+    path = folder / "x.safetensors"
+    path.write_bytes(safetensors({**header, "__metadata__": {**header["__metadata__"], "config": text}}, body))
+    return lambda: use_checkpoint(path)
+
+
+def use_source(path: Path) -> None:
+    source = open_source(path).checked(torch.float16)
+    for name in source.shapes:
+        source.read(name)
+
+
+def sources(rng: random.Random, folder: Path) -> Work:
+    """Published files: pickles of both kinds and safetensors, and an index with its shards."""
+    state: Any = {f"model.{i}.weight": torch.full((i + 1, 2), float(i)) for i in range(3)}
+    kind = rng.choice(("zip", "legacy", "safetensors", "index"))
+    path = folder / f"x.{kind}"
+    if kind == "index":
+        (folder / "a.safetensors").write_bytes(save(state))
+        index = {"metadata": {"total_size": 48}, "weight_map": dict.fromkeys(state, "a.safetensors")}
+        path = folder / "x.safetensors.index.json"
+        path.write_bytes(json.dumps(damage_json(rng, index)).encode("utf-8", "surrogatepass"))
+    elif kind == "safetensors":
+        path.write_bytes(damage_bytes(rng, save(state)))
+    else:
+        ones = torch.ones(2)
+        odds: list[Any] = [None, 1, "x", [], state, argparse.Namespace(a=1), {1: 2}, ones.to_sparse(), np.ones(2)]
+        odd = rng.choice(odds)
+        state = rng.choice((state, {"model": state}, {**state, "x": odd}, {1: odd}, odd, [odd]))
+        buffer = io.BytesIO()
+        torch.save(state, buffer, _use_new_zipfile_serialization=kind == "zip")
+        content = buffer.getvalue()
+        path.write_bytes(content if rng.random() < 0.3 else damage_bytes(rng, content))
+    return lambda: use_source(path)
+
+
+@cache
+def ours() -> bytes:
+    """A pickle that converts to a small VideoCrafter2."""
+    with tempfile.TemporaryDirectory() as folder:
+        return published(Path(folder)).read_bytes()
+
+
+def conversions(rng: random.Random, folder: Path) -> Work:
+    """Through the command: a file under the final name is whole."""
+    content = ours() if rng.random() < 0.1 else damage_bytes(rng, ours())
+    (folder / "model.ckpt").write_bytes(content)
+    output = folder / "out.safetensors"
+
+    def work() -> None:
+        argv = ["vc2", str(folder / "model.ckpt"), "-o", str(output), "--dtype", rng.choice(list(converter.DTYPES))]
+        converter.convert_to_file(*converter.parse(argv))
+        zerosmooth.checkpoint.check_tensors(zerosmooth.checkpoint.describe(output))
+
+    return work
+
+
+@cache
+def pictures() -> list[tuple[str, bytes]]:
+    """Name and content of images in the common formats."""
+    made, image = [], Image.fromarray(np.random.default_rng(0).integers(256, size=(24, 32, 4), dtype=np.uint8))
+    for suffix, kind, mode in (
+        ("png", "PNG", "RGBA"),
+        ("jpg", "JPEG", "RGB"),
+        ("gif", "GIF", "P"),
+        ("webp", "WEBP", "RGBA"),
+        ("tiff", "TIFF", "RGB"),
+        ("bmp", "BMP", "RGB"),
+        ("ppm", "PPM", "RGB"),
+        ("tga", "TGA", "RGB"),
+        ("png", "PNG", "P"),
+        ("tiff", "TIFF", "CMYK"),
+    ):
+        buffer, exif = io.BytesIO(), image.getexif()
+        exif[0x0112] = 6
+        image.convert(mode).save(buffer, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {}))
+        made.append((f"x.{suffix}", buffer.getvalue()))
+    return made
+
+
+def images(rng: random.Random, folder: Path) -> Work:
+    name, content = rng.choice(pictures())
+    (folder / name).write_bytes(damage_bytes(rng, content))
+    return lambda: [fit(read_image(path), 16, 16) for path in find_images(folder)]
+
+
+TARGETS: dict[str, tuple[Callable[[random.Random, Path], Work], int]] = {  # what makes a case, and its share of all
+    "headers": (headers, 4),
+    "configs": (configs, 4),
+    "sources": (sources, 5),
+    "conversions": (conversions, 1),
+    "images": (images, 6),
+}
+
+
+# --- how it is run
+
+
+class Hang(BaseException):
+    pass
+
+
+def case(number: int, seed: int, folder: Path, targets: list[str]) -> tuple[str, str]:
+    """Which target it was, and how it ended: "used", "refused", or what is wrong."""
+    rng, told = random.Random(f"{seed}/{number}"), io.StringIO()
+    (target,) = rng.choices(targets, [TARGETS[name][1] for name in targets])
+
+    def stop(*_: Any) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        work = TARGETS[target][0](rng, folder)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            status = run_command("fuzz", lambda: work() and 0 or 0, "")
+    except Hang:
+        return target, f"took longer than {LONGEST:.0f} s"
+    except Exception:
+        return target, traceback.format_exc()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    said = "".join(line for line in re.split(r"(?<=\n)", told.getvalue()) if not line.startswith("\r"))  # of progress
+    if left := [path.name for path in folder.rglob("*") if ".part" in path.name or (status and path.name[:3] == "out")]:
+        return target, f"left {', '.join(left)} after {said}"
+    if status == 0:
+        return target, "used"
+    wrong = status != 1 or not said.endswith("\n") or not said[:-1].isprintable() or len(said) > 1500
+    return target, f"said with status {status}: {said!r}" if wrong else "refused"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--only", choices=TARGETS, help="one target (default: all, each with its share)")
+    parser.add_argument("--case", type=int, help="this one alone (--only and --seed as they were)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    FAMILIES["vc2"].config = SMALL  # what `conversions` has
+    targets = [args.only] if args.only else list(TARGETS)
+    if args.case is not None:
+        folder = Path(tempfile.mkdtemp())
+        print(*case(args.case, args.seed, folder, targets), f"files in {folder}", sep="\n")
+        return 0
+    ends: Counter[tuple[str, str]] = Counter()
+    slowest, failed = (0.0, -1), 0
+    for number in range(args.count):
+        faulthandler.dump_traceback_later(3 * LONGEST, exit=True)  # of what does not listen to signals
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as name:
+            target, end = case(number, args.seed, Path(name), targets)
+        slowest = max(slowest, (time.perf_counter() - began, number))
+        if end not in ("used", "refused"):
+            failed += 1
+            print(f"case {number} ({target}) {end}", file=sys.stderr)
+        ends[target, end if end in ("used", "refused") else "wrong"] += 1
+    faulthandler.cancel_dump_traceback_later()
+    for (target, end), count in sorted(ends.items()):
+        print(f"{target}: {count} {end}")
+    print(f"{failed} of {args.count} wrong; the slowest, case {slowest[1]}, took {slowest[0]:.1f} s")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
