@@ -31,7 +31,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zerosmooth import kernels
 from zerosmooth.bus import Stage
@@ -272,24 +274,20 @@ def layouts(bench: Bench) -> None:
     try:
         for family in bench.args.families:
             network, work = bench.network(family), bench.evaluation(family)
-            for images, weights, tuned in (
-                ("channels_last", "contiguous", False),
-                ("contiguous", "contiguous", False),
-                ("channels_last", "channels_last", False),
-                ("contiguous", "contiguous", True),
-                ("channels_last", "channels_last", True),
+            for images, weights in (
+                ("contiguous", "contiguous"),
+                ("channels_last", "contiguous"),
+                ("channels_last", "channels_last"),
             ):
                 kernels.LAYOUTS[bench.device.type] = FORMATS[images][0]
                 for p in network.parameters():
                     if p.ndim >= 4:
                         p.data = p.data.contiguous(memory_format=FORMATS[weights][p.ndim - 4])
-                torch.backends.cudnn.benchmark = tuned
-                name = f"{family} images {images}, kernels {weights}{', cudnn.benchmark' if tuned else ''}"
-                bench.report.add("layouts", name, bench.seconds(work), "s")
+                name = f"{family} images {images}, kernels {weights}"
+                bench.report.add("layouts", name, bench.seconds(work, 5), "s")
             for p in network.parameters():
                 p.data = p.data.contiguous()
     finally:
-        torch.backends.cudnn.benchmark = False
         kernels.LAYOUTS.update(kept)
 
 
@@ -314,7 +312,11 @@ def layers(bench: Bench) -> None:
     flat, flat_kernel = video.flatten(3), over.weight.squeeze(-1)  # b c f (h w), o i 3 1
     flat_last = flat.contiguous(memory_format=torch.channels_last)
     kernel_last = flat_kernel.contiguous(memory_format=torch.channels_last)
-    norm = noisy(lambda: nn.GroupNorm(32, c), bench.device, bench.dtype)
+    norm, own_norm = (
+        noisy(lambda: kind(32, c), bench.device, bench.dtype) for kind in (nn.GroupNorm, kernels.GroupNorm)
+    )
+    qkv = torch.randn(n // 2, 2 * h * w, 3 * c, **make)  # f l (three h d), as a temporal attention has it
+    parts = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, d=64)
     q, k, v = (torch.randn(h * w * 2, c // 64, n // 2, 64, **make) for _ in range(3))  # l h f d
     tokens = torch.randn(1, n, h * w, c, **make)
     wide, narrow = (noisy(partial(nn.Linear, c, out), bench.device, bench.dtype) for out in (8 * c, c))
@@ -336,12 +338,24 @@ def layers(bench: Bench) -> None:
         ),
         "group norm, contiguous": (lambda: norm(x), 0),
         "group norm, channels-last": (lambda: norm(nhwc), 0),
-        "group norm and SiLU, contiguous": (lambda: F.silu(norm(x)), 0),
+        "group norm, channels-last, our own": (lambda: own_norm(nhwc), 0),
         "attention over 16 frames, fused": (lambda: F.scaled_dot_product_attention(q, k, v), 4 * n // 2 * q.numel()),
         "attention over 16 frames, written out": (
             lambda: ((q @ k.transpose(-1, -2)) * 0.125).softmax(-1) @ v,
             4 * n // 2 * q.numel(),
         ),
+        "attention over 16 frames, written out, laid out before": (
+            lambda: ((p := parts.contiguous())[0] @ p[1].mT).mul_(0.125).softmax(-1) @ p[2],
+            4 * n // 2 * q.numel(),
+        ),
+        **{
+            f"attention over 16 frames, fused, {backend.name}": (
+                partial(by_kernel, backend, parts),
+                4 * n // 2 * q.numel(),
+            )
+            for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+            if bench.cuda
+        },
         "attention over tokens": (lambda: F.scaled_dot_product_attention(qs, ks, vs), 4 * h * w * x.numel()),
         "linear, 8 times as many channels": (lambda: wide(tokens), 16 * c * x.numel()),
         "linear, as many channels": (lambda: narrow(tokens), 2 * c * x.numel()),
@@ -356,6 +370,12 @@ def layers(bench: Bench) -> None:
     for name, (work, flops) in works.items():
         seconds = bench.seconds(partial(repeated, work, 10)) / 10
         bench.report.add("layers", name, 1e6 * seconds, "us", of_rate=round(flops / seconds / bench.rate(), 3) or None)
+
+
+def by_kernel(backend: SDPBackend, parts: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        q, k, v = parts
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def repeated(work: Callable[[], object], times: int) -> None:

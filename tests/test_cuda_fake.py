@@ -27,13 +27,11 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or guards() is None, reason="needs a torch without CUDA, whose table of devices is found"
 )
 RUNS = {
-    "zerosmooth": ({}, Running()),
-    "zerosmooth, S": ({"kv_operator": "S", "color_correction": True}, Running()),
     "direct": ({"method": "direct"}, Running()),
     "ddnm": ({"method": "ddnm"}, Running()),
     "freenoise": ({"method": "freenoise"}, Running()),
-    "prediction": ({"prediction": True}, Running()),
-    "offload": ({}, Running(offload=True)),
+    "zerosmooth": ({"prediction": True}, Running()),
+    "other settings": ({"kv_operator": "S", "color_correction": True, "strength_schedule": "constant"}, Running()),
     "all that saves memory": ({}, Running(offload=True, sequential_guidance=True, frame_chunk=3)),
 }
 
@@ -74,7 +72,8 @@ def sample(pipeline: Pipeline, running: Running = Running(), **asked):
 @pytest.mark.parametrize("run", RUNS)
 def test_every_family_goes_from_its_subject_to_frames(family, run):
     asked, running = RUNS[run]
-    with card_with(family) as (pipeline, _, attention):
+    dtype = torch.bfloat16 if run == "other settings" else torch.float16
+    with card_with(family, dtype) as (pipeline, _, attention):
         video = sample(pipeline, running, **asked)
     assert [x.device.type for x in [*video.frames, *video.latents]] == ["cpu"] * 4
     assert [tuple(x.shape) for x in video.frames] == [(8, 16, 24, 3), (16, 16, 24, 3)]
@@ -82,26 +81,18 @@ def test_every_family_goes_from_its_subject_to_frames(family, run):
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_bfloat16_goes_the_same_way(family):
-    with card_with(family, torch.bfloat16) as (pipeline, _, attention):
-        sample(pipeline)
-    assert "math" not in attention.taken
-
-
-@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_step_waits_for_next_to_nothing(family):
-    """Of two runs that differ by two steps: the noise goes to the device, and one answer a stage comes back, whether it
-    is finite. What is small and always the same was copied before."""
+    """A second step, without fresh noise, copies nothing to the device, and waits once a stage, to hear whether all is
+    finite: what is small and always the same was copied in the first."""
     counts = []
     with card_with(family) as (pipeline, card, _):
-        sample(pipeline)
-        for steps in (2, 4):
+        for steps in (1, 2, 1):
             before = card.copies.copy(), card.waits
             sample(pipeline, steps=steps, eta=0.0)
             counts.append((card.copies - before[0], card.waits - before[1]))
-    (copies, waits), (more_copies, more_waits) = counts
-    assert (more_copies - copies).total() == 0  # what a run copies, it copies once
-    assert more_waits - waits == 2 * 2  # stages, steps
+    (first, _), (two, waits), (one, fewer) = counts
+    assert first["cpu to cuda"] > one["cpu to cuda"]  # of which the smallest were kept
+    assert two == one and waits - fewer == 2
 
 
 def on_the_cpu(make, *key, device, dtype):
