@@ -1,0 +1,1 @@
+"""Trained interpolators to compare with: what makes dense videos of key frames that a checkpoint made."""
