@@ -146,3 +146,8 @@ def sample(
         x = sampler.step(i, x, sampler.x0(i, x, output), None)
         progress(i + 1, len(sampler))
     return x
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Decoded frames, f 3 h w in about [-1, 1], as uint8 f h w 3."""
+    return (255 * (frames / 2 + 0.5) + 0.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
