@@ -55,7 +55,7 @@ def config() -> ModelConfig:
             heads=4,
         ),
         sampler=DDIMConfig(beta_end=0.03, prediction="v"),
-        defaults=Defaults(SIZE, SIZE, steps=25, eta=0.0, guidance_scale=1.0, fps=RATE, prompt=""),
+        defaults=Defaults(SIZE, SIZE, steps=25, eta=0.0, guidance_scale=1.0, fps=RATE, prompt="{}"),
     )
 
 

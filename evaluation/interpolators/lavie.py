@@ -6,8 +6,10 @@ sparse-causal, attention along the frames knows no positions and comes after the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +18,16 @@ from torch import Tensor, nn
 
 from zerosmooth.attention import ContextStates, SpatialSelfAttention, TemporalAttention
 from zerosmooth.bus import Stage, name_modules
+from zerosmooth.checkpoint import describe, load_described
 from zerosmooth.config import Defaults
 from zerosmooth.families.lavie import LaVie
 from zerosmooth.family import Networks
+from zerosmooth.header import sha256
 from zerosmooth.models.lavie import LaVieConfig, LaVieTransformer, LaVieTransformerBlock, LaVieUNet
-from zerosmooth.samplers import DDIM, DDIMConfig
+from zerosmooth.samplers import DDIM, DDIMConfig, EulerConfig
+from zerosmooth.settings import Settings
+
+from .interpolator import Interpolator
 
 KEYS, BETWEEN = 16, 4  # key frames, and how many frames further the next one is
 FRAMES = BETWEEN * (KEYS - 1) + 1
@@ -69,7 +76,9 @@ class EvenDDIM(DDIM):
     steps: 2 to 1000. ValueError if out of range.
     """
 
-    def __init__(self, config: DDIMConfig, steps: int) -> None:
+    def __init__(self, config: DDIMConfig | EulerConfig, steps: int) -> None:
+        if not isinstance(config, DDIMConfig):
+            raise ValueError("DDIM needs its own config, not Euler's")
         if steps < 2:
             raise ValueError(f"steps={steps}; use 2 to 1000")
         super().__init__(config, steps, eta=0.0)
@@ -84,14 +93,17 @@ class EvenDDIM(DDIM):
 
 
 class LaVieInterpolation(LaVie):
-    """Its checkpoints are converted and loaded as any family's. It makes no video of a prompt alone: see `sample`."""
+    """Its checkpoints are converted and loaded as any family's. It makes no video of a prompt alone: see `sample`.
+
+    defaults: the paper's (its upstream takes 50 steps); prompt: what a video's prompt becomes.
+    """
 
     name = "lavie-interpolation"
     config = replace(
         LaVie.config,
         family="lavie-interpolation",
         unet=LaVieConfig(in_channels=8, frames=FRAMES),
-        defaults=Defaults(steps=25, eta=0.0, guidance_scale=4.0, negative_prompt="None", prompt=""),
+        defaults=Defaults(steps=25, eta=0.0, guidance_scale=4.0, negative_prompt="None", prompt="{}, 4k."),
     )
 
     def unet(self, config: LaVieConfig) -> nn.Module:
@@ -151,3 +163,39 @@ def sample(
 def to_uint8(frames: Tensor) -> Tensor:
     """Decoded frames, f 3 h w in about [-1, 1], as uint8 f h w 3."""
     return (255 * (frames / 2 + 0.5) + 0.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+class LaVieInterpolator(Interpolator):
+    """A checkpoint of this family, with its own settings, at its own size; what it makes gets the video's size."""
+
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        checkpoint = describe(path, FAMILY)
+        self.networks, self.config = load_described(checkpoint, device, dtype).networks, checkpoint.config
+        self.device, self.dtype = device, dtype
+        self.protocol = f"{path.name} (sha256 {sha256(path)[:16]}), {json.dumps(asdict(self.config.defaults))}"
+
+    def check(self, settings: Settings) -> None:
+        n = settings.cascade.rate(settings.cascade.stages - 1)
+        if settings.cascade.frames != KEYS or BETWEEN % n:
+            raise ValueError(
+                f"{FAMILY.name} makes {BETWEEN} frames for each of {KEYS} key frames, not {n} for "
+                f"{settings.cascade.frames}"
+            )
+
+    @torch.inference_mode()
+    def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
+        own, vae = self.config.defaults, self.config.vae
+        shape = (vae.latent_channels, own.height // vae.factor, own.width // vae.factor)
+        noise = [torch.randn(f, *shape, generator=torch.Generator().manual_seed(seed)) for f in (KEYS, FRAMES)]
+        latents = key_latents(self.networks, keys, noise[0].to(self.device), (own.height, own.width))
+        told, without = (self.networks.encoder.encode([x]) for x in (own.prompt.format(prompt), own.negative_prompt))
+        sampler = EvenDDIM(self.config.sampler, own.steps)
+        z = sample(
+            self.networks, sampler, latents[None], noise[1][None].to(self.device), (told, without), own.guidance_scale
+        )
+        frames = self.networks.vae.decode(
+            z[0, :: BETWEEN // n].to(self.networks.vae.dtype), vae.decode_chunk_size
+        ).float()
+        if frames.shape[-2:] != keys.shape[1:3]:
+            frames = F.interpolate(frames, size=tuple(keys.shape[1:3]), mode="bilinear", align_corners=False)
+        return to_uint8(frames).cpu()

@@ -17,14 +17,18 @@ from weights_convert.source import Source, open_source
 from weights_convert.videocrafter import BUFFERS
 from zerosmooth.attention import ContextStates
 from zerosmooth.bus import Stage
+from zerosmooth.header import sha256
 from zerosmooth.models.layers import ResBlock
 from zerosmooth.models.unet import Block, Skeleton, SkeletonConfig
 from zerosmooth.samplers import DDIM, DDIMConfig
+from zerosmooth.settings import Settings
 
+from .interpolator import Interpolator
 from .maxvit import MaxViT
 from .vqfigan import VQFIGAN, VQFIGANConfig
 
 SAMPLER = DDIMConfig(beta_start=0.0015, beta_end=0.0195, more_steps=True)
+STEPS, ETA = 50, 0.0  # as ZeroSmooth's authors ran it; its own take 200 and 1
 
 
 @dataclass(frozen=True)
@@ -235,3 +239,27 @@ def load(path: Path, device: str | torch.device = "cpu") -> LDMVFI:
     state = {name: tensor.to(device) for name, tensor in tensors}
     network.load_state_dict(state, strict=False, assign=True)
     return network.eval().requires_grad_(False)
+
+
+class LDMVFIInterpolator(Interpolator):
+    """LDMVFI, once for twice the frames, twice for four times the frames, ..; in float32."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.network = load(path, device)
+        self.protocol = f"{path.name} (sha256 {sha256(path)[:16]}), {STEPS} steps, eta {ETA}"
+
+    def check(self, settings: Settings) -> None:
+        n = settings.cascade.rate(settings.cascade.stages - 1)
+        if n & (n - 1):
+            raise ValueError(f"LDMVFI doubles frames, and {n} is no power of 2")
+        padding(settings.height, settings.width)
+
+    @torch.inference_mode()
+    def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
+        generator, device = torch.Generator().manual_seed(seed), next(self.network.parameters()).device
+        sampler, frames = DDIM(SAMPLER, STEPS, ETA), keys
+        while len(frames) < n * (len(keys) - 1) + 1:
+            frames = self.network.between(
+                frames, sampler, lambda shape, step: torch.randn(shape, generator=generator).to(device)
+            )
+        return frames
