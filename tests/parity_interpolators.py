@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluation.interpolators import lavie, ldmvfi
 from evaluation.interpolators.ldmvfi import LDMVFI
@@ -18,12 +20,25 @@ from zerosmooth.samplers import DDIM
 
 from .parity import BOUND, Reference, error, lavie_unet, run_sampler, vae_config, weight
 
+Net = TypeVar("Net", bound=nn.Module)
 INFINITE = float("inf")
 CONDITION_BOUND = 2e-5  # of VQ-FIGAN's latents, where a wrong eps shows
 
 
 def shapes_of(reference: Reference) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in reference.json("keys").items()}
+
+
+def placed(networks: Net, parts: Iterable[str], reference: Reference) -> Net:
+    """The networks, with the parts that have weights where the reference is."""
+    for part in parts:
+        getattr(networks, part).to(reference.device, reference.dtype)
+    return networks.eval().requires_grad_(False)
+
+
+def numbers(values: np.ndarray, reference: Reference) -> Tensor:
+    """Of a schedule, as the reference has them."""
+    return torch.from_numpy(values).float().to(reference.device)
 
 
 def pixels_off(ours: Tensor, theirs: Tensor) -> float:
@@ -46,7 +61,7 @@ def lavie_networks(reference: Reference) -> Networks:
     table = lavie.FAMILY.conversion.table(config, shapes)
     state = convert(table, shapes, lambda name: weight(name.removeprefix(prefix), shapes[name]), expected)
     networks.load_state_dict(dict(state), strict=False, assign=True)
-    return networks.eval().requires_grad_(False)
+    return placed(networks, parts, reference)
 
 
 def check_lavie_unet(reference: Reference) -> float:
@@ -63,9 +78,9 @@ def check_lavie_sampler(reference: Reference) -> float:
         sampler = lavie.EvenDDIM(config, steps)
         if sampler.timesteps != t[f"timesteps{name}"].tolist():
             return INFINITE
-        errors.append(error(torch.from_numpy(sampler.alpha**2).float(), t[f"alphas_cumprod{name}"]))
+        errors.append(error(numbers(sampler.alpha**2, reference), t[f"alphas_cumprod{name}"]))
     sampler = lavie.EvenDDIM(config, int(reference.number("steps")))
-    errors.append(error(torch.from_numpy(sampler.alpha_prev**2).float(), t["alphas_cumprod_prev"]))
+    errors.append(error(numbers(sampler.alpha_prev**2, reference), t["alphas_cumprod_prev"]))
 
     def toy(x: Tensor, step: float) -> Tensor:
         return t["e"] + 0.01 * torch.tanh(0.7 * x + 0.3 * t["key"] + step / 1000)
@@ -121,10 +136,10 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
     expected = {
         name: tuple(x.shape)
         for name, x in networks.state_dict().items()
-        if name.partition(".")[0] in parts and "num_batches" not in name
+        if name.partition(".")[0] in parts and ldmvfi.COUNTER not in name
     }
     networks.load_state_dict(dict(convert(ldmvfi.TABLE, shapes, read, expected)), strict=False, assign=True)
-    return networks.eval().requires_grad_(False)
+    return placed(networks, parts, reference)
 
 
 def check_ldmvfi_unet(reference: Reference) -> float:
@@ -134,13 +149,13 @@ def check_ldmvfi_unet(reference: Reference) -> float:
 
 def check_ldmvfi_sampler(reference: Reference) -> float:
     t, steps = reference.tensors, int(reference.number("steps"))
-    errors = [error(torch.from_numpy(ldmvfi.SAMPLER.alphas_cumprod()).float(), t["alphas_cumprod"])]
+    errors = [error(numbers(ldmvfi.SAMPLER.alphas_cumprod(), reference), t["alphas_cumprod"])]
     for name, n in {"": steps, "50": 50, "200": 200}.items():
         sampler = DDIM(ldmvfi.SAMPLER, n, 0.0)
         if sampler.timesteps != t[f"timesteps{name}"].tolist():
             return INFINITE
         if name:
-            errors.append(error(torch.from_numpy(sampler.alpha_prev**2).float(), t[f"alphas_prev{name}"]))
+            errors.append(error(numbers(sampler.alpha_prev**2, reference), t[f"alphas_prev{name}"]))
 
     def toy(x: Tensor, step: float) -> Tensor:
         return t["e"] + 0.01 * torch.tanh(0.7 * x + 0.3 * t["condition"] + step / 1000)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from weights_convert.engine import ConversionError, Table, convert
 from weights_convert.ldm import RES, VAE_RES
-from weights_convert.source import Source, open_source
+from weights_convert.source import AVERAGED, Source, open_source
 from weights_convert.videocrafter import BUFFERS
 from zerosmooth.attention import ContextStates
 from zerosmooth.bus import Stage
@@ -154,6 +154,7 @@ UNET = Table(
         ("out.2.*", "conv_out.*"),
     ]
 )
+COUNTER = "num_batches_tracked"  # of batch norms
 EXCITATION = "cross_attn.proj_in.6.gate"
 ENDS = Table(
     [
@@ -204,7 +205,7 @@ TABLE = Table(
     dropped={
         "cond_stage_model.*": "the autoencoder under a second name",
         "first_stage_model.decoder.up.{}.cross_attn.out_conv.*": "never called",
-        "*.num_batches_tracked": "counted in training",
+        f"*.{COUNTER}": "counted in training",
         "model_ema.decay": "of the running average",
         "model_ema.num_updates": "likewise",
         **dict.fromkeys(BUFFERS, "the schedule's, computed"),
@@ -228,16 +229,15 @@ def averaged(source: Source) -> Source:
 
 def load(path: Path, device: str | torch.device = "cpu") -> LDMVFI:
     """LDMVFI from its authors' file, `ldmvfi-vqflow-f32-c256-concat_max.ckpt`. ConversionError if it is another."""
-    source = averaged(open_source(path))
+    source = averaged(open_source(path, takes=(AVERAGED,)))
     with torch.device("meta"):
         network = LDMVFI()
-    expected = {name: tuple(x.shape) for name, x in network.state_dict().items() if "num_batches" not in name}
+    expected = {name: tuple(x.shape) for name, x in network.state_dict().items() if COUNTER not in name}
     try:
         tensors = convert(TABLE, source.shapes, source.read, expected)
     except ConversionError as error:
         raise ConversionError(f"{source.name} is not LDMVFI: {error}") from None
-    state = {name: tensor.to(device) for name, tensor in tensors}
-    network.load_state_dict(state, strict=False, assign=True)
+    network.load_state_dict({name: tensor.to(device) for name, tensor in tensors}, assign=True)  # counters become 0
     return network.eval().requires_grad_(False)
 
 
