@@ -10,13 +10,13 @@ lies in --runs.
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -28,7 +28,7 @@ from zerosmooth.models.lavie import LaVieConfig
 from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig
 
 from .draw import SECONDS, Scene, frame_times, random_scene, render
-from .trainer import Schedule, Trainer
+from .trainer import Schedule, Trainer, lay_out
 
 NAME, SIZE, RATE = "lavie-interpolation-small", 64, 8  # pixels; key frames a second
 SLOWER = 0.25  # share of clips of a part of a scene, as if it went slower: then the prompt names no speed
@@ -96,16 +96,15 @@ def encoded(networks: Networks, scenes: list[Scene], paces: list[float], device:
     return torch.cat(parts)
 
 
-def train(folder: Path, steps: int, count: int, batch: int, device: str) -> None:
-    """Fill in clips at random noise levels."""
+def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
+    """Fill in clips at random noise levels. trainer: of `new_networks`."""
     torch.set_float32_matmul_precision("high")
-    networks = new_networks(device)
+    networks: Any = trainer.module
     scenes, paces = scenes_and_paces(count)
     clips = encoded(networks, scenes, paces, device)
     held_out = [random_scene(random.Random(f"held out/{i}")) for i in range(8)]
     truth = encoded(networks, held_out, [1.0] * len(held_out), device).float()
     alphas = torch.from_numpy(SAMPLER.alphas_cumprod()).float()
-    trainer = Trainer(networks.unet, Schedule(steps, rate=1.5e-3), folder)
 
     def loss_at(step: int) -> Tensor:
         rng, generator = random.Random(f"step/{step}"), torch.Generator(device).manual_seed(step)
@@ -124,7 +123,7 @@ def train(folder: Path, steps: int, count: int, batch: int, device: str) -> None
         moving = (x0 - held).abs().amax(2, keepdim=True)  # few places are more than copies of a key frame's
         return ((1 + 10 * moving) * (v - (a * noise - s * x0)).square()).mean()
 
-    def show(step: int) -> None:
+    def show(step: int, networks: Any) -> None:
         """Of scenes that were not drawn for training, without their prompts: how far frames are off."""
         noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)).to(device)
         told = networks.encoder.encode([""] * len(truth))
@@ -137,14 +136,16 @@ def train(folder: Path, steps: int, count: int, batch: int, device: str) -> None
     trainer.train(loss_at, show, every=100)
 
 
-def export(folder: Path, to: Path) -> None:
-    """Write the checkpoint from the running averages in a run's folder, finished or not."""
-    networks = new_networks("cpu")
-    networks.unet.load_state_dict(load_file(folder / "average.safetensors"))
-    state = json.loads((folder / "state.json").read_text())
-    source = f"smallworld.interpolation, step {state['step']}, {round(state['seconds'])} seconds"
+def export(trainer: Trainer, to: Path) -> None:
+    """Write the checkpoint from a run's running averages, finished or not."""
+    networks: Any = trainer.average.module
+    source = f"smallworld.interpolation, step {trainer.step} of {trainer.steps}"
     checkpoint.save(to, lavie.FAMILY, config(), networks.state_dict().items(), torch.float16, source, "")
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
+
+
+def trainer_of(folder: Path, steps: int, device: str) -> Trainer:
+    return Trainer(new_networks(device), Schedule(steps, rate=1.5e-3), folder)
 
 
 def main() -> None:
@@ -154,11 +155,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="clips a step (default: 16)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="where to (default: in the run's folder)")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from such a checkpoint, with Adam anew")
     args = parser.parse_args()
     folder = args.runs / NAME
-    train(folder, args.steps, args.clips, args.batch, args.device)
-    export(folder, args.export or folder / f"{NAME}.safetensors")
+    if args.start:
+        if folder.exists():
+            parser.error(f"{folder} holds a run already; leave --start out to go on with it")
+        found = checkpoint.describe(args.start, lavie.FAMILY)
+        step = re.search(r"step (\d+)", found.source)
+        if found.config.unet != config().unet or step is None:
+            parser.error(f"{args.start} ({found.source or 'of unknown source'}) was not exported by such a run")
+        lay_out(folder, checkpoint.load_described(found, "cpu").networks.state_dict(), int(step[1]))
+    trainer = trainer_of(folder, args.steps, args.device)
+    if args.export is None:
+        train(trainer, args.clips, args.batch, args.device)
+    export(trainer, args.export or folder / f"{NAME}.safetensors")
 
 
 if __name__ == "__main__":
