@@ -83,8 +83,8 @@ def arguments() -> argparse.ArgumentParser:
         type=path_argument,
         default=[],
         metavar="FILE",
-        help="weights of the row lavie-interpolation (.safetensors, converted; default with --scenes: our own), of the "
-        "row ldmvfi (.ckpt, as published), or a TorchScript file, for a row of its name: see docs/evaluation.md",
+        help="weights of the row lavie-interpolation (.safetensors, converted) or ldmvfi (.ckpt, as published); or a "
+        "TorchScript file, for a row of its name: see docs/evaluation.md",
     )
     add(
         "--detector",
@@ -247,8 +247,7 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
     known: dict[str, Interpolator] = {}
     if args.interpolator or set(names) & set(interpolators.ROWS):
         device, dtype = device_of(running.device), getattr(torch, base.dtype)
-        small = world is not None and interpolators.LAVIE in names
-        known = interpolators.open_interpolators(args.interpolator, small, device, dtype)
+        known = interpolators.open_interpolators(args.interpolator, device, dtype)
         names = interpolating(args, names, known)
     used = {row: known[row] for row in names if row in known}
     rows = {row: base if row in used else settings_of_row(row, checkpoint, said) for row in dict.fromkeys(names)}

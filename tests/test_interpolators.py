@@ -19,7 +19,7 @@ from smallworld import interpolation
 from weights_convert.engine import ConversionError, convert, plan
 from weights_convert.source import Source
 from zerosmooth.cascade import Cascade
-from zerosmooth.checkpoint import tensor_shapes
+from zerosmooth.checkpoint import tensor_shapes, try_out
 from zerosmooth.family import Networks
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.lavie import LaVieConfig
@@ -199,6 +199,7 @@ def test_every_tensor_of_lavies_interpolation_has_its_place():
     held |= {f"vae.{name}": shape for name, shape in shapes("lavie_vae_diffusers").items()}
     held |= {f"text_encoder.{name}": shape for name, shape in shapes("lavie_text_hf").items()}
     expected = tensor_shapes(lavie.FAMILY, config)
+    assert try_out(lavie.FAMILY, config) == expected
     table = lavie.FAMILY.conversion.table(config, held)
     made = convert(table, held, lambda name: read.append(name) or torch.empty(held[name], device="meta"), expected)
     assert {name: tuple(x.shape) for name, x in made} == expected

@@ -13,20 +13,15 @@ from .ldmvfi import LDMVFIInterpolator
 
 LAVIE, LDMVFI, BLEND = "lavie-interpolation", "ldmvfi", "blend"
 ROWS = (LAVIE, LDMVFI, BLEND)
-SMALL = Path(__file__).parent / "lavie-interpolation-small.safetensors"  # of the small world
 
 
-def open_interpolators(
-    files: Sequence[Path], small: bool, device: torch.device, dtype: torch.dtype
-) -> dict[str, Interpolator]:
+def open_interpolators(files: Sequence[Path], device: torch.device, dtype: torch.dtype) -> dict[str, Interpolator]:
     """The interpolators that there are, by row. ValueError, or CheckpointError, for a file that is none.
 
     files: checkpoints of LaVie's interpolation as converted (.safetensors), of LDMVFI as published (.ckpt), and
-    TorchScript files, whose rows have their names. small: without its weights, the first one's are the small world's.
+    TorchScript files, whose rows have their names.
     """
     found: dict[str, Interpolator] = {BLEND: Blend()}
-    if small and not any(path.suffix == ".safetensors" for path in files):
-        files = [*files, SMALL]
     for path in files:
         if path.suffix == ".safetensors":
             found[LAVIE] = LaVieInterpolator(path, device, dtype)

@@ -7,7 +7,7 @@ sparse-causal, attention along the frames knows no positions and comes after the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from zerosmooth.checkpoint import describe, load_described
 from zerosmooth.config import Defaults
 from zerosmooth.families.lavie import LaVie
 from zerosmooth.family import Networks
+from zerosmooth.guidance import Branch
 from zerosmooth.header import sha256
 from zerosmooth.models.lavie import LaVieConfig, LaVieTransformer, LaVieTransformerBlock, LaVieUNet
 from zerosmooth.samplers import DDIM, DDIMConfig, EulerConfig
@@ -93,12 +94,13 @@ class EvenDDIM(DDIM):
 
 
 class LaVieInterpolation(LaVie):
-    """Its checkpoints are converted and loaded as any family's. It makes no video of a prompt alone: see `sample`.
+    """Its checkpoints are converted and loaded as any family's. It makes no video of a prompt alone.
 
     defaults: the paper's (its upstream takes 50 steps); prompt: what a video's prompt becomes.
     """
 
     name = "lavie-interpolation"
+    takes = ("prompt", "image")
     config = replace(
         LaVie.config,
         family="lavie-interpolation",
@@ -108,6 +110,20 @@ class LaVieInterpolation(LaVie):
 
     def unet(self, config: LaVieConfig) -> nn.Module:
         return InterpolationUNet(config)
+
+    def branches(
+        self,
+        networks: Networks,
+        prompts: Sequence[str],
+        pixels: Tensor | None,
+        noise: Tensor | None,
+        settings: Settings,
+    ) -> list[Branch]:
+        """With one image as all key frames: that checks a checkpoint; `sample` takes as many as there are."""
+        assert pixels is not None
+        keys = networks.vae.encode(pixels.to(networks.vae.dtype))
+        plain = super().branches(networks, prompts, pixels, noise, settings)
+        return [replace(branch, latents=keys.to(branch.context.dtype)) for branch in plain]
 
 
 FAMILY = LaVieInterpolation()
