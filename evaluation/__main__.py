@@ -80,7 +80,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--interpolator",
         nargs="+",
-        type=path_argument,
+        type=as_path,
         default=[],
         metavar="FILE",
         help="weights of the row lavie-interpolation (.safetensors, converted) or ldmvfi (.ckpt, as published); or a "
