@@ -16,7 +16,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -51,8 +51,9 @@ from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.results import read_json, versions, write_json, write_text
 from zerosmooth.settings import device_of, options
 
-from . import detectors, figures, reference, tables
+from . import detectors, figures, interpolators, reference, tables
 from .compare import compare
+from .interpolators import Interpolator
 from .jobs import TRUTH, Job, Plan, measure_jobs, read_records
 from .rows import ORDER, TABLES, settings_of_row
 from .world import World
@@ -75,6 +76,15 @@ def arguments() -> argparse.ArgumentParser:
         nargs="+",
         metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'",
+    )
+    add(
+        "--interpolator",
+        nargs="+",
+        type=as_path,
+        default=[],
+        metavar="FILE",
+        help="weights of the row lavie-interpolation (.safetensors, converted) or ldmvfi (.ckpt, as published); or a "
+        "TorchScript file, for a row of its name: see docs/evaluation.md",
     )
     add(
         "--detector",
@@ -173,7 +183,12 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
     references = {}
     stages = range(plan.base.cascade.stages)
     if plan.world is not None:
-        references = {s: plan.world.references(checkpoint, plan.base, s, plan.detectors["FVD"]) for s in stages}
+        references = {
+            s: plan.world.references(
+                checkpoint, plan.base, plan.frames_of(s), plan.base.fps_of(s), plan.detectors["FVD"]
+            )
+            for s in stages
+        }
     elif real is not None:
         references = dict.fromkeys(stages, real.features())
     report(args, checkpoint, plan, common, references)
@@ -228,8 +243,29 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
     """ValueError for settings that do not fit, in any row."""
     base, running = read_settings(args, checkpoint)
     said = {**asked(args), "dtype": base.dtype}
-    rows = {row: settings_of_row(row, checkpoint, said) for row in dict.fromkeys(args.rows or TABLES[args.table])}
-    return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world)
+    names = args.rows or TABLES[args.table]
+    known: dict[str, Interpolator] = {}
+    if args.interpolator or set(names) & set(interpolators.ROWS):
+        device, dtype = device_of(running.device), getattr(torch, base.dtype)
+        known = interpolators.open_interpolators(args.interpolator, device, dtype)
+        names = interpolating(args, names, known)
+    used = {row: known[row] for row in names if row in known}
+    rows = {row: base if row in used else settings_of_row(row, checkpoint, said) for row in dict.fromkeys(names)}
+    for interpolator in used.values():
+        interpolator.check(base)
+    return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
+
+
+def interpolating(args: argparse.Namespace, names: Sequence[str], known: Collection[str]) -> list[str]:
+    """The rows that can be made: of a table, those whose weights are there; those of files that users bring besides.
+    ValueError for one that was asked for and has none."""
+    missing = [row for row in names if row in interpolators.ROWS and row not in known]
+    if missing and args.rows:
+        raise ValueError(f"the row {missing[0]} needs its weights: --interpolator FILE")
+    for row in missing:
+        print(f"without the row {row}, which needs its weights: --interpolator FILE", file=sys.stderr)
+    brought = [row for row in known if row not in interpolators.ROWS]
+    return [row for row in (*names, *brought) if row not in missing]
 
 
 def jobs_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> Iterator[list[Job]]:
@@ -254,6 +290,7 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
         "settings": plan.decided(""),
         "subjects": f"scenes drawn by seed {args.seed}" if args.scenes is not None else "given",
         "protocol": {name: detector.protocol for name, detector in plan.detectors.items()},
+        "frames": "up to the last key frame" if plan.interpolators else "all",
     }
     for folder in (args.outdir, plan.folder):
         remove_left(folder.absolute())
@@ -262,7 +299,7 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
         before = read_json(path)
         if not isinstance(before, dict):
             print(f"note: {path} is damaged; the videos beside it are taken to be of what this command says")
-        elif other := [name for name in common if before.get(name) != common[name]]:
+        elif other := [name for name in common if {"frames": "all", **before}.get(name) != common[name]]:
             raise ValueError(f"{args.outdir} holds an evaluation of another {', '.join(other)}; use another --outdir")
     write_json(path, common)
     return common
@@ -277,6 +314,11 @@ def report(
     if references:
         what = "true renderings, not through the autoencoder" if args.real is None else f"videos of {args.real}"
         lines.append(f"- FVD compares with {len(references[0])} {what}.")
+    if plan.interpolators:
+        lines.append(
+            f"- All rows are measured {common['frames']}, where interpolators end: n (k - 1) + 1 of n k frames."
+        )
+        lines += [f"- `{row}`: {interpolator.protocol}." for row, interpolator in plan.interpolators.items()]
     text = tables.markdown(results, checkpoint.family.name) + "\n".join(lines)
     write_text(args.outdir / "table.md", text + "\n")
     write_json(args.outdir / "results.json", {**common, "versions": versions(), "rows": results.as_json()})

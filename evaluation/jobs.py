@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from zerosmooth.cli.arguments import Shown
 from zerosmooth.pipeline import Pipeline
 from zerosmooth.results import read_json, stem, versions, write_json, write_tensors
-from zerosmooth.settings import Running, Settings
+from zerosmooth.settings import Running, Settings, change
 
 from .detectors import Detector
+from .interpolators import Interpolator
 from .metrics import blend_psnr, psnr, ssim
 from .world import World
 
@@ -40,7 +41,8 @@ class Job:
 @dataclass(frozen=True)
 class Plan:
     """What all jobs have in common. folder: of their files; base: what is the same in all rows; rows: their settings;
-    detectors: by the measure, "FVD" or "IS"; world: where subjects are a world's scenes."""
+    detectors: by the measure, "FVD" or "IS"; world: where subjects are a world's scenes; interpolators: by row, which
+    fill in the key frames of the base video, and with which all rows are measured up to the last key frame alone."""
 
     folder: Path
     base: Settings
@@ -48,6 +50,7 @@ class Plan:
     running: Running
     detectors: Mapping[str, Detector]
     world: World | None = None
+    interpolators: Mapping[str, Interpolator] = field(default_factory=dict)
 
     def path(self, job: Job, suffix: str) -> Path:
         return self.folder / f"{job.stem}{suffix}"
@@ -55,9 +58,18 @@ class Plan:
     def settings(self, row: str) -> Settings:
         return self.rows.get(row, self.base)
 
+    def frames_of(self, stage: int) -> int:
+        """Frames of a stage that are measured."""
+        cascade = self.base.cascade
+        n = cascade.rate(stage)
+        return n * (cascade.frames - 1) + 1 if self.interpolators else n * cascade.frames
+
     def decided(self, row: str) -> dict[str, Any]:
         """A row's settings, as they are kept in its records."""
-        return self.settings(row).as_json()
+        settings = self.settings(row).as_json()
+        if row in self.interpolators:
+            settings["interpolator"] = self.interpolators[row].protocol
+        return settings
 
     def lacks(self, job: Job, keep: bool) -> Path | None:
         """The first file of a job that is not there, or not whole. ValueError if they were made with other settings of
@@ -85,7 +97,7 @@ def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequ
         "versions": versions(),
     }
     for job, frames, kept in zip(jobs, videos, keep):
-        write(pipeline, plan, job, frames, kept, facts)
+        write(pipeline, plan, job, [x[: plan.frames_of(s)] for s, x in enumerate(frames)], kept, facts)
 
 
 def write(
@@ -122,6 +134,10 @@ def write(
 def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], settings: Settings) -> tuple[list[list[Tensor]], int]:
     """uint8 f h w 3 of every stage of every job, and the bytes that the bus held at most."""
     seeds = [job.seed for job in jobs]
+    interpolate = plan.interpolators.get(jobs[0].row)
+    paced = plan.world is not None and plan.world.paced(pipeline, settings)
+    if interpolate is not None:  # of the same base video, asked for in the same words
+        settings = change(settings, scales=())
     if plan.world is None:
         subjects = [job.subject.load() for job in jobs]
         videos = pipeline.sample(subjects, settings, seeds=seeds, running=plan.running)
@@ -129,8 +145,16 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], settings: Setti
         sizes = [(settings.cascade.frames_of(s), settings.fps_of(s)) for s in range(settings.cascade.stages)]
         return [[plan.world.truth(pipeline, job.scene, f, fps, settings) for f, fps in sizes] for job in jobs], 0
     else:
-        videos = plan.world.make(pipeline, [job.scene for job in jobs], seeds, settings, plan.running)
-    return [video.frames for video in videos], max(video.bus_peak_bytes for video in videos)
+        videos = plan.world.make(pipeline, [job.scene for job in jobs], seeds, settings, plan.running, paced)
+    made, peak = [video.frames for video in videos], max(video.bus_peak_bytes for video in videos)
+    if interpolate is None:
+        return made, peak
+    cascade = plan.base.cascade
+    for video, frames in zip(videos, made):
+        n = cascade.rate(cascade.stages - 1)
+        dense = interpolate(frames[0], n, video.prompt, video.seed)
+        frames += [dense[:: n // cascade.rate(stage)] for stage in range(1, cascade.stages)]
+    return made, peak
 
 
 def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:

@@ -55,7 +55,11 @@ def blend_psnr(frames: Tensor, n: int) -> float:
 
 def between(x: Tensor, n: int) -> Tensor:
     """Of x, f ..., what lies linearly between every n-th and the next, up to the last of these."""
-    keys = x[::n]
+    return lift(x[::n], n)
+
+
+def lift(keys: Tensor, n: int) -> Tensor:
+    """Of keys, k ..., the n (k - 1) + 1 that lie linearly from the first to the last, n from each to the next."""
     return Interpolated(n).lift(keys[None])[0][: (len(keys) - 1) * n + 1]
 
 

@@ -8,6 +8,8 @@ from zerosmooth.cascade import METHODS, Cascade
 from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.settings import PRESETS, Settings, options, settings_for
 
+from . import interpolators
+
 # each row of Table 3 adds to the one above and corrects at full strength in every step; the last one is the method
 FULL = {"strength": 1.0, "strength_schedule": "constant"}
 ABLATION: dict[str, dict[str, Any]] = {
@@ -17,12 +19,15 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 TABLES = {
     "1": ("direct", "windowed", "freenoise", "ddnm", "zerosmooth"),
+    "2": ("zerosmooth", *interpolators.ROWS),
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
 ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper")]
+ORDER += interpolators.ROWS
 CHANGES = {option.name: option for option in options(Cascade) if option.name not in ("frames", "scales", "method")}
 
-# FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 and 3; "windowed" and "freenoise" are not in the paper)
+# FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 to 3; "windowed", "freenoise" and "blend" are not in the paper)
+NONE = (None, None, None, None)
 PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
     "vc2": {
         "direct": ((1202.3, 30.31, 10.90, 0.426), (1183.9, 21.63, 10.81, 0.409)),
@@ -31,6 +36,8 @@ PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
         "+ temporal": ((1221.0, 43.25, 24.03, 0.826), (1156.1, 42.54, 22.63, 0.817)),
         "+ A1/A2": ((1199.8, 43.09, 23.22, 0.768), (1108.4, 42.43, 22.14, 0.755)),
         "zerosmooth": ((1085.8, 43.92, 24.12, 0.852), (1020.6, 43.77, 22.68, 0.837)),
+        interpolators.LDMVFI: ((1304.6, 41.40, 34.60, 0.948), NONE),
+        interpolators.LAVIE: (NONE, (1172.1, 35.78, 28.44, 0.874)),
     },
     "lavie": {
         "direct": ((682.0, 28.11, 10.21, 0.438), (834.7, 24.23, 10.19, 0.447)),

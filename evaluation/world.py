@@ -23,9 +23,16 @@ class World(Protocol):
         ...
 
     def make(
-        self, pipeline: Pipeline, scenes: Sequence[Any], seeds: Sequence[int], settings: Settings, running: Running
+        self,
+        pipeline: Pipeline,
+        scenes: Sequence[Any],
+        seeds: Sequence[int],
+        settings: Settings,
+        running: Running,
+        paced: bool,
     ) -> list[Video]:
-        """The checkpoint's videos of scenes, a seed each, as one batch where that can be."""
+        """The checkpoint's videos of scenes, a seed each, as one batch where that can be. paced: whether prompts ask
+        for the scenes' speeds."""
         ...
 
     def truth(self, pipeline: Pipeline, scene: Any, frames: int, fps: float, settings: Settings) -> Tensor:
@@ -38,13 +45,15 @@ class World(Protocol):
         ...
 
     def paced(self, pipeline: Pipeline, settings: Settings) -> bool:
-        """Whether `make` asks for the scene's speed."""
+        """Whether a scene is asked for with its speed."""
         ...
 
     def detector(self, device: torch.device, probabilities: bool) -> Detector:
         """The world's own, of features or of classes' probabilities."""
         ...
 
-    def references(self, checkpoint: Checkpoint, settings: Settings, stage: int, detector: Detector) -> Tensor:
-        """Features of other scenes than those measured, at a stage's frame rate: n d."""
+    def references(
+        self, checkpoint: Checkpoint, settings: Settings, frames: int, fps: float, detector: Detector
+    ) -> Tensor:
+        """Features of other scenes than those measured, of as many frames at this rate: n d."""
         ...

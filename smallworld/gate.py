@@ -54,10 +54,12 @@ def make(
     seeds: Sequence[int],
     settings: Settings,
     running: Running = Running(),
+    speed: bool | None = None,
 ) -> list[Video]:
-    """The scenes' videos, from their prompts in one batch, or from their first frames in one of each speed."""
+    """The scenes' videos, from their prompts in one batch, or from their first frames in one of each speed. speed:
+    whether prompts tell it; None: if they are `paced`."""
     if "image" not in pipeline.family.takes:
-        speed = paced(pipeline, settings.cascade)
+        speed = paced(pipeline, settings.cascade) if speed is None else speed
         return pipeline.sample([s.prompt(speed) for s in scenes], settings, seeds=seeds, running=running)
     made: dict[int, Video] = {}
     for name, bucket in MOTION.items():

@@ -34,9 +34,15 @@ class SmallWorld:
         return gate.scenes_of(checkpoint.family, seed, n)
 
     def make(
-        self, pipeline: Pipeline, scenes: Sequence[Scene], seeds: Sequence[int], settings: Settings, running: Running
+        self,
+        pipeline: Pipeline,
+        scenes: Sequence[Scene],
+        seeds: Sequence[int],
+        settings: Settings,
+        running: Running,
+        paced: bool,
     ) -> list[Video]:
-        return gate.make(pipeline, scenes, seeds, settings, running)
+        return gate.make(pipeline, scenes, seeds, settings, running, paced)
 
     def truth(self, pipeline: Pipeline, scene: Scene, frames: int, fps: float, settings: Settings) -> Tensor:
         return gate.true_frames(pipeline, scene, frames, fps, settings.decode_chunk_size)
@@ -70,10 +76,11 @@ class SmallWorld:
         what = "72 classes" if probabilities else f"{classifier.FEATURES} features"
         return Detector(answer, protocol(classifier.FILE, f"{what}, 0 to 1"), device)
 
-    def references(self, checkpoint: Checkpoint, settings: Settings, stage: int, detector: Detector) -> Tensor:
+    def references(
+        self, checkpoint: Checkpoint, settings: Settings, frames: int, fps: float, detector: Detector
+    ) -> Tensor:
         rng = random.Random("reference")
         scenes = [random_scene(rng, tail="image" in checkpoint.family.takes) for _ in range(REFERENCES)]
-        frames, fps = settings.cascade.frames_of(stage), settings.fps_of(stage)
         times = frame_times(frames, fps)[max(0, (frames - CLIP) // 2) :][:CLIP]  # no more than the detector looks at
         clips = (render([scene], times[None], settings.height)[0].movedim(1, -1) for scene in scenes)
         return torch.stack([detector((clip * 255).round().byte()) for clip in clips])

@@ -8,6 +8,8 @@
     python -m tests.full_size animatediff_file folder/   # 6 GB: fine_tune.safetensors and v3_sd15_mm.ckpt
     python -m tests.full_size modelscope folder/         # 7.3 GB
     python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256 and _1024 alike
+    python -m tests.full_size lavie_interpolation folder/        # 4.5 GB: lavie_interpolation.pt and the SD folder
+    python -m tests.full_size ldmvfi ldmvfi.ckpt         # 3.5 GB
 
 Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the whole way works; what
 such a network shows is noise.
@@ -32,15 +34,15 @@ from zerosmooth.samplers import DDIMConfig
 from .parity import weight
 
 MANIFESTS = Path(__file__).parent / "manifests"
+SD = {  # the Stable Diffusion folder beside LaVie's files
+    "stable-diffusion-v1-4/vae/diffusion_pytorch_model.bin": ("lavie_vae_diffusers",),
+    "stable-diffusion-v1-4/text_encoder/model.safetensors": ("lavie_text_hf",),
+}
 Shapes = dict[str, tuple[int, ...]]
 LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # files of a checkpoint, and the manifests whose tensors they hold
     "vc2": {"": ("vc2_unet", "vc2_vae", "vc2_text")},
     "vc1": {"": ("vc1_unet", "vc2_vae", "vc2_text")},
-    "lavie": {
-        "lavie_base.pt": ("lavie_unet",),
-        "stable-diffusion-v1-4/vae/diffusion_pytorch_model.bin": ("lavie_vae_diffusers",),
-        "stable-diffusion-v1-4/text_encoder/model.safetensors": ("lavie_text_hf",),
-    },
+    "lavie": {"lavie_base.pt": ("lavie_unet",), **SD},
     "svd": {"": ("svd_unet_sgm", "svd_vae_sgm", "svd_condition_vae_sgm", "svd_image_encoder_sgm")},
     "svd_folder": {
         "unet/diffusion_pytorch_model.safetensors": ("svd_unet_diffusers",),
@@ -51,7 +53,7 @@ LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # files of a checkpoint, and
 UNETS = {"256": "256", "512": "512", "1024": "512"}  # of DynamiCrafter's models, the manifest of its network
 DYNAMICRAFTER = "dynamicrafter_image_proj", "dynamicrafter_image_encoder", "vc2_text", "vc2_vae"
 SD_TEXT = "cond_stage_model.transformer./lavie_text_hf"  # its names have a prefix there
-EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/
+EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/ and of interpolators
     "animatediff": {
         "sd15/unet/diffusion_pytorch_model.safetensors": ("animatediff_sd15_unet_diffusers",),
         "sd15/vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
@@ -68,6 +70,8 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/
         "text_encoder/model.safetensors": ("modelscope_text_hf",),
     },
     **{f"dynamicrafter_{model}": {"": (f"dynamicrafter_{unet}_unet", *DYNAMICRAFTER)} for model, unet in UNETS.items()},
+    "lavie_interpolation": {"lavie_interpolation.pt": ("lavie_interpolation_unet",), **SD},
+    "ldmvfi": {"": ("ldmvfi",)},
 }
 
 
@@ -99,10 +103,14 @@ def schedule(sampler: DDIMConfig) -> dict[str, Tensor]:
 
 
 def constant(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of a published file: by the rule, but for the rotary frequencies, which are constants, and tables of
-    positions, which nothing reads."""
+    """A tensor of a published file: by the rule, but for constants, variances, counters, and tables of positions, which
+    nothing reads."""
     if name.endswith("rotary_emb.freqs"):
         return 10_000.0 ** (-torch.arange(shape[0]) / shape[0])
+    if name.endswith(("num_batches_tracked", "num_updates")):
+        return torch.tensor(1)
+    if name.endswith("running_var"):
+        return 1 + weight(name, shape)
     return torch.zeros(shape) if name.endswith(".pe") else weight(name, shape)
 
 
@@ -118,7 +126,7 @@ def write(layout: str, path: Path, held: dict[str, Shapes] | None = None, dtype:
         elif target.suffix == ".bin":
             torch.save(state, target)
         else:
-            torch.save({"ema" if layout == "lavie" else "state_dict": state}, target)
+            torch.save({"ema" if "lavie" in layout else "state_dict": state}, target)
 
 
 def main() -> None:

@@ -470,10 +470,11 @@ def check(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = t
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
     reference = read(path, device, dtype)
-    from . import parity_backbones_a, parity_backbones_b  # which need what is above
+    from . import parity_backbones_a, parity_backbones_b, parity_interpolators  # which need what is above
 
-    bound = RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling") else BOUND
-    if own := parity_backbones_b.CHECKS.get((reference.family, reference.kind)):
+    bound = RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling", "interpolation") else BOUND
+    own_checks = parity_backbones_b.CHECKS | parity_interpolators.CHECKS
+    if own := own_checks.get((reference.family, reference.kind)):
         return own(reference), bound
     checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS
     known = *FAMILIES, *parity_backbones_a.FAMILIES, "all"

@@ -34,10 +34,11 @@ WRAPPERS = ("ema", "state_dict", "module", "model")  # keys of dicts that hold t
 WRAPPED = re.compile(
     r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module)\."
 )  # put into names by what trains or compiles
+AVERAGED = r"^model_ema\."
 UNFIT = {  # what some name of a file has, and what such a file is
     r"(^|[._])(lora|hada|lokr)[._]": "holds a LoRA, which changes a checkpoint and is none; merge it into its "
     "checkpoint and convert the result",
-    r"^model_ema\.": "is a training checkpoint, with averaged weights (model_ema.*) beside the others; save one of the "
+    AVERAGED: "is a training checkpoint, with averaged weights (model_ema.*) beside the others; save one of the "
     "two sets alone, under the others' names, and convert that",
     r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$": "has weights scaled to 8-bit floats (fp8); take the file in "
     "float16 or float32",
@@ -100,8 +101,17 @@ def join(path: Path, sources: dict[str, Source]) -> Source:
     return Source(path, shapes, read, tuple(file for source in sources.values() for file in source.files))
 
 
-def open_source(path: Path) -> Source:
-    """ConversionError, with what the file looks like instead, if it is no whole checkpoint."""
+def open_source(path: Path, takes: tuple[str, ...] = ()) -> Source:
+    """ConversionError, with what the file looks like instead, if it is no whole checkpoint. takes: what is UNFIT else,
+    but not to whoever asks."""
+    source = _open(path)
+    for pattern, what in UNFIT.items():
+        if pattern not in takes and any(re.search(pattern, name) for name in source.shapes):
+            raise ConversionError(f"{path} {what}")
+    return source
+
+
+def _open(path: Path) -> Source:
     try:
         kind = file_kind(path)
         if kind == PICKLE:
@@ -185,11 +195,7 @@ def _open_shards(path: Path) -> Source:
 
 
 def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> Source:
-    """A file's tensors under the names that they had before something wrapped the network. ConversionError if they are
-    not a checkpoint's."""
-    for pattern, what in UNFIT.items():
-        if any(re.search(pattern, name) for name in shapes):
-            raise ConversionError(f"{path} {what}")
+    """A file's tensors under the names that they had before something wrapped the network."""
     theirs = {WRAPPED.sub("", name): name for name in shapes}
     if len(theirs) < len(shapes):
         raise ConversionError(f"{path} has tensors both with and without module. in their names; save one of each")

@@ -1,0 +1,177 @@
+"""Trains lavie-interpolation-small, LaVie's interpolation network in a small size, on the drawn world.
+
+    python -m smallworld.interpolation --device cuda        # resumes where it was stopped
+    python -m smallworld.interpolation --clips 1024 --batch 2
+
+It learns to fill in vc2-small's key frames: autoencoder and encoder of prompts are that checkpoint's own, frozen. State
+lies in --runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from evaluation.interpolators import lavie
+from zerosmooth import checkpoint
+from zerosmooth.config import Defaults, ModelConfig
+from zerosmooth.family import Networks
+from zerosmooth.models.lavie import LaVieConfig
+from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig
+
+from .draw import SECONDS, Scene, frame_times, random_scene, render
+from .trainer import Schedule, Trainer, lay_out
+
+NAME, SIZE, RATE = "lavie-interpolation-small", 64, 8  # pixels; key frames a second
+SLOWER = 0.25  # share of clips of a part of a scene, as if it went slower: then the prompt names no speed
+KEY_NOISE = 0.02  # deviation, on key frames' latents: that of the autoencoder's posterior, of which they are samples
+NO_PROMPT = 0.2  # share of clips without their prompts: key frames alone must do
+RESIDUAL_ENDS = ("proj_out", "conv2", "conv_out", "to_out")  # last layers of residual branches, and of the network
+SAMPLER = DDIMConfig(beta_end=0.03, prediction="v")  # as all that is small here
+
+
+def config() -> ModelConfig:
+    """vc2-small's, with the network and the sampler of the interpolation."""
+    base = checkpoint.describe(checkpoint.find("vc2-small")).config
+    return replace(
+        base,
+        family=lavie.FAMILY.name,
+        unet=LaVieConfig(
+            in_channels=8,
+            channels=48,
+            channel_mult=(1, 2),
+            res_blocks=1,
+            attention_resolutions=(1, 2),
+            context_dim=base.unet.context_dim,
+            frames=lavie.FRAMES,
+            groups=8,
+            heads=4,
+        ),
+        sampler=SAMPLER,
+        defaults=Defaults(SIZE, SIZE, steps=25, eta=0.0, guidance_scale=1.0, fps=RATE, prompt="{}"),
+    )
+
+
+def new_networks(device: str) -> Networks:
+    """vc2-small's autoencoder and encoder, frozen, and a fresh network that starts as the identity."""
+    torch.manual_seed(0)
+    networks = Networks(lavie.FAMILY, config())
+    base = checkpoint.load("vc2-small").networks
+    networks.vae, networks.encoder = base.vae, base.encoder
+    for name, module in networks.unet.named_modules():
+        if name.endswith(RESIDUAL_ENDS):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    networks.requires_grad_(False)
+    networks.unet.requires_grad_(True)
+    return networks.to(device)
+
+
+def scenes_and_paces(count: int) -> tuple[list[Scene], list[float]]:
+    """What is drawn for training: scenes, and how much slower than as they are."""
+    rng = random.Random("interpolation")
+    scenes = [random_scene(rng) for _ in range(count)]
+    return scenes, [rng.uniform(0.2, 1) if rng.random() < SLOWER else 1.0 for _ in scenes]
+
+
+@torch.no_grad()
+def encoded(networks: Networks, scenes: list[Scene], paces: list[float], device: str) -> Tensor:
+    """Latents of scenes' dense videos: n f c h w, float16, on the device."""
+    parts = []
+    for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
+        dense = frame_times(lavie.FRAMES, RATE * lavie.BETWEEN)
+        starts = [(1 - pace) * SECONDS / 2 for pace in paces[i : i + 16]]  # the middle of the path
+        times = torch.stack([start + pace * dense for start, pace in zip(starts, paces[i : i + 16])])
+        with torch.device(device):
+            video = render(scenes[i : i + 16], times, SIZE) * 2 - 1
+        parts.append(networks.vae.encode(video.flatten(0, 1)).half().unflatten(0, video.shape[:2]))
+    return torch.cat(parts)
+
+
+def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
+    """Fill in clips at random noise levels. trainer: of `new_networks`."""
+    torch.set_float32_matmul_precision("high")
+    networks: Any = trainer.module
+    scenes, paces = scenes_and_paces(count)
+    clips = encoded(networks, scenes, paces, device)
+    held_out = [random_scene(random.Random(f"held out/{i}")) for i in range(8)]
+    truth = encoded(networks, held_out, [1.0] * len(held_out), device).float()
+    alphas = torch.from_numpy(SAMPLER.alphas_cumprod()).float()
+
+    def loss_at(step: int) -> Tensor:
+        rng, generator = random.Random(f"step/{step}"), torch.Generator(device).manual_seed(step)
+        chosen = [rng.randrange(len(scenes)) for _ in range(batch)]
+        x0 = clips[chosen].float()
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        spread = (torch.arange(batch) + torch.rand(batch, generator=torch.Generator().manual_seed(step))) / batch
+        t = (spread * TRAIN_STEPS).long()
+        a, s = (v.to(device)[:, None, None, None, None] for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
+        prompts = ["" if rng.random() < NO_PROMPT else scenes[i].prompt(speed=paces[i] == 1) for i in chosen]
+        keys = x0[:, :: lavie.BETWEEN]
+        keys = keys + KEY_NOISE * torch.randn(keys.shape, generator=generator, device=device)
+        held = lavie.beside(keys)
+        shown = torch.cat([a * x0 + s * noise, held], dim=2)
+        v = networks.unet(shown, t.to(device), networks.encoder.encode(prompts))
+        moving = (x0 - held).abs().amax(2, keepdim=True)  # few places are more than copies of a key frame's
+        return ((1 + 10 * moving) * (v - (a * noise - s * x0)).square()).mean()
+
+    def show(step: int, networks: Any) -> None:
+        """Of scenes that were not drawn for training, without their prompts: how far frames are off."""
+        noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        told = networks.encoder.encode([""] * len(truth))
+        sampler = lavie.EvenDDIM(SAMPLER, 10)
+        made = lavie.sample(networks, sampler, truth[:, :: lavie.BETWEEN], noise, (told, told), 1.0)
+        held = lavie.beside(truth[:, :: lavie.BETWEEN])
+        errors = [(x - truth).square().mean().sqrt().item() for x in (made, held)]
+        print(f"{NAME} error {errors[0]:.3f}, of the nearest key frames {errors[1]:.3f}", flush=True)
+
+    trainer.train(loss_at, show, every=100)
+
+
+def export(trainer: Trainer, to: Path) -> None:
+    """Write the checkpoint from a run's running averages, finished or not."""
+    networks: Any = trainer.average.module
+    source = f"smallworld.interpolation, step {trainer.step} of {trainer.steps}"
+    checkpoint.save(to, lavie.FAMILY, config(), networks.state_dict().items(), torch.float16, source, "")
+    print(f"{to}: {to.stat().st_size:,} bytes, {source}")
+
+
+def trainer_of(folder: Path, steps: int, device: str) -> Trainer:
+    return Trainer(new_networks(device), Schedule(steps, rate=1.5e-3), folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6000, help="of training (default: 6000)")
+    parser.add_argument("--clips", type=int, default=8192, help="scenes to train on (default: 8192)")
+    parser.add_argument("--batch", type=int, default=16, help="clips a step (default: 16)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from such a checkpoint, with Adam anew")
+    args = parser.parse_args()
+    folder = args.runs / NAME
+    if args.start:
+        if folder.exists():
+            parser.error(f"{folder} holds a run already; leave --start out to go on with it")
+        found = checkpoint.describe(args.start, lavie.FAMILY)
+        step = re.search(r"step (\d+)", found.source)
+        if found.config.unet != config().unet or step is None:
+            parser.error(f"{args.start} ({found.source or 'of unknown source'}) was not exported by such a run")
+        lay_out(folder, checkpoint.load_described(found, "cpu").networks.state_dict(), int(step[1]))
+    trainer = trainer_of(folder, args.steps, args.device)
+    if args.export is None:
+        train(trainer, args.clips, args.batch, args.device)
+    export(trainer, args.export or folder / f"{NAME}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
