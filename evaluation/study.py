@@ -61,6 +61,9 @@ from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.operators import A1, Interpolated, S
 from zerosmooth.pipeline import IMAGE_NOISE
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import tiny_dit  # noqa: E402 - no package, but a file
+
 # --- variants
 
 PLACES = {
