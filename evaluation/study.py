@@ -46,7 +46,6 @@ from torch import Tensor, nn
 
 import zerosmooth
 from evaluation.metrics import between, blend_psnr, psnr
-from examples import tiny_dit
 from smallworld.draw import DIRECTIONS, MOTION, Scene, coverage, first_frame, frame_times, random_scene, render
 from smallworld.motion import jitter, redrawn_psnr, smoothness
 from smallworld.read import Reading, read
