@@ -47,7 +47,17 @@ def run(tiny, tmp_path, quick, capsys):
 
     def run(*arguments, status=0, family="vc2"):
         capsys.readouterr()
-        command = ["--ckpt", tiny / f"{family}.safetensors", "--scale", "2", "--gif", "--outdir", tmp_path / "out"]
+        command = [
+            "--ckpt",
+            tiny / f"{family}.safetensors",
+            "--scale",
+            "2",
+            "--steps",
+            "25",
+            "--gif",
+            "--outdir",
+            tmp_path / "out",
+        ]
         assert sample.main([*map(str, command), "--device", "cpu", *map(str, arguments)]) == status
         said = capsys.readouterr()
         return said.out + said.err
@@ -173,6 +183,7 @@ def test_damaged_files_of_an_evaluation_are_made_again_and_said(experiment, tmp_
         path.mkdir()
         assert f"{path} is a folder" in experiment(status=1)
         path.rmdir()
+        path.write_bytes(whole)
     (tmp_path / "out/evaluation.json").write_text("[")
     assert "evaluation.json is damaged" in experiment()
     (tmp_path / "out/videos/other.json").write_text("{}")
@@ -251,7 +262,7 @@ def test_a_long_negative_prompt_is_said(run):
         ("--kv_operator S --draw_seed 1", "draw_seed does nothing to kv_operator S"),
         ("--strength 0 --no_spatial", "spatial does nothing at strength=0"),
         ("--strength 0 --strength_schedule constant", "strength_schedule does nothing at strength=0"),
-        ("--no_spatial --no_temporal --strength 1", "strength does nothing where no states are corrected"),
+        ("--no_spatial --no_temporal --strength 1", "strength does nothing where no hidden states are"),
         ("--method direct --strength 0.8", "strength does nothing to direct"),
         ("--guidance_scale 1 --negative_prompt blue", "negative_prompt does nothing without guidance"),
         (f"--prompt {'x' * 10_001}", "a prompt has 10,001 letters"),
@@ -461,7 +472,7 @@ def test_interrupting_the_imports_is_no_traceback(command):
 # --- killed and run again
 
 
-@pytest.mark.parametrize("case", cases(moments=(4, 11, 17)), ids=str)
+@pytest.mark.parametrize("case", list(cases(moments=(5, 13))), ids=str)
 def test_a_killed_run_goes_on_to_the_same_files(case: Case, tiny, tmp_path):
     assert 0 < case.moment < MOMENTS
     assert case.problems(tiny / "vc2.safetensors", tmp_path) == []

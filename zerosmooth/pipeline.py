@@ -248,7 +248,7 @@ def _subject(shown: Any) -> Subject:
 def _seeds(seeds: Any, n: int) -> list[int]:
     """One for each of n videos. ValueError if there are not as many, or they are no seeds."""
     try:
-        listed = [index(seeds)] * n if hasattr(seeds, "__index__") else [index(seed) for seed in seeds]
+        listed = [index(seed) for seed in seeds] if hasattr(seeds, "__iter__") else [index(seeds)] * n
     except TypeError as error:
         raise ValueError(f"seeds={short(seeds)}; a whole number is needed, or a list of them") from error
     if len(listed) != n:
