@@ -271,14 +271,14 @@ def test_a_long_negative_prompt_is_said(run):
 )
 def test_what_cannot_be_or_does_nothing_is_refused(run, quick, flags, reason):
     said = run(*flags.split(), status=1)
-    assert reason in said and said.count("\n") == 1
+    assert reason in (last := said.splitlines()[-1]) and last.startswith("sample.py: ")  # no traceback
     assert not quick
 
 
 def test_flags_that_do_nothing_are_refused_where_the_network_is_not_told(run):
     said = run("--fps", 10, "--save_fps", 8, family="lavie", status=1)
     assert "--fps does nothing beside --save_fps" in said
-    assert run("--prompt", "", family="svd", status=1).startswith("sample.py: --prompt does not fit")
+    assert "sample.py: --prompt does not fit" in run("--prompt", "", family="svd", status=1)
 
 
 def test_memory_settings_that_do_nothing_are_said(run):
