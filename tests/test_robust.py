@@ -21,6 +21,7 @@ from zerosmooth.cli.command import run_command
 from zerosmooth.pipeline import Pipeline, Video
 from zerosmooth.settings import settings_for
 
+from .fuzz_runs import fuzz
 from .kills import MOMENTS, Case, cases
 from .test_sample import ROOT, sample
 
@@ -467,6 +468,13 @@ def test_interrupting_the_imports_is_no_traceback(command):
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait(60) == -signal.SIGINT and b"Traceback" not in rest
+
+
+# --- mutated
+
+
+def test_mutated_records_flags_and_prompts_are_no_traceback(quick, tiny, tmp_path):
+    assert fuzz(tiny / "vc2.safetensors", tmp_path, 60, seed=1) == []
 
 
 # --- killed and run again
