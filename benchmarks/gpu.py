@@ -111,7 +111,7 @@ class Bench:
         return replace(config, unet=replace(config.unet, **TINY), vae=replace(config.vae, channels=32))
 
     def settings(self, family: str, **asked: Any) -> Settings:
-        asked = {"strength_schedule": "constant", "dtype": str(self.dtype).removeprefix("torch."), **asked}
+        asked = {"dtype": str(self.dtype).removeprefix("torch."), **asked}
         if self.args.tiny:
             asked |= {"height": 64, "width": 64}
         return settings_for(FAMILIES[family], self.config(family), **asked)
@@ -247,7 +247,9 @@ def steps(bench: Bench) -> None:
 def overhead(bench: Bench) -> None:
     """A corrected step against the same stages in windows without correction."""
     for family in bench.args.families:
-        corrected, windowed = (bench.step(family, Running(), bench.args.steps, strength=w)[0] for w in (0.8, 0.0))
+        corrected, windowed = (
+            bench.step(family, Running(), bench.args.steps, method=method)[0] for method in ("zerosmooth", "windowed")
+        )
         bench.report.add("overhead", f"{family} corrected / windowed", corrected / windowed, "times", 1.15)
 
 

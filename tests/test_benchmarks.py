@@ -1,5 +1,6 @@
 """The benchmarks compare what they say, and skip what they cannot."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernels, winograd
+from benchmarks import gpu, kernels, winograd
 from benchmarks.timing import by_turns, ratio
 from benchmarks.unets import FORMATS, filled, lay_out
 from zerosmooth.models.videocrafter import UNet
@@ -80,3 +81,29 @@ def test_the_scripts_say_what_they_need(arguments, said, status):
     done = subprocess.run([sys.executable, "-m", *arguments], cwd=root, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert said in done.stdout
+
+
+def test_the_gpu_benchmark_runs_through_and_keeps_what_it_measured(tmp_path):
+    root, out = Path(__file__).parent.parent, tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--families", "svd", "--steps", "1"]
+    parts = ["--parts", "layers", "layouts", "overhead", "decode", "--out", str(out)]
+    done = subprocess.run([*command, *parts], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = json.loads(out.read_text())
+    assert {line["part"] for line in kept["results"]} == {"layers", "layouts", "overhead", "decode"}
+    assert kept["torch"] == torch.__version__ and "errors" not in kept
+
+
+def test_the_gpu_benchmark_ends_when_its_time_is_up(tmp_path):
+    root, out = Path(__file__).parent.parent, tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--budget", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert "cut short" in done.stdout and "cut_short_in" in json.loads(out.read_text())
+
+
+def test_a_check_that_fails_is_a_failure_and_a_missed_target_is_none(tmp_path, capsys):
+    report = gpu.Report(tmp_path / "gpu.json", {})
+    report.add("steps", "a target", 2.0, "times", at_most=1.0)
+    assert not report.failed
+    report.add("golden", "a check", float("nan"), at_most=1.0)
+    assert report.failed and capsys.readouterr().out.count("MISSED") == 2
