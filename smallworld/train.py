@@ -201,7 +201,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
             return [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)], None
         i = rng.choice(parts if rng.random() < recipe.dense else whole)
         chosen = rng.choices(alike[rates[i], starts[i]], k=count)
-        return chosen, base * frame_times(config.unet.frames, rates[i], starts[i])
+        return chosen, (base * frame_times(config.unet.frames, rates[i], starts[i])).to(device)
 
     def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Context, reference latents and numbers of scenes."""
