@@ -202,7 +202,7 @@ def strength(pipeline: Pipeline) -> pyplot.Figure:
     figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
     for name, family, steps in (("DDIM, 50 steps", "vc2", 50), ("Euler, 25 steps", "svd", 25)):
         sampler = zerosmooth.FAMILIES[family].config.sampler.sampler(steps, 0.0)
-        w = [Cascade().weight(sampler.share(i)) for i in range(len(sampler))]
+        w = [Cascade().strength_at(sampler.share(i)) for i in range(len(sampler))]
         axis.plot([i / len(w) for i in range(len(w))], w, ".-", label=name)
     axis.set(xlabel="share of the steps done", ylabel="$w_t = 0.8 \\cdot t / T$", ylim=(0, 1))
     axis.legend()

@@ -32,7 +32,7 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
     for i, ((subject, seed, _), rows) in enumerate(videos.items()):
         paths.append(folder / f"side-by-side-{i}.png")
         iio.imwrite(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
-    weights = {r: [plan.settings(r).cascade.weight(s) for s in shares] for r in results.rows if r in plan.rows}
+    weights = {r: [plan.settings(r).cascade.strength_at(s) for s in shares] for r in results.rows if r in plan.rows}
     weights = {row: w for row, w in weights.items() if any(w)}
     if len(set(map(tuple, weights.values()))) > 1:
         try:

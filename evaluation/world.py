@@ -16,7 +16,7 @@ from .detectors import Detector
 
 
 class World(Protocol):
-    """A scene is whatever the world says it is; str(scene) is what people call it."""
+    """A scene is whatever the world says it is; `scene.prompt()` is what people call it."""
 
     def scenes(self, checkpoint: Checkpoint, seed: int, n: int) -> list[Any]:
         """Scenes that a checkpoint can be asked for. ValueError if there are none."""

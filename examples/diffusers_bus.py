@@ -252,7 +252,7 @@ class Smooth:
             self.step, share = self.progress(timestep)
             self.guide()
             xs = sample.split(self.lengths, dim=axis)
-            y = torch.cat(cascade_step(network, xs, bus, self.step, cascade.weight(share)), dim=axis)
+            y = torch.cat(cascade_step(network, xs, bus, self.step, cascade.strength_at(share)), dim=axis)
             return SimpleNamespace(sample=y) if return_dict else (y,)
 
         return forward
@@ -325,8 +325,6 @@ def smooth(
     if stages % 1:
         fitting = ", ".join(str(key_frames * 2**s) for s in range(4))
         raise ValueError(f"frames={frames} is not {key_frames} key frames doubled some times; use one of {fitting}")
-    if correction.prediction:
-        raise ValueError("predicted frames are the scheduler's, which knows no stages; leave prediction out")
     scales = (2,) * int(stages)
     return Smooth(pipeline, Cascade(key_frames, scales, correction=correction, strength=strength, overlap=overlap))
 

@@ -54,7 +54,7 @@ def flags(rng: random.Random) -> list[str]:
     """Some flags with odd values, checked only: what they would make could be large."""
     given = []
     for option in rng.sample([*options(Settings), *options(Running)], rng.randint(1, 3)):
-        name = {"frames": "num_frames"}.get(option.name, option.name)
+        name = {"frames": "key_frames"}.get(option.name, option.name)
         if option.kind is bool:
             given.append(f"--no_{name}" if option.default else f"--{name}")
         else:

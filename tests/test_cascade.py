@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.bus import BusError, Correction
+from zerosmooth.bus import BusError
 from zerosmooth.cascade import (
     METHODS,
     Cascade,
@@ -59,9 +59,9 @@ def test_two_prompts_at_once_equal_two_single_ones(pipeline):
 
 
 def test_strength_follows_eq_24():
-    assert Cascade().weight(1.0) == 0.8 and Cascade().weight(0.5) == 0.4
-    assert Cascade(strength_schedule="constant", strength=0.7).weight(0.1) == 0.7
-    assert Cascade(method="windowed").weight(1.0) == 0 == Cascade(method="direct").weight(1.0)
+    assert Cascade().strength_at(1.0) == 0.8 and Cascade().strength_at(0.5) == 0.4
+    assert Cascade(strength_schedule="constant", strength=0.7).strength_at(0.1) == 0.7
+    assert Cascade(method="windowed").strength_at(1.0) == 0 == Cascade(method="direct").strength_at(1.0)
 
 
 def test_strength_zero_samples_what_windowed_does(pipeline):
@@ -134,7 +134,7 @@ def test_cascades_that_make_no_sense_are_refused(pipeline):
         lambda: Cascade(method="direct", overlap=1),
         lambda: Cascade(method="windowed", strength=0.5),
         lambda: Cascade(method="freenoise", color_correction=True),
-        lambda: Cascade(method="windowed", correction=Correction(prediction=True)),
+        lambda: Cascade(method="windowed", prediction=True),
         lambda: pipeline.sample("x", preset="anchored", strength=1.0),
         lambda: pipeline.sample("x", preset="magic"),
         lambda: pipeline.sample("x", frames=FRAMES + 1),
@@ -190,7 +190,7 @@ def test_latent_ddnm_hands_on_the_key_frames_data():
         return x * 0.5 + torch.arange(x.shape[1])[:, None, None, None]
 
     cascade = Cascade(4, (2, 3), method="ddnm")
-    assert cascade.weight(1.0) == 0
+    assert cascade.strength_at(1.0) == 0
     xs = sample_cascade(network, Direct(), cascade, lambda step: latents(24))
     assert torch.equal(xs[1][:, ::2], xs[0]) and torch.equal(xs[2][:, ::6], xs[0])
     assert not torch.allclose(xs[2][:, ::3], xs[1])  # what stage 1 inserts does not bind stage 2

@@ -225,8 +225,6 @@ def test_what_does_not_fit_is_refused(pipeline, reference):
     for frames, fitting in ((48, "use one of 16, 32, 64, 128"), (8, "is not 16 key frames doubled")):
         with pytest.raises(ValueError, match=fitting):
             diffusers_bus.smooth(pipeline, frames)
-    with pytest.raises(ValueError, match="leave prediction out"):
-        diffusers_bus.smooth(pipeline, 32, correction=Correction(prediction=True))
     with pytest.raises(ValueError, match="num_frames=16; how many there are was said"):
         diffusers_bus.smooth(pipeline, 32)(num_frames=16)
     with torch.device("meta"):

@@ -71,7 +71,9 @@ def test_rows_share_what_is_asked_and_freenoise_has_its_own_eta():
 def test_each_row_of_the_ablation_adds_one_part():
     chain = [settings_of(row).cascade for row in rows.TABLES["3"]]
     assert [c.method for c in chain] == ["direct"] + ["zerosmooth"] * 4
-    parts = [(c.correction.spatial, c.correction.temporal, c.correction.kv_operator, c.weight(0.5)) for c in chain[1:]]
+    parts = [
+        (c.correction.spatial, c.correction.temporal, c.correction.kv_operator, c.strength_at(0.5)) for c in chain[1:]
+    ]
     assert parts == [
         (True, False, "S", 1.0),
         (True, True, "S", 1.0),

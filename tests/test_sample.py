@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import sample  # noqa: E402
 
-QUICK = ["--steps", "2", "--num_frames", "4", "--scale", "2", "--device", "cpu"]
+QUICK = ["--steps", "2", "--key_frames", "4", "--scale", "2", "--device", "cpu"]
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
@@ -195,8 +195,8 @@ def bad_inputs(tmp_path):
     return [
         (["--prompt_file", tmp_path / "none.txt"], "none.txt does not exist"),
         (["--prompt_file", tmp_path / "empty.txt"], "has no prompts"),
-        (["--num_frames", "17"], "use 2 to 16"),
-        (["--num_frames", "1"], "use 2 to 16"),
+        (["--key_frames", "17"], "use 2 to 16"),
+        (["--key_frames", "1"], "use 2 to 16"),
         (["--height", "60"], "height 60 is not a multiple of 16 pixels; 64 is"),
         (["--steps", "0"], "steps=0"),
         (["--eta", "2"], "eta=2.0"),

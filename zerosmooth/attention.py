@@ -118,7 +118,7 @@ class TokenCrossAttention(OnBus):
 class TemporalAttention(Attention):
     """Attention along the frames of each token; the hidden state is corrected with S (Eq. 9).
 
-    On a bus, attention runs in overlapping windows of the frames the network was trained on (Eq. 18-22).
+    On a bus, attention runs in overlapping windows of as many frames as there are key frames (Eq. 18-22).
     position: a module (q, k, v) -> o that attends with relative positions, which so restart in every window; None
     attends without. Absolute positions are the network's to add: see `frame_positions`.
     """

@@ -1,6 +1,6 @@
 """HiddenStateBus: how the attention modules of one stage learn what those of the stage before did.
 
-A stage `s` of the cascade runs the network with `bus.stage(s, ...)` as its `bus` argument. Each attention module calls
+A stage `s` of the cascade runs the network with `bus.stage(s, ...)` as its `stage` argument. Each attention module calls
 `exchange`, which takes what the same module of stage s-1 published, corrects this stage's states with it (Eq. 9-14)
 and publishes the corrected ones for stage s+1; and `blend`, which mixes the two attention outputs (Eq. 15).
 States are handed over, not kept: taking them frees them.
@@ -33,7 +33,6 @@ class Correction:
     a1_probability: Annotated[float, "of A1 against A2; 'p > 0.5, p ~ N(0, 1)' is 0.309", PART] = 1 - NormalDist().cdf(
         0.5
     )
-    prediction: Annotated[bool, "correct predicted frames by what lies between key frames: not in the paper"] = False
     draw_seed: Annotated[int, "of the draws of A1 and A2; else they depend on module, stage and step alone", SEED] = 0
 
     def __post_init__(self) -> None:
@@ -117,7 +116,7 @@ class HiddenStateBus:
 
 @dataclass(frozen=True)
 class Stage:
-    """The bus as one stage sees it during one forward: what a network gets as its `bus` argument."""
+    """The bus as one stage sees it during one forward: what a network gets as its `stage` argument."""
 
     bus: HiddenStateBus = field(repr=False)
     index: int  # 0 is the stage of key frames

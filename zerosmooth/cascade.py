@@ -18,7 +18,7 @@ from .fields import Range, check_fields
 from .operators import Interpolated, S, back_project
 
 METHODS = {  # and what every stage after the first does
-    "zerosmooth": "attention in windows, corrected by the hidden states of the stage before",
+    "zerosmooth": "attention in windows, corrected by the stage before",
     "windowed": "attention in windows, no correction",
     "direct": "attention over all frames, positions as they come, no correction",
     "ddnm": "windows; at each step the key frames' predicted data are those of the first stage (Eq. 6 on latents)",
@@ -41,6 +41,7 @@ class Cascade:
     strength_schedule: Annotated[Literal["linear", "constant"], "of w_t: falling with t/T (Eq. 24), or not"] = "linear"
     overlap: Annotated[int | None, "frames that two attention windows share; half a window if not said"] = None
     color_correction: Annotated[bool, "pull each frame's latent colours to the key frames' (A.2)"] = False
+    prediction: Annotated[bool, "correct predicted frames by what lies between key frames: not in the paper"] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -50,7 +51,7 @@ class Cascade:
             raise ValueError(f"scales={self.scales} make more than {MOST:,} frames; use fewer or smaller ones")
         if self.overlap is not None and not 0 <= self.overlap < self.frames:
             raise ValueError(f"overlap={self.overlap} of windows of {self.frames} frames; use 0 to {self.frames - 1}")
-        idle = [] if self.method == "zerosmooth" else ["correction", "strength", "strength_schedule"]
+        idle = [] if self.method == "zerosmooth" else ["correction", "prediction", "strength", "strength_schedule"]
         idle += {"direct": ["overlap"], "freenoise": ["color_correction"]}.get(self.method, [])
         for setting in fields(self):
             if setting.name in idle and getattr(self, setting.name) != setting.default:
@@ -67,7 +68,7 @@ class Cascade:
     def frames_of(self, stage: int) -> int:
         return self.frames * self.rate(stage)
 
-    def weight(self, share: float) -> float:
+    def strength_at(self, share: float) -> float:
         """w_t at t/T = share (Eq. 24)."""
         if self.method != "zerosmooth":
             return 0.0
@@ -140,14 +141,14 @@ def sample_cascade(
     for i in range(len(sampler)):
         shown = [sampler.network_input(i, x) for x in xs]
         outputs = cascade_step(
-            lambda s, x, view: network(i, s, x, view), shown, bus, i, cascade.weight(sampler.share(i))
+            lambda s, x, view: network(i, s, x, view), shown, bus, i, cascade.strength_at(sampler.share(i))
         )
         fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
         data = [sampler.x0(i, x, y) for x, y in zip(xs, outputs)]
         if cascade.method == "ddnm":
             for s in range(1, len(data)):
                 data[s] = back_project(data[s], data[0], S(cascade.rate(s)))
-        if cascade.correction.prediction:  # the same with an inverse that reaches the frames between: not in the paper
+        if cascade.prediction:  # the same with an inverse that reaches the frames between: not in the paper
             for s, n in enumerate(cascade.scales, start=1):
                 data[s] = back_project(data[s], data[s - 1], Interpolated(n))
         xs = [sampler.step(i, x, x0, e) for x, x0, e in zip(xs, data, fresh)]

@@ -1,7 +1,7 @@
 """Checkpoint files: one safetensors file that says of itself what it is.
 
 Its metadata holds the format's version, the family, the full config, and where it comes from; its tensors are those
-of `pipeline.Networks`, by name. `describe` looks at any file and says what it is, without reading its tensors.
+of `family.Networks`, by name. `describe` looks at any file and says what it is, without reading its tensors.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
             work()
         return memory.peak
 
-    weight = cascade.weight(1.0)
+    weight = cascade.strength_at(1.0)
     bus, offloads = cascade.bus(), running.offload
     if bus is not None and offloads:
         bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)

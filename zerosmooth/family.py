@@ -75,7 +75,8 @@ class Family:
         raise NotImplementedError
 
     def encoder(self, config: Any) -> nn.Module:
-        """What encodes prompts or images, of a `config.encoder`."""
+        """What encodes prompts or images, of a `config.encoder`, which has `context_shape`: tokens and channels of what
+        the network is given of one video."""
         return TextTower(config)
 
     def branches(

@@ -37,7 +37,7 @@ class Subject:
     image: Tensor | None = None
 
 
-Shown = str | Tensor | np.ndarray | Subject
+AnySubject = str | Tensor | np.ndarray | Subject
 WANTED = "give a prompt (str), an image (uint8 h w 3, see read_image), a Subject, or a list of them"
 
 
@@ -86,14 +86,14 @@ class Pipeline:
         frames = self.networks.vae.decode(latents, chunk).float()
         if not torch.isfinite(frames).all():
             dtype = self.networks.vae.dtype
-            hint = "more steps" if dtype == torch.float32 else "--dtype bfloat16 or float32"
+            hint = "more steps" if dtype == torch.float32 else "dtype bfloat16 or float32"
             raise NonFiniteError(f"decoding made NaN or infinity at {dtype}; try {hint}")
         x = ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
         return x.permute(0, 2, 3, 1).contiguous()
 
     def sample(
         self,
-        subjects: Shown | Sequence[Shown] | None = None,
+        subjects: AnySubject | Sequence[AnySubject] | None = None,
         settings: Settings | None = None,
         *,
         seeds: SupportsIndex | Sequence[SupportsIndex] = 0,
@@ -106,7 +106,7 @@ class Pipeline:
         """A video of each subject: a prompt, an image, or a `Subject` with both; None: the checkpoint's own prompt.
 
         seeds: one for all, or one each. settings: as `self.settings` gives them; or single ones by name, as in
-        `sample("a red circle", steps=25, scales=(2,), strength=1.0)`. running: what changes no result (its device is
+        `sample("a red circle", steps=25, scales=(2,), preset="paper", strength=1.0)`. running: what changes no result (its device is
         the pipeline's own). noise: instead of the seeds' own, see `sample_cascade`; image_noise: n 3 h w, likewise.
         progress: called after each stage of each step with how many are done, and of how many. ValueError for what does
         not fit; NonFiniteError.
@@ -139,7 +139,7 @@ class Pipeline:
             video.frames = [x.clone() for x in video.frames]
         return videos
 
-    def _subjects(self, subjects: Shown | Sequence[Shown] | None) -> list[Subject]:
+    def _subjects(self, subjects: AnySubject | Sequence[AnySubject] | None) -> list[Subject]:
         """One `Subject` a video. ValueError if they are not what the family takes."""
         one = subjects is None or isinstance(subjects, (str, Tensor, np.ndarray, Subject))
         listed: Any = [Subject() if subjects is None else subjects] if one else subjects
@@ -198,8 +198,14 @@ class Pipeline:
             pixels, image_noise = pixels.to(self.device), image_noise.to(self.device)
         prompts = [subject.prompt or "" for subject in subjects]
         branches = self.family.branches(self.networks, prompts, pixels, image_noise, settings)
-        scales = settings.guidance_scale, settings.first_guidance_scale, settings.guidance_rescale
-        guided = Guidance(self.networks.unet, branches, *scales, sequential=running.sequential_guidance)
+        guided = Guidance(
+            self.networks.unet,
+            branches,
+            settings.guidance_scale,
+            settings.first_guidance_scale,
+            settings.guidance_rescale,
+            sequential=running.sequential_guidance,
+        )
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]
         told = [x if x is None else x.to(self.device) for x in told]
@@ -214,7 +220,7 @@ class Pipeline:
             if not torch.isfinite(output).all():
                 raise NonFiniteError(
                     f"step {step + 1} of {len(sampler)} made NaN or infinity in stage {index} at {self.dtype}; "
-                    "try --dtype bfloat16 or --dtype float32, or a lower --guidance_scale"
+                    "try dtype bfloat16 or float32, or a lower guidance_scale"
                 )
             progress(step * cascade.stages + index + 1, len(sampler) * cascade.stages)
             return output

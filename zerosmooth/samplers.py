@@ -158,8 +158,8 @@ class Euler:
     stochastic = False
 
     def __init__(self, config: EulerConfig, steps: int = 25) -> None:
-        if not 1 <= steps <= 1000:
-            raise ValueError(f"steps={steps}; use 1 to 1000")
+        if not 1 <= steps <= TRAIN_STEPS:
+            raise ValueError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
         ends = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
         self.sigmas = np.append(np.linspace(*ends, steps) ** config.rho, 0.0)
 

@@ -1,7 +1,7 @@
 """All that decides a video, beside its checkpoint, its subject and its seed: one set of settings, checked once.
 
-A field is all that an option needs: its default and what it means, which `--help` says. From it come a flag of that
-name on the command line, a keyword of `Pipeline.sample`, a change in a row of the evaluation, an entry in records.
+A field is all that an option needs: its default and what it means, which `--help` says. From it come a flag on the
+command line (of its name; `cli.arguments.FLAGS` has the exception), a keyword of `Pipeline.sample`, a change in a row of the evaluation, an entry in records.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
         (
             not (correction.spatial or correction.temporal),
             states,
-            f"where no hidden states are corrected (preset {settings.preset})",
+            f"where no hidden states are corrected (preset {settings.preset}; with preset paper they are)",
         ),
         (cascade.strength == 0, [*states[1:], "spatial", "temporal"], "at strength=0"),
         (not correction.spatial, states[2:], "where spatial attention is not corrected"),

@@ -22,7 +22,7 @@ from ..settings import Option, Running, Settings, device_of, options, settings_f
 
 LARGEST = 64_000_000  # bytes of a prompt file
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
-FLAGS = {"frames": "num_frames"}  # where the field's name would not say enough
+FLAGS = {"frames": "key_frames"}  # where the field's name would not say enough
 OWN = {option.name for option in options(Defaults)} | {"frames", "decode_chunk_size", "preset"}  # a checkpoint's to say
 
 
@@ -58,7 +58,6 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ())
         dest="scales",
         type=int,
         choices=(1, 2, 4, 8),
-        default=4,
         help="frames of the result for one key frame; each doubling is a stage (default: 4)",
     )
     for option in options(Settings):
@@ -108,7 +107,9 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were said, by name."""
     names = {option.name for option in options(Settings)}
     said = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    return said | {"scales": (2,) * (args.scales.bit_length() - 1)}
+    if "scales" in said:
+        said["scales"] = (2,) * (said["scales"].bit_length() - 1)
+    return said
 
 
 def read_settings(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Settings, Running]:

@@ -34,7 +34,7 @@ class SkeletonConfig:
 class Block(nn.Module):
     """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
 
-    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb, stage) -> x.
+    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb) -> x.
     """
 
     def __init__(
