@@ -35,9 +35,9 @@ WRAPPED = re.compile(
     r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module)\."
 )  # put into names by what trains or compiles
 AVERAGED = r"^model_ema\."
+LORA = r"(^|[._])(lora|hada|lokr)[._]"
 UNFIT = {  # what some name of a file has, and what such a file is
-    r"(^|[._])(lora|hada|lokr)[._]": "holds a LoRA, which changes a checkpoint and is none; merge it into its "
-    "checkpoint and convert the result",
+    LORA: "holds a LoRA, which changes a checkpoint and is none; merge it into its checkpoint and convert the result",
     AVERAGED: "is a training checkpoint, with averaged weights (model_ema.*) beside the others; save one of the "
     "two sets alone, under the others' names, and convert that",
     r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$": "has weights scaled to 8-bit floats (fp8); take the file in "

@@ -106,7 +106,7 @@ class Pipeline:
         """A video of each subject: a prompt, an image, or a `Subject` with both; None: the checkpoint's own prompt.
 
         seeds: one for all, or one each. settings: as `self.settings` gives them; or single ones by name, as in
-        `sample("a red circle", steps=25, scales=(2,), preset="paper", strength=1.0)`. running: what changes no result (its device is
+        `sample("a red circle", steps=25, preset="paper", strength=1.0)`. running: what changes no result (its device is
         the pipeline's own). noise: instead of the seeds' own, see `sample_cascade`; image_noise: n 3 h w, likewise.
         progress: called after each stage of each step with how many are done, and of how many. ValueError for what does
         not fit; NonFiniteError.

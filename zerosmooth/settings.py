@@ -1,7 +1,8 @@
 """All that decides a video, beside its checkpoint, its subject and its seed: one set of settings, checked once.
 
-A field is all that an option needs: its default and what it means, which `--help` says. From it come a flag on the
-command line (of its name; `cli.arguments.FLAGS` has the exception), a keyword of `Pipeline.sample`, a change in a row of the evaluation, an entry in records.
+A field is all that an option needs: its default and what it means, which `--help` says. From it come a flag of that
+name (`cli.arguments.FLAGS` has the exception), a keyword of `Pipeline.sample`, a change in a row of the evaluation, an
+entry in records.
 """
 
 from __future__ import annotations
