@@ -176,7 +176,7 @@ def text_config(c: dict) -> TextConfig:
         c["hidden_size"],
         c["num_attention_heads"],
         c["num_hidden_layers"],
-        pad_token=49407,
+        pad_token=min(49407, c["vocab_size"] - 1),  # a small reference has fewer tokens, and is given their ids
         activation=c["hidden_act"],
     )
 

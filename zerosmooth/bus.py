@@ -1,8 +1,8 @@
 """HiddenStateBus: how the attention modules of one stage learn what those of the stage before did.
 
 A stage `s` of the cascade runs the network with `bus.stage(s, ...)` as its `stage` argument. Each attention module
-calls `exchange`, which takes what the same module of stage s-1 published, corrects this stage's states with it (Eq. 9-14)
-and publishes the corrected ones for stage s+1; and `blend`, which mixes the two attention outputs (Eq. 15).
+calls `exchange`, which takes what the same module of stage s-1 published, corrects this stage's states with it (Eq.
+9-14) and publishes the corrected ones for stage s+1; and `blend`, which mixes the two attention outputs (Eq. 15).
 States are handed over, not kept: taking them frees them.
 """
 
