@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from weights_convert import diffusers, ldm
 from weights_convert.conversion import Conversion
 from weights_convert.engine import ConversionError, Shapes, Table
-from weights_convert.source import LORA, Source, join, open_folder, open_source
+from weights_convert.source import LORA as LORA_FILE
+from weights_convert.source import Source, join, open_folder, open_source
 from weights_convert.videocrafter import BUFFERS, SPATIAL
 from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
 from zerosmooth.bus import Stage, name_modules
@@ -295,7 +296,7 @@ class AnimateDiffConversion(Conversion):
         if len(scales) != len(args.lora):
             raise ConversionError(f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
         for lora, scale in zip(args.lora, scales):
-            source = merged(source, table(FAMILY.config), open_source(lora, takes=(LORA,)), scale)
+            source = merged(source, table(FAMILY.config), open_source(lora, takes=(LORA_FILE,)), scale)
         return source
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
