@@ -314,7 +314,13 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 def check_family(family: Family) -> list[Broken]:
     """What the network of a family breaks, in a small size. ValueError if its config has no such sizes."""
-    small: dict[str, Any] = {"channels": 64, "channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2), "groups": 8}
+    small: dict[str, Any] = {
+        "channels": 64,
+        "channel_mult": (1, 2),
+        "res_blocks": 1,
+        "attention_resolutions": (1, 2),
+        "groups": 8,
+    }
     if not isinstance(family.config.unet, SkeletonConfig):
         raise ValueError(f"{family.name}'s network is no `models.unet.Skeleton`: call `conformance.check` yourself")
     config = replace(family.config, unet=replace(family.config.unet, **small))
