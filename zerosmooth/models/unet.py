@@ -119,7 +119,7 @@ class Skeleton(nn.Module):
         states = self.project_context(context) if isinstance(context, Tensor) else context
         h = self.stem(
             laid_out(rearrange(x, "b f c h w -> (b f) c h w")), b, stage
-        )  # stays in that layout, in which tokens are a view of pixels
+        )  # stays so (see kernels.GroupNorm): tokens are a view of pixels
         skips = [h]
         for block in self.encoder:
             h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
