@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 
-from zerosmooth.video import INK, PAPER, busiest_line, line_over_time
+from zerosmooth.video import INK, PAPER, busiest_line, line_over_time, write_picture
 
 from .jobs import TRUTH, Plan
 from .tables import Key, Results
@@ -31,7 +30,7 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
     paths = []
     for i, ((subject, seed, _), rows) in enumerate(videos.items()):
         paths.append(folder / f"side-by-side-{i}.png")
-        iio.imwrite(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
+        write_picture(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
     weights = {r: [plan.settings(r).cascade.strength_at(s) for s in shares] for r in results.rows if r in plan.rows}
     weights = {row: w for row, w in weights.items() if any(w)}
     if len(set(map(tuple, weights.values()))) > 1:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import imageio.v3 as iio
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,7 +24,7 @@ from zerosmooth.bus import Stage, name_modules
 from zerosmooth.cascade import Cascade, nested_noise, sample_cascade
 from zerosmooth.models.layers import FeedForward, sinusoid
 from zerosmooth.results import write_tensors
-from zerosmooth.video import picture, write_video
+from zerosmooth.video import picture, write_picture, write_video
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 FRAMES, SIZE, PATCH, DIM, DEPTH, HEADS, LABELS = 8, 24, 4, 48, 3, 3, 4
@@ -192,7 +191,7 @@ def main() -> None:
     args.outdir.mkdir(parents=True, exist_ok=True)
     for x, rate in zip(frames, rates):
         write_video(args.outdir / f"tiny_dit_{len(x)}f.mp4", x, rate)
-    iio.imwrite(args.outdir / "tiny_dit.png", picture(frames, rates))
+    write_picture(args.outdir / "tiny_dit.png", picture(frames, rates))
     print(f"written: {args.outdir}/tiny_dit_*.mp4 and {args.outdir}/tiny_dit.png")
 
 
