@@ -84,9 +84,9 @@ def test_each_row_of_the_ablation_adds_one_part():
 
 
 def test_a_row_may_change_settings():
-    row = settings_of("zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant,spatial=false").cascade
+    row = settings_of("zerosmooth:a1_probability=0.5,overlap=2,strength_schedule=constant,temporal=false").cascade
     assert (row.correction.a1_probability, row.overlap, row.strength_schedule) == (0.5, 2, "constant")
-    assert not row.correction.spatial and row.correction.temporal
+    assert row.correction.spatial and not row.correction.temporal
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_row_may_change_settings():
         ("zerosmooth:spatial=no", "true or false is needed"),
         ("zerosmooth:strength=high", "float is needed"),
         ("zerosmooth:overlap=2.5", "int is needed"),
-        ("zerosmooth:strength=2", "not in"),
+        ("zerosmooth:strength=2", "strength=2.0; use 0 to 1"),
         ("zerosmooth:kv_operator=A3", "A1/A2"),
         ("direct:strength=1", "does nothing to direct"),
     ],
