@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from weights_convert import diffusers, ldm
 from weights_convert.conversion import Conversion
 from weights_convert.engine import ConversionError, Shapes, Table
-from weights_convert.source import LORA as LORA_FILE
-from weights_convert.source import Source, join, open_folder, open_source
+from weights_convert.source import AVERAGED, LORA, Source, join, open_folder, open_source
 from weights_convert.videocrafter import BUFFERS, SPATIAL
 from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
 from zerosmooth.bus import Stage, name_modules
@@ -215,7 +214,7 @@ def version_of(shapes: Shapes) -> str:
 
 # --- low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them
 
-LORA = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
+FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
 ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha")
 WORDS = (  # of layers' names, where kohya's have no dots
     "down_blocks up_blocks mid_block transformer_blocks motion_modules temporal_transformer attention_blocks to_q to_k "
@@ -246,8 +245,8 @@ def merged(source: Source, table: Table, lora: Source, scale: float) -> Source:
     layers: dict[str, dict[str, str]] = {}
     unknown = []
     for name in lora.shapes:
-        if match := LORA.fullmatch(name) or ALPHA.fullmatch(name):
-            kind = match[2] if match.re is LORA else "alpha"
+        if match := FACTOR.fullmatch(name) or ALPHA.fullmatch(name):
+            kind = match[2] if match.re is FACTOR else "alpha"
             layers.setdefault(layer_of(match[1]), {})[{"A": "down", "B": "up"}.get(kind, kind)] = name
         else:
             unknown.append(name)
@@ -288,7 +287,8 @@ class AnimateDiffConversion(Conversion):
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         """A folder of Stable Diffusion or one file in the names of latent diffusion; motion modules; LoRAs."""
-        parts = open_folder(path, ("unet", "vae", "text_encoder")) if path.is_dir() else {"sd": open_source(path)}
+        folders = "unet", "vae", "text_encoder"
+        parts = open_folder(path, folders) if path.is_dir() else {"sd": open_source(path, takes=(AVERAGED,))}
         if (motion := args.motion) is not None:
             folder = motion.is_dir()
             parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
@@ -296,7 +296,7 @@ class AnimateDiffConversion(Conversion):
         if len(scales) != len(args.lora):
             raise ConversionError(f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
         for lora, scale in zip(args.lora, scales):
-            source = merged(source, table(FAMILY.config), open_source(lora, takes=(LORA_FILE,)), scale)
+            source = merged(source, table(FAMILY.config), open_source(lora, takes=(LORA,)), scale)
         return source
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:

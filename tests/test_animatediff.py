@@ -24,15 +24,14 @@ from zerosmooth.bus import HiddenStateBus
 from zerosmooth.checkpoint import load, tensor_shapes
 from zerosmooth.config import ModelConfig
 from zerosmooth.conformance import check, report
+from zerosmooth.family import load_family
 from zerosmooth.samplers import DDIMConfig
 
 from .full_size import EXAMPLES, Shapes, shapes
 from .parity import weight
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "examples"))
-import animatediff as ad  # noqa: E402 - the package does not know it
-
+ad = sys.modules[type(load_family(str(ROOT / "examples/animatediff.py"), {})).__module__]  # as the commands load it
 IMAGES = ("folder", "file")
 OWNERS = ("authors", "diffusers")  # whose names the motion modules have
 

@@ -75,7 +75,7 @@ def test_a_small_folder_converts_and_samples(tmp_path, monkeypatch):
         save_file(tensors, tmp_path / folder / f"{name}.safetensors")
     out = tmp_path / "ms.safetensors"
     assert cli.main(["--family", "examples/modelscope.py", str(tmp_path), "-o", str(out)]) == 0
-    (video,) = load(out, family=modelscope.FAMILY).sample("a test", scales=(2,), convolutions=1.0)
+    (video,) = load(out, family=modelscope.FAMILY).sample("a test", scales=(2,))
     assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 
