@@ -36,7 +36,7 @@ OF_ONE_DTYPE = (
     "native_layer_norm",
     "lerp",
 )
-aten = torch.ops.aten
+ATTENTION, aten = F.scaled_dot_product_attention, torch.ops.aten
 
 
 def guards() -> ctypes.Array | None:
@@ -115,7 +115,7 @@ class Attention(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or args[0].device.type != "cuda":
+        if func is not ATTENTION or args[0].device.type != "cuda":
             return func(*args, **kwargs)
         q, k, v = args
         if not q.dtype == k.dtype == v.dtype:

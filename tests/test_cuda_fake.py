@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from zerosmooth import attention
 from zerosmooth.cascade import cascade_step
@@ -113,12 +114,12 @@ def test_an_embedding_of_another_precision_is_caught(monkeypatch):
 
 
 def test_a_bias_that_forms_the_matrix_is_caught(monkeypatch):
-    own = attention.attend_frames
+    own = F.scaled_dot_product_attention
 
-    def twisted(q, k, v, bias):
-        return own(q, k, v, bias.mT.contiguous().mT)
+    def twisted(q, k, v, attn_mask=None, **more):
+        return own(q, k, v, attn_mask=None if attn_mask is None else attn_mask.mT.contiguous().mT, **more)
 
-    monkeypatch.setattr(attention, "attend_frames", twisted)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", twisted)
     with card_with("lavie") as (pipeline, _, seen):
         sample(pipeline)
     assert "math" in seen.taken
