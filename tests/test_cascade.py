@@ -151,7 +151,7 @@ def test_numbers_that_are_not_finite_stop_the_run():
     broken = tiny_pipeline("vc2")
     broken.networks.unet.conv_out.bias[0] = float("inf")
     with pytest.raises(
-        NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try --dtype"
+        NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try dtype"
     ):
         broken.sample("x", scales=(2,), steps=2)
 

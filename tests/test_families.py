@@ -67,7 +67,7 @@ def test_guidance_rescale_gives_back_the_conditional_deviation():
     assert torch.equal(plain, none)
     for y, times in ((plain, 3), (half, 2), (whole, 1)):
         assert_close(y, times * x)
-    with pytest.raises(ValueError, match="guidance_rescale=1.5 is not in"):
+    with pytest.raises(ValueError, match="guidance_rescale=1.5; use 0 to 1"):
         Defaults(guidance_rescale=1.5)
 
 
