@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -18,6 +20,13 @@ from zerosmooth.models.svd import SVDConfig, SVDUNet
 from zerosmooth.models.unet import Skeleton
 from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.pipeline import Pipeline
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; threads that wait would spin
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as a shell hands it on to what runs in the background
+        signal.signal(number, usual)
 
 FRAMES = 8
 SIZE = dict(channels=16, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=12, groups=4)

@@ -150,9 +150,7 @@ def test_numbers_that_are_not_finite_stop_the_run():
     torch.manual_seed(0)
     broken = tiny_pipeline("vc2")
     broken.networks.unet.conv_out.bias[0] = float("inf")
-    with pytest.raises(
-        NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try dtype"
-    ):
+    with pytest.raises(NonFiniteError, match="step 1 of 2 made NaN or infinity in stage 0 at torch.float32; try dtype"):
         broken.sample("x", scales=(2,), steps=2)
 
 
