@@ -144,8 +144,8 @@ def export(trainer: Trainer, to: Path) -> None:
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 
-def trainer_of(folder: Path, steps: int, device: str) -> Trainer:
-    return Trainer(new_networks(device), Schedule(steps, rate=1.5e-3), folder)
+def trainer_of(folder: Path, steps: int, rate: float, device: str) -> Trainer:
+    return Trainer(new_networks(device), Schedule(steps, rate), folder)
 
 
 def main() -> None:
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="of training (default: 6000)")
     parser.add_argument("--clips", type=int, default=8192, help="scenes to train on (default: 8192)")
     parser.add_argument("--batch", type=int, default=16, help="clips a step (default: 16)")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: 1.5e-3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
@@ -167,7 +168,7 @@ def main() -> None:
         if found.config.unet != config().unet or step is None:
             parser.error(f"{args.start} ({found.source or 'of unknown source'}) was not exported by such a run")
         lay_out(folder, checkpoint.load_described(found, "cpu").networks.state_dict(), int(step[1]))
-    trainer = trainer_of(folder, args.steps, args.device)
+    trainer = trainer_of(folder, args.steps, args.rate, args.device)
     if args.export is None:
         train(trainer, args.clips, args.batch, args.device)
     export(trainer, args.export or folder / f"{NAME}.safetensors")
