@@ -295,11 +295,11 @@ def test_a_row_without_its_weights_is_told(tmp_path, capsys):
 
 @torch.inference_mode(False)
 def test_training_starts_as_the_identity_and_gives_a_checkpoint(tmp_path):
-    trainer = interpolation.trainer_of(tmp_path, 2, "cpu")
+    trainer = interpolation.trainer_of(tmp_path, 2, 1e-3, "cpu")
     fixed = {name: x.clone() for name, x in trainer.module.state_dict().items() if not name.startswith("unet.")}
     interpolation.train(trainer, count=2, batch=1, device="cpu")
     out = tmp_path / "small.safetensors"
-    interpolation.export(interpolation.trainer_of(tmp_path, 2, "cpu"), out)
+    interpolation.export(interpolation.trainer_of(tmp_path, 2, 1e-3, "cpu"), out)
     after = trainer.average.module.state_dict()
     assert all(torch.equal(after[name], x) for name, x in fixed.items()) and after["unet.conv_out.weight"].any()
     made = lavie.LaVieInterpolator(out, CPU, torch.float32)(videos(16, 64), 2, "a red circle", 5)
