@@ -163,7 +163,7 @@ def play_rates(args: argparse.Namespace, settings: Settings, checkpoint: Checkpo
     fps = settings.fps if args.save_fps is None else args.save_fps
     if not 0.1 <= fps <= 240:
         raise ValueError(f"key frames cannot play at {fps:g} a second; use --save_fps 0.1 to 240")
-    rates = [float(fps * settings.cascade.rate(stage)) for stage in range(settings.cascade.stages)]
+    rates = [float(fps * settings.cascade.scale_of(stage)) for stage in range(settings.cascade.stages)]
     if args.gif and rates[-1] > 50:
         raise ValueError(f"GIF plays at most 50 frames a second, not {rates[-1]:g}; use mp4, or a lower --save_fps")
     return rates

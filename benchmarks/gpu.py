@@ -167,7 +167,7 @@ class Bench:
         cascade = settings.cascade
         z = self.latents(family, 1, 4)[:, 0] if config.unet.in_channels > config.unet.out_channels else None
         branches = [Branch(self.context(family), z)] * 2
-        guided = Guidance(network, branches, settings.guidance_scale, sequential=running.sequential_guidance)
+        guided = Guidance(network, branches, settings, running.sequential_guidance)
         told = [self.condition(family, settings.fps_of(stage), settings) for stage in range(cascade.stages)]
         sampler = config.sampler.sampler(steps, 0.0)
         noise = self.latents(family, cascade.frames_of(cascade.stages - 1), 4).float()

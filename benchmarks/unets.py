@@ -135,7 +135,7 @@ def step_of(args: argparse.Namespace) -> tuple[Callable[[int, Tensor, Stage | No
     xs = [torch.randn(1, shape.frames_of(s), config.unet.in_channels, *args.size) for s in range(shape.stages)]
 
     def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
-        told = family.condition(config, 8.0 * shape.rate(stage), Sampling())
+        told = family.condition(config, 8.0 * shape.scale_of(stage), Sampling())
         assert told is not None
         return network(x, torch.tensor([500.0]), states, told[None], view)
 

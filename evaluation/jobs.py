@@ -61,7 +61,7 @@ class Plan:
     def frames_of(self, stage: int) -> int:
         """Frames of a stage that are measured."""
         cascade = self.base.cascade
-        n = cascade.rate(stage)
+        n = cascade.scale_of(stage)
         return n * (cascade.frames - 1) + 1 if self.interpolators else n * cascade.frames
 
     def decided(self, row: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def write(
     """A job's frames if they are to be kept, features, and last its record. frames: of each stage, uint8 f h w 3."""
     settings, stages = plan.settings(job.row), []
     for s, x in enumerate(frames):
-        n, fps = settings.cascade.rate(s), settings.fps_of(s)
+        n, fps = settings.cascade.scale_of(s), settings.fps_of(s)
         stages.append({"frames": len(x), "fps": fps, **measures(x, frames[0], n)})
         if plan.world is not None:
             paced = job.row == TRUTH or plan.world.paced(pipeline, settings)
@@ -151,9 +151,9 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], settings: Setti
         return made, peak
     cascade = plan.base.cascade
     for video, frames in zip(videos, made):
-        n = cascade.rate(cascade.stages - 1)
+        n = cascade.scale_of(cascade.stages - 1)
         dense = interpolate(frames[0], n, video.prompt, video.seed)
-        frames += [dense[:: n // cascade.rate(stage)] for stage in range(1, cascade.stages)]
+        frames += [dense[:: n // cascade.scale_of(stage)] for stage in range(1, cascade.stages)]
     return made, peak
 
 

@@ -33,7 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -52,7 +52,7 @@ from smallworld.read import Reading, read
 from zerosmooth.attention import TemporalAttention, attend_frames, fusion_matrix
 from zerosmooth.bus import Correction, Stage
 from zerosmooth.cascade import METHODS, Cascade, nested_noise, sample_cascade
-from zerosmooth.guidance import Guidance
+from zerosmooth.guidance import Guidance, Inputs
 from zerosmooth.models.lavie import LaVieTransformer
 from zerosmooth.models.layers import ResBlock, TemporalResBlock
 from zerosmooth.models.svd import SVDResBlock, SVDTemporalBlock, SVDTransformer
@@ -290,7 +290,7 @@ class World:
         self.size = settings.height
         self.shape = (config.unet.out_channels, *(settings.height // config.vae.factor,) * 2)
         self.paced = bool("image" in family.takes or family.told_rate(config))  # else it is not asked for a speed
-        pixels = image_noise = None
+        inputs = Inputs([s.prompt(speed=self.paced) for s in scenes])
         if "image" in family.takes:
             images = torch.stack([first_frame(s, self.size) for s in scenes])
             pixels = (images.float() / 127.5 - 1).permute(0, 3, 1, 2).to(self.device)
@@ -300,11 +300,10 @@ class World:
             buckets = [255 if isinstance(s, Moving) and s.pace > 4 else MOTION[s.speed] for s in scenes]
             self.buckets = torch.tensor(buckets, dtype=torch.float32, device=self.device)
             self.network.register_forward_pre_hook(self.tell_buckets)
-            image_noise = image_noise.to(self.device)
+            inputs = replace(inputs, pixels=pixels, noise=image_noise.to(self.device))
         with torch.inference_mode():
-            prompts = [s.prompt(speed=self.paced) for s in scenes]
-            branches = family.branches(networks, prompts, pixels, image_noise, settings)
-            self.guided = Guidance(self.network, branches, settings.guidance_scale, settings.first_guidance_scale)
+            branches = family.branches(networks, inputs, settings)
+            self.guided = Guidance(self.network, branches, settings)
         self.noises: dict[tuple[Any, ...], Tensor] = {}
 
     def tell_buckets(self, network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -330,7 +329,7 @@ class World:
         shares = [sampler.share(i) for i in range(len(sampler))]
 
         def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
-            return self.predict(step + first, float(self.fps * cascade.rate(index)), x, stage)
+            return self.predict(step + first, float(self.fps * cascade.scale_of(index)), x, stage)
 
         def noise(step: int) -> Tensor:
             return start if start is not None and step < 0 else self.noise(cascade.scales, step + first * (step >= 0))

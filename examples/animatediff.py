@@ -62,23 +62,9 @@ class AnimateDiffConfig(SkeletonConfig):
 
 
 class AnimateDiffUNet(Skeleton):
-    """Predicts the noise of noisy latents."""
-
     def __init__(self, config: AnimateDiffConfig) -> None:
         super().__init__(config, partial(AnimateDiffBlock, config), config.res_across_frames)
         name_modules(self)
-
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | ContextStates,
-        condition: None = None,
-        stage: Stage | None = None,
-    ) -> Tensor:
-        """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it; condition:
-        there is none; stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w."""
-        return self.forward_embedded(x, self.embed(timestep, x.dtype), context, stage)
 
 
 class AnimateDiffBlock(Block):

@@ -245,7 +245,7 @@ class Smooth:
                 seat.stage = stage
                 given, named = tree_map(lambda value: told(value, index), (args, kwargs))
                 if "added_time_ids" in named:
-                    fps = (named["added_time_ids"][:, :1] + 1) * cascade.rate(index)
+                    fps = (named["added_time_ids"][:, :1] + 1) * cascade.scale_of(index)
                     named["added_time_ids"] = torch.cat([fps - 1, named["added_time_ids"][:, 1:]], dim=1)
                 return plain(x, timestep, *given, return_dict=False, **named)[0]
 

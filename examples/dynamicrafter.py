@@ -25,7 +25,7 @@ from zerosmooth.attention import CrossAttention
 from zerosmooth.bus import name_modules
 from zerosmooth.config import Defaults, ModelConfig, Sampling
 from zerosmooth.family import Family, Networks
-from zerosmooth.guidance import Branch
+from zerosmooth.guidance import Branch, Inputs
 from zerosmooth.kernels import Linear
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
@@ -308,18 +308,11 @@ class DynamiCrafter(Family):
     def encoder(self, config: EncoderConfig) -> nn.Module:
         return Encoder(config)
 
-    def branches(
-        self,
-        networks: Networks,
-        prompts: Sequence[str],
-        pixels: Tensor | None,
-        noise: Tensor | None,
-        settings: Settings,
-    ) -> list[Branch]:
+    def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
         """The unconditional branch has the negative prompt and a grey image's tokens, but the image's own latents."""
-        assert pixels is not None and noise is not None
+        prompts, pixels = inputs.prompts, inputs.pixels
         mean, log_variance = networks.vae.moments(pixels.to(networks.vae.dtype))
-        drawn = noise.flatten(1)[:, : mean[0].numel()].view(mean.shape)  # the posterior's noise: the first of it
+        drawn = inputs.noise.flatten(1)[:, : mean[0].numel()].view(mean.shape)  # the posterior's noise: the first of it
         latents = networks.vae.config.scale * (mean + (log_variance / 2).exp() * drawn)
         told = (prompts, pixels), ([settings.negative_prompt] * len(prompts), torch.zeros_like(pixels))
         encode = networks.encoder.encode

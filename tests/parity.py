@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -33,8 +34,9 @@ from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
 from zerosmooth.models.lavie import LaVieConfig
-from zerosmooth.models.svd import SVDConfig
+from zerosmooth.models.svd import SVDConfig, SVDUNet
 from zerosmooth.models.tokenizer import Tokenizer
+from zerosmooth.models.unet import Skeleton
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.pipeline import Pipeline
 from zerosmooth.samplers import DDIM, Euler
@@ -258,6 +260,11 @@ def frames_first(reference: Reference, x: Tensor) -> Tensor:
     return x if reference.family == "svd" else rearrange(x, "b c f h w -> b f c h w")
 
 
+def embed_sinusoids(unet: SVDUNet, timestep: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `SVDUNet.embed`, of what the authors' network is given: the sinusoids of the condition."""
+    return Skeleton.embed(unet, timestep, None, dtype) + unet.condition_embedding(vector.to(dtype))
+
+
 def run_unet(reference: Reference, networks: Networks, s: str = "", stage: Stage | None = None) -> float:
     """Our network against x{s}, y{s}."""
     t = reference.tensors
@@ -265,7 +272,8 @@ def run_unet(reference: Reference, networks: Networks, s: str = "", stage: Stage
     if "vector" in t:  # the authors' SVD: frames in the batch, sinusoids of the condition
         b = len(t["vector"])
         x, y = (rearrange(z, "(b f) c h w -> b f c h w", b=b) for z in (x, y))
-        return error(networks.unet.forward_numbers(x, t["timesteps"], context, t["vector"], stage), y)
+        networks.unet.embed = partial(embed_sinusoids, networks.unet)
+        return error(networks.unet(x, t["timesteps"], context, t["vector"], stage), y)
     if f"added_time_ids{s}" in t:
         told = t[f"added_time_ids{s}"]
     elif s and reference.metadata.get("fps", "null") != "null":
@@ -312,22 +320,23 @@ def check_cascade(reference: Reference) -> float:
     if "image" in FAMILIES[reference.family].takes:
         context, z = reference["context"].to(reference.dtype), reference["image_latent"].to(reference.dtype)
         branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
-        scales = reference.number("max_guidance_scale"), reference.number("min_guidance_scale")
         told = Sampling(
+            guidance_scale=reference.number("max_guidance_scale"),
+            first_guidance_scale=reference.number("min_guidance_scale"),
             motion_bucket_id=int(reference.number("motion_bucket_id")),
             noise_aug_strength=reference.number("noise_aug_strength"),
         )
     else:
         branches = [Branch(reference[name].to(reference.dtype)) for name in ("context", "uncond")]
-        scales, told = (reference.number("guidance_scale"),), config.defaults
+        told = replace(config.defaults, guidance_scale=reference.number("guidance_scale"))
     sampler = config.sampler.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
-    guided, family = Guidance(networks.unet, branches, *scales), FAMILIES[reference.family]
+    guided, family = Guidance(networks.unet, branches, told), FAMILIES[reference.family]
 
     def noise(step: int) -> Tensor:
         return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
 
     def told_network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
-        numbers = family.condition(config, reference.base_fps * cascade.rate(index), told)
+        numbers = family.condition(config, reference.base_fps * cascade.scale_of(index), told)
         return guided(x, sampler.timestep(step), numbers, stage)
 
     return max(error(ours, y) for ours, y in zip(sample_cascade(told_network, sampler, cascade, noise), ys))

@@ -17,6 +17,7 @@ from torch import Tensor
 from weights_convert.engine import convert
 from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import Cascade, Sampler, sample_cascade
+from zerosmooth.config import Sampling
 from zerosmooth.family import Family, Networks
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.unet import SkeletonConfig
@@ -116,7 +117,7 @@ def sampler_of(reference: Reference) -> DDIM:
 
 def guided(reference: Reference, networks: Networks) -> Guidance:
     branches = [Branch(reference["context"]), Branch(reference["uncond"])]
-    return Guidance(networks.unet, branches, reference.number("guidance_scale"))
+    return Guidance(networks.unet, branches, Sampling(guidance_scale=reference.number("guidance_scale")))
 
 
 def walk(

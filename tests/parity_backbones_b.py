@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from weights_convert.engine import Table, convert
 from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import Cascade, sample_cascade
+from zerosmooth.config import Sampling
 from zerosmooth.guidance import Branch, Guidance
 
 from .parity import Reference, error, frames_first, ldm_skeleton, operators_of, run_sampler, scales_of, toy, weight
@@ -75,16 +76,13 @@ def check_run(reference: Reference) -> float:
     else:
         cascade, fps = Cascade(frames[0], ()), [reference.json("fs")]
     config = dynamicrafter.MODELS[reference.metadata["model"]]
-    if config.defaults.guidance_rescale != reference.number("guidance_rescale"):
-        raise ValueError("the reference rescales guidance by another share than ours")
+    for name in ("guidance_scale", "guidance_rescale"):
+        if getattr(config.defaults, name) != reference.number(name):
+            raise ValueError(f"the reference has another {name} than ours")
     sampler = config.sampler.sampler(int(reference.number("steps")), reference.number("eta"))
     image = frames_first(reference, reference["image_latent"])[:, 0]
-    guided = Guidance(
-        unet_of(reference),
-        [Branch(reference["context"], image), Branch(reference["uncond"], image)],
-        reference.number("guidance_scale"),
-        rescale=reference.number("guidance_rescale"),
-    )
+    branches = [Branch(reference["context"], image), Branch(reference["uncond"], image)]
+    guided = Guidance(unet_of(reference), branches, config.defaults)
 
     def noise(step: int) -> Tensor:
         return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
@@ -119,7 +117,7 @@ def check_samplers(reference: Reference) -> float:
                 return toy(x, context.view(-1, 1, 1, 1, 1), step.view(-1, 1, 1, 1, 1) / 1000)
 
         branches = [Branch(torch.tensor([[[c]]])) for c in (0.3, -0.2)]
-        guided = Guidance(Toy(), branches, 7.5, rescale=settings["guidance_rescale"])
+        guided = Guidance(Toy(), branches, Sampling(guidance_scale=7.5, guidance_rescale=settings["guidance_rescale"]))
         x, noise = frames_first(reference, t["x"]), [frames_first(reference, z) for z in t["noise"]]
         for eta in (0.0, 1.0):
             run = partial(run_sampler, config.sampler.sampler(len(noise), eta), x)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from zerosmooth import attention
 from zerosmooth.cascade import cascade_step
-from zerosmooth.config import ModelConfig
+from zerosmooth.config import ModelConfig, Sampling
 from zerosmooth.estimate import needs
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
@@ -149,7 +149,7 @@ def test_memory_is_what_was_counted(family, saving):
         unet, cascade = on_the_card(*networks, torch.float16).unet, settings.cascade
         assert card.live["cuda"] == guess.weights
         branches = [branch(config, size) for _ in range(2)]
-        guided = Guidance(unet, branches, 3.0, sequential=SAVING[saving].sequential_guidance)
+        guided = Guidance(unet, branches, Sampling(guidance_scale=3.0), SAVING[saving].sequential_guidance)
         told = FAMILIES[family].condition(config, 8.0, settings)
         told = None if told is None else told.to("cuda")
         xs = [latents(config, size, cascade.frames_of(stage)) for stage in range(cascade.stages)]

@@ -18,6 +18,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 
 from zerosmooth.bus import Correction, HiddenStateBus  # noqa: E402
 from zerosmooth.cascade import Cascade, nested_noise, sample_cascade  # noqa: E402
+from zerosmooth.config import Sampling  # noqa: E402
 from zerosmooth.families import FAMILIES  # noqa: E402
 from zerosmooth.guidance import Branch, Guidance  # noqa: E402
 from zerosmooth.settings import settings_for  # noqa: E402
@@ -69,7 +70,10 @@ def test_draws_the_operators_and_the_noise_of_our_own_network():
     networks, config = build(reference)
     context, z = reference["context"], reference["image_latent"]
     branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
-    guided, sampler = Guidance(networks.unet, branches, 3.0, 1.0), config.sampler.sampler(3, 0.0)
+    guided, sampler = (
+        Guidance(networks.unet, branches, Sampling(guidance_scale=3.0, first_guidance_scale=1.0)),
+        config.sampler.sampler(3, 0.0),
+    )
     family, cascade = FAMILIES["svd"], Cascade(14, (2, 2))
     settings = settings_for(family, config, fps=7, motion_bucket_id=180)
     assert settings.cascade == cascade

@@ -20,6 +20,7 @@ from zerosmooth.checkpoint import describe, load, tensor_shapes
 from zerosmooth.config import ModelConfig
 from zerosmooth.conformance import check, report
 from zerosmooth.family import load_family
+from zerosmooth.guidance import Inputs
 from zerosmooth.pipeline import Subject
 from zerosmooth.settings import settings_for
 
@@ -233,7 +234,7 @@ def test_the_unconditional_branch_sees_grey_and_keeps_the_latents(tmp_path, smal
     pipeline = load(out, family=FAMILY)
     pixels, noise = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 3, 64, 64)
     told = [
-        FAMILY.branches(pipeline.networks, ["a ship"] * 2, shown, noise, pipeline.settings(frames=4))
+        FAMILY.branches(pipeline.networks, Inputs(["a ship"] * 2, shown, noise), pipeline.settings(frames=4))
         for shown in (pixels, pixels.flip(2))
     ]
     (conditional, without), (other, other_without) = told
@@ -242,7 +243,7 @@ def test_the_unconditional_branch_sees_grey_and_keeps_the_latents(tmp_path, smal
     assert not torch.allclose(conditional.context, other.context)
     assert torch.equal(conditional.latents, without.latents) and conditional.latents.shape == (2, 4, 8, 8)
     mean = pipeline.networks.vae.encode(pixels)
-    silent = FAMILY.branches(pipeline.networks, [""] * 2, pixels, 0 * noise, pipeline.settings(frames=4))
+    silent = FAMILY.branches(pipeline.networks, Inputs([""] * 2, pixels, 0 * noise), pipeline.settings(frames=4))
     assert_close(silent[0].latents, mean)
     assert not torch.allclose(conditional.latents, mean)
 

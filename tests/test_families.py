@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.config import Defaults
+from zerosmooth.config import Defaults, Sampling
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.pipeline import Pipeline, Subject
@@ -61,8 +61,8 @@ def test_guidance_rescale_gives_back_the_conditional_deviation():
     )
     branches = [Branch(torch.full((2, 1, 1), c)) for c in (1.0, 0.5)]
     plain, none, half, whole = (
-        Guidance(Toy(), branches, 5.0, **more)(x, 0.0, None, None)
-        for more in ({}, *({"rescale": r} for r in (0.0, 0.5, 1.0)))
+        Guidance(Toy(), branches, Sampling(guidance_scale=5.0, **more))(x, 0.0, None, None)
+        for more in ({}, *({"guidance_rescale": r} for r in (0.0, 0.5, 1.0)))
     )
     assert torch.equal(plain, none)
     for y, times in ((plain, 3), (half, 2), (whole, 1)):
@@ -94,7 +94,7 @@ def test_guidance_grows_over_the_frames_of_every_stage():
             return context.mean((1, 2)).view(-1, 1, 1, 1, 1).expand_as(x)
 
     branches = [Branch(torch.full((1, 1, 2), 3.0)), Branch(torch.full((1, 1, 2), 1.0))]
-    guided = Guidance(Toy(), branches, 5.0, 1.0)
+    guided = Guidance(Toy(), branches, Sampling(guidance_scale=5.0, first_guidance_scale=1.0))
     for frames in (4, 7, 14):
         y = guided(torch.zeros(1, frames, 4, 2, 2), 0.0, None, None)[0, :, 0, 0, 0]
         assert_close(y, 1 + torch.linspace(1, 5, frames) * 2)

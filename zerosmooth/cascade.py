@@ -24,6 +24,14 @@ METHODS = {  # and what every stage after the first does
     "ddnm": "windows; at each step the key frames' predicted data are those of the first stage (Eq. 6 on latents)",
     "freenoise": "windows; noise repeats that of the first frames in shuffled order (arXiv 2310.15169), no cascade",
 }
+OURS = ("correction", "prediction", "strength", "strength_schedule")
+IDLE = {  # fields of `Cascade` that do nothing to a method
+    "zerosmooth": (),
+    "windowed": OURS,
+    "direct": (*OURS, "overlap"),
+    "ddnm": OURS,
+    "freenoise": (*OURS, "color_correction"),
+}
 MOST = 1 << 16  # frames
 
 
@@ -51,22 +59,20 @@ class Cascade:
             raise ValueError(f"scales={self.scales} make more than {MOST:,} frames; use fewer or smaller ones")
         if self.overlap is not None and not 0 <= self.overlap < self.frames:
             raise ValueError(f"overlap={self.overlap} of windows of {self.frames} frames; use 0 to {self.frames - 1}")
-        idle = [] if self.method == "zerosmooth" else ["correction", "prediction", "strength", "strength_schedule"]
-        idle += {"direct": ["overlap"], "freenoise": ["color_correction"]}.get(self.method, [])
         for setting in fields(self):
-            if setting.name in idle and getattr(self, setting.name) != setting.default:
+            if setting.name in IDLE[self.method] and getattr(self, setting.name) != setting.default:
                 raise ValueError(f"{setting.name} does nothing to {self.method}; leave it out")
 
     @property
     def stages(self) -> int:
         return len(self.scales) + 1
 
-    def rate(self, stage: int) -> int:
+    def scale_of(self, stage: int) -> int:
         """Frames of a stage for one of stage 0."""
         return prod(self.scales[:stage])
 
     def frames_of(self, stage: int) -> int:
-        return self.frames * self.rate(stage)
+        return self.frames * self.scale_of(stage)
 
     def strength_at(self, share: float) -> float:
         """w_t at t/T = share (Eq. 24)."""
@@ -147,7 +153,7 @@ def sample_cascade(
         data = [sampler.x0(i, x, y) for x, y in zip(xs, outputs)]
         if cascade.method == "ddnm":
             for s in range(1, len(data)):
-                data[s] = back_project(data[s], data[0], S(cascade.rate(s)))
+                data[s] = back_project(data[s], data[0], S(cascade.scale_of(s)))
         if cascade.prediction:  # the same with an inverse that reaches the frames between: not in the paper
             for s, n in enumerate(cascade.scales, start=1):
                 data[s] = back_project(data[s], data[s - 1], Interpolated(n))

@@ -24,10 +24,10 @@ from .config import ModelConfig
 from .families import FAMILIES
 from .family import Family, Networks
 from .files import one_line, whole
-from .guidance import Guidance
+from .guidance import Guidance, Inputs
 from .header import FORMAT, VERSION, CheckpointError, looks_like, read_header, sha256
 from .pipeline import Pipeline
-from .settings import device_of, settings_for
+from .settings import default_dtype, device_of, settings_for
 
 DEFAULT = "vc2-small"  # ships with the package
 PENDING = "tensors-sha256-".ljust(64, "-")  # its place, until the tensors are written
@@ -136,11 +136,11 @@ def try_out(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"), torch.no_grad():
             networks = Networks(family, config)
             pixels = torch.empty(1, 3, 16 * config.side, 16 * config.side)
-            branches = family.branches(networks, [""], pixels, pixels, settings)
+            branches = family.branches(networks, Inputs([""], pixels, pixels), settings)
             told = family.condition(config, settings.fps, settings)
             latents = [side // config.vae.factor for side in pixels.shape[2:]]
             x = torch.empty(1, 2, config.vae.latent_channels, *latents)
-            guided = Guidance(networks.unet, branches, settings.guidance_scale, settings.first_guidance_scale)
+            guided = Guidance(networks.unet, branches, settings)
             networks.vae.decode(guided(x, 1.0, None if told is None else told.to("meta"), None)[0])
     except (RuntimeError, ArithmeticError, LookupError, EinopsError) as error:
         raise ValueError(f"its networks do not fit together ({one_line(error)})") from error
@@ -172,7 +172,7 @@ def load(
 ) -> Pipeline:
     """A pipeline from a checkpoint, given by path or by the name of one that ships with the package.
 
-    dtype: of the networks; None: float32 on the CPU, float16 elsewhere. family: see `describe`. CheckpointError if the
+    dtype: of the networks; None: `default_dtype`. family: see `describe`. CheckpointError if the
     file will not do.
     """
     return load_described(describe(find(name), family), device, dtype)
@@ -181,7 +181,7 @@ def load(
 def load_described(checkpoint: Checkpoint, device: str | torch.device, dtype: torch.dtype | None = None) -> Pipeline:
     """A pipeline from a checkpoint that was looked at. ValueError for a device that is not there, or another dtype."""
     device = device_of(device)
-    dtype = (torch.float32 if device.type == "cpu" else torch.float16) if dtype is None else dtype
+    dtype = getattr(torch, default_dtype(device)) if dtype is None else dtype
     if dtype not in NAMES:
         raise ValueError(f"dtype={dtype!r}; use one of {', '.join(map(str, NAMES))}")
     with torch.device("meta"):

@@ -49,6 +49,11 @@ class Sampling:
         check_fields(self)
         check_text("negative_prompt", self.negative_prompt)
 
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch has a part in the result."""
+        return self.guidance_scale != 1 or self.first_guidance_scale not in (None, 1)
+
 
 @dataclass(frozen=True)
 class Defaults(Sampling):

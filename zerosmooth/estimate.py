@@ -20,7 +20,6 @@ from .bus import HiddenStateBus, Stage
 from .cascade import cascade_step
 from .config import ModelConfig
 from .family import Family, Networks
-from .guidance import guided
 from .models.layers import frame_chunks
 from .settings import Running, Settings
 
@@ -98,7 +97,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
     cascade, dtype = settings.cascade, getattr(torch, settings.dtype)
     with torch.device("meta"):
         networks = Networks(family, config).cast(dtype).requires_grad_(False)
-        branches = 2 if guided(settings.guidance_scale, settings.first_guidance_scale) else 1
+        branches = 2 if settings.guided else 1
         runs = branches if running.sequential_guidance else 1  # of the network, for a step of a stage
         b, factor = branches // runs, config.vae.factor
         shape = (settings.height // factor, settings.width // factor)

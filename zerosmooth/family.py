@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig, Sampling
-from .guidance import Branch
+from .guidance import Branch, Inputs
 from .models.autoencoder import Autoencoder
 from .models.clip import TextTower
 
@@ -56,18 +55,19 @@ class Family:
 
     name: as checkpoints and commands call it. config: of the published checkpoint; a small one has the same classes in
     another size. takes: what a video is made from: "prompt", "image", or both. idle: names of `Settings` that do
-    nothing here, and are refused. conversion: how published files become ours.
+    nothing here, and are refused. converter: the module whose `CONVERSION` says how published files become ours.
     """
 
     name: str
+    converter: str
     config: ModelConfig
     takes: tuple[str, ...] = ("prompt",)
     idle: tuple[str, ...] = ("motion_bucket_id", "noise_aug_strength", "resize")
 
     @property
     def conversion(self) -> Conversion:
-        """How published files become ours; loaded when something is converted."""
-        raise NotImplementedError
+        """Of `converter`, loaded when something is converted; a family of one file sets its own here."""
+        return importlib.import_module(self.converter).CONVERSION
 
     def unet(self, config: Any) -> nn.Module:
         """The network of a `config.unet`, as `models.unet.Skeleton` is: forward(x, timestep, context, condition, stage)
@@ -79,20 +79,9 @@ class Family:
         the network is given of one video."""
         return TextTower(config)
 
-    def branches(
-        self,
-        networks: Networks,
-        prompts: Sequence[str],
-        pixels: Tensor | None,
-        noise: Tensor | None,
-        settings: Settings,
-    ) -> list[Branch]:
-        """What the network is told of n videos in each branch of guidance: the conditional one, the unconditional one.
-
-        prompts: n, empty where none is taken; pixels: n 3 h w in [-1, 1], float32, where an image is; noise: as pixels,
-        standard normal.
-        """
-        told = (list(prompts), [settings.negative_prompt] * len(prompts))
+    def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
+        """What the network is told in each branch of guidance: the conditional one, the unconditional one."""
+        told = (inputs.prompts, [settings.negative_prompt] * len(inputs.prompts))
         return [Branch(networks.encoder.encode(texts)) for texts in told]
 
     def lost_tokens(self, networks: Networks, prompt: str) -> int:

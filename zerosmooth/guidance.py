@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .bus import Stage
+from .config import Sampling
 from .models.unet import Skeleton
 
 
@@ -23,29 +24,31 @@ class Branch:
     latents: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What n videos are made from. prompts: n, empty where none is taken; pixels: n 3 h w in [-1, 1], float32, and
+    noise: likewise, standard normal, where an image is taken, else empty."""
+
+    prompts: list[str]
+    pixels: Tensor = torch.empty(0)
+    noise: Tensor = torch.empty(0)
+
+
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022): each branch is corrected by its own states on the bus.
 
-    branches: the conditional one, then the unconditional one, which is not run at scale 1. scale: of all frames; with
-    first_scale, of the last frame, linear from the first one's. rescale: share, 0 to 1, of the guided output that is
-    brought to the deviation of the conditional one over each video, against overexposure (Lin et al. 2024, arXiv
+    branches: the conditional one, then the unconditional one, which is not run where it has no part in the result.
+    sampling: its scale is that of all frames, or with a first one linear over them; rescaling brings a share of the
+    guided output to the deviation of the conditional one over each video, against overexposure (Lin et al. 2024, arXiv
     2305.08891, Eq. 15-16). sequential: the branches run one after the other, in half the memory; else in one batch.
     """
 
     def __init__(
-        self,
-        unet: Skeleton,
-        branches: Sequence[Branch],
-        scale: float,
-        first_scale: float | None = None,
-        rescale: float = 0.0,
-        sequential: bool = False,
+        self, unet: Skeleton, branches: Sequence[Branch], sampling: Sampling, sequential: bool = False
     ) -> None:
-        self.unet, self.dtype = unet, branches[0].context.dtype
-        self.scale, self.first_scale, self.rescale = scale, first_scale, rescale
-        self.single = not guided(scale, first_scale)
+        self.unet, self.dtype, self.sampling = unet, branches[0].context.dtype, sampling
         self.runs = []  # of each run of the network: how many branches, their context and latents
-        for group in [branches[:1]] if self.single else [[b] for b in branches] if sequential else [branches]:
+        for group in [branches[:1]] if not sampling.guided else [[b] for b in branches] if sequential else [branches]:
             latents = [b.latents for b in group if b.latents is not None]
             states = unet.project_context(torch.cat([b.context for b in group]))
             self.runs.append((len(group), states, torch.cat(latents)[:, None] if latents else None))
@@ -63,22 +66,16 @@ class Guidance:
             own = stage if stage is None or i == 0 else replace(stage, branch=i)
             outputs.append(self.unet(shown, torch.full((b,), timestep, device=x.device), states, told, own).float())
         output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        if self.single:
+        if not self.sampling.guided:
             return output
         conditional, unconditional = output.chunk(2)
         output = unconditional + self.scale_of(x.shape[1], x.device) * (conditional - unconditional)
-        if self.rescale == 0:
+        if (share := self.sampling.guidance_rescale) == 0:
             return output
         wanted, got = (y.std((1, 2, 3, 4), keepdim=True) for y in (conditional, output))
-        return torch.lerp(output, output * (wanted / got), self.rescale)
+        return torch.lerp(output, output * (wanted / got), share)
 
     def scale_of(self, f: int, device: torch.device) -> float | Tensor:
         """The scale of each of f frames, or the one of all."""
-        if self.first_scale is None:
-            return self.scale
-        return torch.linspace(self.first_scale, self.scale, f, device=device)[:, None, None, None]
-
-
-def guided(scale: float, first_scale: float | None) -> bool:
-    """Whether the unconditional branch has a part in the result."""
-    return scale != 1 or first_scale not in (None, 1)
+        first, last = self.sampling.first_guidance_scale, self.sampling.guidance_scale
+        return last if first is None else torch.linspace(first, last, f, device=device)[:, None, None, None]

@@ -16,7 +16,7 @@ from .cascade import nested_noise, sample_cascade
 from .config import ModelConfig, check_text
 from .family import Family, Networks
 from .fields import SEED, check, short
-from .guidance import Guidance
+from .guidance import Guidance, Inputs
 from .images import fit
 from .models.layers import frame_chunks
 from .settings import AT_A_TIME, Running, Settings, settings_for
@@ -187,7 +187,7 @@ class Pipeline:
     ) -> list[Video]:
         cascade = settings.cascade
         sampler = self.config.sampler.sampler(settings.steps, settings.eta)
-        pixels = None
+        inputs = Inputs([subject.prompt or "" for subject in subjects])
         if "image" in self.family.takes:
             images = [
                 fit(s.image, settings.height, settings.width, settings.resize) for s in subjects if s.image is not None
@@ -195,17 +195,9 @@ class Pipeline:
             pixels = (torch.stack(images).float() / 127.5 - 1).permute(0, 3, 1, 2)
             if image_noise is None:
                 image_noise = torch.cat([nested_noise(pixels.shape[1:], 1, (), s, IMAGE_NOISE) for s in seeds])
-            pixels, image_noise = pixels.to(self.device), image_noise.to(self.device)
-        prompts = [subject.prompt or "" for subject in subjects]
-        branches = self.family.branches(self.networks, prompts, pixels, image_noise, settings)
-        guided = Guidance(
-            self.networks.unet,
-            branches,
-            settings.guidance_scale,
-            settings.first_guidance_scale,
-            settings.guidance_rescale,
-            sequential=running.sequential_guidance,
-        )
+            inputs = replace(inputs, pixels=pixels.to(self.device), noise=image_noise.to(self.device))
+        branches = self.family.branches(self.networks, inputs, settings)
+        guided = Guidance(self.networks.unet, branches, settings, running.sequential_guidance)
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]
         told = [x if x is None else x.to(self.device) for x in told]
@@ -237,7 +229,7 @@ class Pipeline:
                 settings=settings,
                 bus_peak_bytes=0 if bus is None else bus.peak_bytes,
             )
-            for i, (prompt, seed) in enumerate(zip(prompts, seeds))
+            for i, (prompt, seed) in enumerate(zip(inputs.prompts, seeds))
         ]
 
 

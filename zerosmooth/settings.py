@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 
-from .cascade import METHODS, Cascade
+from .bus import Correction
+from .cascade import IDLE, METHODS, Cascade
 from .config import ModelConfig, Sampling
 from .family import Family
 from .fields import Range, check_fields, short
-from .guidance import guided
 
 PRESETS: dict[str, dict[str, Any]] = {  # named sets of settings; what is said beside one goes before it
     "paper": {},
@@ -66,11 +66,6 @@ class Settings(Sampling):
                 raise ValueError(f"{name} {size} is not a multiple of {config.side} pixels; {near} is")
         config.sampler.sampler(self.steps, self.eta)
 
-    @property
-    def guided(self) -> bool:
-        """Whether the unconditional branch has a part in the result."""
-        return guided(self.guidance_scale, self.first_guidance_scale)
-
     def summary(self) -> str:
         """One line of which method makes the longer videos."""
         method = self.cascade.method
@@ -84,7 +79,7 @@ class Settings(Sampling):
 
     def fps_of(self, stage: int) -> float:
         """Frames a second of a stage, as its network is told."""
-        return float(self.fps * self.cascade.rate(stage))
+        return float(self.fps * self.cascade.scale_of(stage))
 
 
 @dataclass(frozen=True)
@@ -141,14 +136,13 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
     """Names of settings that decide nothing beside the others, and why."""
     cascade, correction = settings.cascade, settings.cascade.correction
     every = [option.name for option in options(Cascade) if option.name not in ("frames", "scales", "method")]
+    parts = [option.name for option in options(Correction)]
     drawn = ["a1_probability", "draw_seed"]
     states = ["strength", "strength_schedule", "kv_operator", *drawn]  # settings of how hidden states are corrected
-    parts = ["spatial", "temporal", "prediction"]
     for idle, names, reason in (
         (not cascade.scales, every, "at scale 1, where no stage follows the first"),
-        (cascade.method != "zerosmooth", [*states, *parts], f"to {cascade.method}"),
-        (cascade.method == "direct", ["overlap"], "to direct"),
-        (cascade.method == "freenoise", ["color_correction"], "to freenoise"),
+        (True, IDLE[cascade.method], f"to {cascade.method}"),
+        ("correction" in IDLE[cascade.method], parts, f"to {cascade.method}"),
         (
             not (correction.spatial or correction.temporal),
             states,
@@ -161,6 +155,11 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
     ):
         if idle:
             yield from ((name, reason) for name in names)
+
+
+def default_dtype(device: torch.device) -> str:
+    """Of the networks, where nothing else is said."""
+    return "float32" if device.type == "cpu" else "float16"
 
 
 def device_of(name: str | torch.device | None) -> torch.device:

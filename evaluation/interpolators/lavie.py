@@ -7,7 +7,7 @@ sparse-causal, attention along the frames knows no positions and comes after the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from zerosmooth.checkpoint import describe, load_described
 from zerosmooth.config import Defaults
 from zerosmooth.families.lavie import LaVie
 from zerosmooth.family import Networks
-from zerosmooth.guidance import Branch
+from zerosmooth.guidance import Branch, Inputs
 from zerosmooth.header import sha256
 from zerosmooth.models.lavie import LaVieConfig, LaVieTransformer, LaVieTransformerBlock, LaVieUNet
 from zerosmooth.samplers import DDIM, DDIMConfig, EulerConfig
@@ -111,18 +111,10 @@ class LaVieInterpolation(LaVie):
     def unet(self, config: LaVieConfig) -> nn.Module:
         return InterpolationUNet(config)
 
-    def branches(
-        self,
-        networks: Networks,
-        prompts: Sequence[str],
-        pixels: Tensor | None,
-        noise: Tensor | None,
-        settings: Settings,
-    ) -> list[Branch]:
+    def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
         """With one image as all key frames: that checks a checkpoint; `sample` takes as many as there are."""
-        assert pixels is not None
-        keys = networks.vae.encode(pixels.to(networks.vae.dtype))
-        plain = super().branches(networks, prompts, pixels, noise, settings)
+        keys = networks.vae.encode(inputs.pixels.to(networks.vae.dtype))
+        plain = super().branches(networks, inputs, settings)
         return [replace(branch, latents=keys.to(branch.context.dtype)) for branch in plain]
 
 
@@ -191,7 +183,7 @@ class LaVieInterpolator(Interpolator):
         self.protocol = f"{path.name} (sha256 {sha256(path)[:16]}), {json.dumps(asdict(self.config.defaults))}"
 
     def check(self, settings: Settings) -> None:
-        n = settings.cascade.rate(settings.cascade.stages - 1)
+        n = settings.cascade.scale_of(settings.cascade.stages - 1)
         if settings.cascade.frames != KEYS or BETWEEN % n:
             raise ValueError(
                 f"{FAMILY.name} makes {BETWEEN} frames for each of {KEYS} key frames, not {n} for "

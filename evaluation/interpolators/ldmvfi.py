@@ -45,11 +45,11 @@ class LDMVFIUNet(Skeleton):
     def __init__(self, c: UNetConfig) -> None:
         super().__init__(c, partial(MaxViTBlock, c))
 
-    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
         """The noise. x: b 3 h w noisy latents; timestep: b; condition: b 6 h w, latents of the frames before and after;
         h and w multiples of 8."""
         shown = torch.cat([x, condition], dim=1)[:, None]
-        return self.forward_embedded(shown, self.embed(timestep, x.dtype), {}, None)[:, 0]
+        return super().forward(shown, timestep, {})[:, 0]
 
 
 class MaxViTBlock(Block):
@@ -249,7 +249,7 @@ class LDMVFIInterpolator(Interpolator):
         self.protocol = f"{path.name} (sha256 {sha256(path)[:16]}), {STEPS} steps, eta {ETA}"
 
     def check(self, settings: Settings) -> None:
-        n = settings.cascade.rate(settings.cascade.stages - 1)
+        n = settings.cascade.scale_of(settings.cascade.stages - 1)
         if n & (n - 1):
             raise ValueError(f"LDMVFI doubles frames, and {n} is no power of 2")
         padding(settings.height, settings.width)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, shipped
 from ..config import Defaults, check_text
 from ..families import FAMILIES
@@ -18,12 +20,17 @@ from ..header import sha256
 from ..images import find_images, read_image
 from ..pipeline import Subject
 from ..samplers import TRAIN_STEPS
-from ..settings import Option, Running, Settings, device_of, options, settings_for
+from ..settings import Option, Running, Settings, default_dtype, device_of, options, settings_for
 
 LARGEST = 64_000_000  # bytes of a prompt file
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 FLAGS = {"frames": "key_frames"}  # where the field's name would not say enough
-OWN = {option.name for option in options(Defaults)} | {"frames", "decode_chunk_size", "preset"}  # a checkpoint's to say
+OWN = [option.name for option in options(Defaults)] + ["frames", "decode_chunk_size", "preset"]  # a checkpoint's to say
+DEFAULT_TEXTS = {
+    **dict.fromkeys(OWN, "the checkpoint's own"),
+    "device": "cuda where there is one, else cpu",
+    "dtype": " on cpu, else ".join(default_dtype(torch.device(name)) for name in ("cpu", "cuda")),
+}
 
 
 def add_checkpoint(parser: argparse._ActionsContainer) -> None:
@@ -76,9 +83,7 @@ def _add(add: Any, option: Option) -> None:
         text = f"do not {option.text}" if option.default else option.text
         add(flag, dest=dest, action=action, default=None, help=text)
         return
-    default = "the checkpoint's own" if option.name in OWN else "none" if option.default is None else option.default
-    if option.name in ("device", "dtype"):
-        default = "cuda where there is one, else cpu" if option.name == "device" else "float32 on cpu, else float16"
+    default = DEFAULT_TEXTS.get(option.name, "none" if option.default is None else option.default)
     text = f"{option.text} (default: {default})".replace("%", "%%")
     choices = option.choices or None
     add(
@@ -115,7 +120,7 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
 def read_settings(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Settings, Running]:
     """What was asked for, checked; prints what else a user should know of it. ValueError if it does not fit."""
     device = device_of(args.device)
-    said = {"dtype": "float32" if device.type == "cpu" else "float16", **asked(args)}
+    said = {"dtype": default_dtype(device), **asked(args)}
     settings = settings_for(checkpoint.family, checkpoint.config, **said)
     sampler = checkpoint.config.sampler.sampler(settings.steps, settings.eta)
     if len(sampler) != settings.steps:

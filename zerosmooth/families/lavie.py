@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from ..config import Defaults, ModelConfig
@@ -13,12 +11,10 @@ from ..models.clip import TextConfig
 from ..models.lavie import LaVieConfig, LaVieUNet
 from ..samplers import DDIMConfig
 
-if TYPE_CHECKING:
-    from weights_convert.conversion import Conversion
-
 
 class LaVie(Family):
     name = "lavie"
+    converter = "weights_convert.lavie"
     config = ModelConfig(
         "lavie",
         LaVieConfig(),
@@ -27,12 +23,6 @@ class LaVie(Family):
         DDIMConfig(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
         Defaults(guidance_scale=7.5, prompt="a Corgi walking in the park at sunrise, oil painting style"),
     )
-
-    @property
-    def conversion(self) -> Conversion:
-        from weights_convert.lavie import CONVERSION
-
-        return CONVERSION
 
     def unet(self, config: LaVieConfig) -> nn.Module:
         return LaVieUNet(config)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from ..config import Defaults, ModelConfig, Sampling
 from ..family import Family, Networks
-from ..guidance import Branch
+from ..guidance import Branch, Inputs
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import ImageConfig, ImageTower
 from ..models.svd import SVDConfig, SVDUNet
 from ..samplers import EulerConfig
-
-if TYPE_CHECKING:
-    from weights_convert.conversion import Conversion
 
 
 class StableVideoDiffusion(Family):
@@ -25,6 +19,7 @@ class StableVideoDiffusion(Family):
     as the published networks have it."""
 
     name = "svd"
+    converter = "weights_convert.svd"
     config = ModelConfig(
         "svd",
         SVDConfig(),
@@ -46,30 +41,16 @@ class StableVideoDiffusion(Family):
     takes = ("image",)
     idle = ("negative_prompt",)
 
-    @property
-    def conversion(self) -> Conversion:
-        from weights_convert.svd import CONVERSION
-
-        return CONVERSION
-
     def unet(self, config: SVDConfig) -> nn.Module:
         return SVDUNet(config)
 
     def encoder(self, config: ImageConfig) -> nn.Module:
         return ImageTower(config)
 
-    def branches(
-        self,
-        networks: Networks,
-        prompts: Sequence[str],
-        pixels: Tensor | None,
-        noise: Tensor | None,
-        settings: Sampling,
-    ) -> list[Branch]:
+    def branches(self, networks: Networks, inputs: Inputs, settings: Sampling) -> list[Branch]:
         """The image as one token, and its latents (of the noisy image, not scaled); zeros for both in the other."""
-        assert pixels is not None and noise is not None
-        context = networks.encoder.encode(pixels)
-        noisy = pixels + settings.noise_aug_strength * noise
+        context = networks.encoder.encode(inputs.pixels)
+        noisy = inputs.pixels + settings.noise_aug_strength * inputs.noise
         latents = networks.vae.moments(noisy.to(networks.vae.dtype))[0].to(context.dtype)
         return [Branch(context, latents), Branch(torch.zeros_like(context), torch.zeros_like(latents))]
 

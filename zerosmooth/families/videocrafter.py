@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -14,20 +12,13 @@ from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import TextConfig
 from ..samplers import DDIMConfig
 
-if TYPE_CHECKING:
-    from weights_convert.conversion import Conversion
-
 
 class VideoCrafter(Family):
+    converter = "weights_convert.videocrafter"
+
     def __init__(self, name: str, unet: models.UNetConfig, sampler: DDIMConfig) -> None:
         self.name = name
         self.config = ModelConfig(name, unet, AutoencoderConfig(), TextConfig(), sampler, Defaults())
-
-    @property
-    def conversion(self) -> Conversion:
-        from weights_convert.videocrafter import CONVERSION
-
-        return CONVERSION
 
     def unet(self, config: models.UNetConfig) -> nn.Module:
         return models.UNet(config)

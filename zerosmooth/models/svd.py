@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from ..attention import ContextStates, TemporalAttention, TokenCrossAttention, frame_positions
@@ -31,8 +32,6 @@ class SVDConfig(SkeletonConfig):
 
 
 class SVDUNet(Skeleton):
-    """Predicts v of noisy latents."""
-
     config: SVDConfig
 
     def __init__(self, config: SVDConfig) -> None:
@@ -51,31 +50,21 @@ class SVDUNet(Skeleton):
         x: Tensor,
         timestep: Tensor,
         context: Tensor | ContextStates,
-        condition: Tensor,
+        condition: Tensor | None = None,
         stage: Stage | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """x: b f 8 h w, noisy latents and behind them the reference image's; timestep: b, 0.25 log sigma; context:
-        b 1 c, the image's token, or `project_context` of it; condition: b 3, frames a second minus one, motion
-        bucket, augmentation noise; stage: a stage of a `HiddenStateBus`, or None for the plain network;
-        positions: f, of the frames, None for those of `frame_positions`. Returns b f 4 h w."""
-        numbers = sinusoid(condition.flatten(), self.config.condition_dim).view(len(condition), -1)
-        return self.forward_numbers(x, timestep, context, numbers, stage, positions)
-
-    def forward_numbers(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | ContextStates,
-        numbers: Tensor,
-        stage: Stage | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """As `forward`, with the sinusoids of the condition: b 3*condition_dim."""
-        emb = self.embed(timestep, x.dtype) + self.condition_embedding(numbers.to(x.dtype))
+        """timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a second minus one, motion
+        bucket, augmentation noise; positions: f, of the frames, None for those of `frame_positions`."""
         states = self.project_context(context) if isinstance(context, Tensor) else context
         positions = frame_positions(x.shape[1], stage, x.device) if positions is None else positions
-        return self.forward_embedded(x, emb, {**states, POSITIONS: (positions,)}, stage)
+        return super().forward(x, timestep, {**states, POSITIONS: (positions,)}, condition, stage)
+
+    def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if condition is None:
+            raise ValueError("this network takes frames a second minus one, motion bucket, augmentation noise: b 3")
+        numbers = sinusoid(condition.flatten(), self.config.condition_dim).view(len(condition), -1)
+        return super().embed(timestep, condition, dtype) + self.condition_embedding(numbers.to(dtype))
 
 
 class SVDBlock(Block):

@@ -100,26 +100,36 @@ class Skeleton(nn.Module):
         """What `forward` needs of a condition, computed once. context: b m c, the encoder's output."""
         return project_context(self, context)
 
-    def embed(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        """The embedding of timesteps. timestep: b; returns b e."""
+    def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What every ResNet block is told of a video: b e. A network that takes a condition adds its own."""
         return self.time_embedding(sinusoid(timestep, self.config.channels).to(dtype))
 
     def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         """What comes before the first block. x: (b f) c h w."""
         return self.conv_in(x)
 
-    def forward_embedded(self, x: Tensor, emb: Tensor, context: Tensor | ContextStates, stage: Stage | None) -> Tensor:
-        """The network without its embeddings. x: b f c h w, emb: b e; returns b f c h w.
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | ContextStates,
+        condition: Tensor | None = None,
+        stage: Stage | None = None,
+    ) -> Tensor:
+        """The noise or v of noisy latents, as the checkpoint was trained.
 
-        ValueError if h or w is not a multiple of the total downsampling."""
+        x: b f c h w, with the latents of an image behind the noisy ones where the family has them so; timestep: b;
+        context: b m c, the encoder's output, or `project_context` of it; condition: b .., what `Family.condition` says;
+        stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w. ValueError if h or w is
+        not a multiple of the total downsampling, or a condition is missing."""
         b, f = x.shape[:2]
         factor = 2 ** (len(self.config.channel_mult) - 1)
         if x.shape[-2] % factor or x.shape[-1] % factor:
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
+        emb = self.embed(timestep, condition, x.dtype)
         states = self.project_context(context) if isinstance(context, Tensor) else context
-        h = self.stem(
-            laid_out(rearrange(x, "b f c h w -> (b f) c h w")), b, stage
-        )  # stays so (see kernels.GroupNorm): tokens are a view of pixels
+        h = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))  # stays so (see kernels.GroupNorm)
+        h = self.stem(h, b, stage)
         skips = [h]
         for block in self.encoder:
             h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)

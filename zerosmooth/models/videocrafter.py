@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -36,8 +37,6 @@ VC1 = replace(VC2, temporal_conv=False, relative_position=True, fps_condition=Fa
 
 
 class UNet(Skeleton):
-    """Predicts the noise (or v, as the checkpoint was trained) of noisy latents."""
-
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
@@ -49,23 +48,14 @@ class UNet(Skeleton):
             self.init_attn = TemporalTransformer(c, c.channels, heads=8, depth=c.transformer_depth)
         name_modules(self)
 
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | ContextStates,
-        condition: Tensor | None = None,
-        stage: Stage | None = None,
-    ) -> Tensor:
-        """x: b f c h w noisy latents; timestep: b, 0 to 999; context: b m c or `project_context` of it;
-        condition: b frames a second, where the config has fps_condition; stage: a stage of a `HiddenStateBus`, or None
-        for the plain network. Returns b f c h w. ValueError if h or w is not a multiple of the total downsampling."""
-        emb = self.embed(timestep, x.dtype)
-        if self.config.fps_condition:
-            if condition is None:
-                raise ValueError("this network has an fps condition; pass frames a second, one number a video")
-            emb = emb + self.fps_embedding(sinusoid(condition, self.config.channels).to(x.dtype))
-        return self.forward_embedded(x, emb, context, stage)
+    def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """condition: b, frames a second, where the config has fps_condition."""
+        emb = super().embed(timestep, condition, dtype)
+        if not self.config.fps_condition:
+            return emb
+        if condition is None:
+            raise ValueError("this network has an fps condition; pass frames a second, one number a video")
+        return emb + self.fps_embedding(sinusoid(condition, self.config.channels).to(dtype))
 
     def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         h = self.conv_in(x)
