@@ -22,15 +22,19 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
     """A picture for each subject whose frames were kept, and curves if there are rows of several strengths and
     matplotlib. shares: t/T of each step. Returns their paths."""
     videos: dict[Key, dict[str, np.ndarray]] = defaultdict(dict)
+    bases: dict[Key, np.ndarray] = {}
     for row, records in results.rows.items():
         for key, record in records.items():
             if record["frames"]:
                 stages = load_file(record["frames"])
                 videos[key][row] = stages[str(len(stages) - 1)].numpy()
+                if row != TRUTH or key not in bases:
+                    bases[key] = stages["0"].numpy()
     paths = []
-    for i, ((subject, seed, _), rows) in enumerate(videos.items()):
+    for i, (key, rows) in enumerate(videos.items()):
+        subject, seed, _ = key
         paths.append(folder / f"side-by-side-{i}.png")
-        write_picture(paths[-1], side_by_side(f"{subject}, seed {seed}", rows))
+        write_picture(paths[-1], side_by_side(f"{subject}, seed {seed}", rows, bases[key]))
     weights = {r: [plan.settings(r).cascade.strength_at(s) for s in shares] for r in results.rows if r in plan.rows}
     weights = {row: w for row, w in weights.items() if any(w)}
     if len(set(map(tuple, weights.values()))) > 1:
@@ -45,15 +49,16 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
     return paths
 
 
-def side_by_side(title: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """h w 3. rows: uint8 f h w 3 by name. Each row: consecutive frames from the middle, and a line of pixels over the
-    whole video, the same line in all rows; the true rendering, which goes another way, has its own."""
+def side_by_side(title: str, rows: Mapping[str, np.ndarray], base: np.ndarray) -> np.ndarray:
+    """h w 3. rows, base: uint8 f h w 3. Each row: consecutive frames from the middle, and a line of pixels over the
+    whole video, the same in all rows, that on which most happens in the base video. The true rendering begins somewhere
+    else, so its line is another, in the same direction."""
     first = next(iter(rows.values()))
     size, pad, label = 96, 4, 22
     height, width = (round(size * side / max(first.shape[1:3])) for side in first.shape[1:3])
     shown = min(SHOWN, len(first))
     start = (len(first) - shown) // 2
-    line = busiest_line(first)
+    line = busiest_line(base)
     over_time = 3 * width
     total = (pad + shown * (width + pad) + over_time + pad, label + len(rows) * (label + height + pad))
     canvas = Image.new("RGB", total, PAPER)
@@ -67,7 +72,7 @@ def side_by_side(title: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         for j in range(shown):
             frame = Image.fromarray(frames[start + j]).resize((width, height), Image.Resampling.LANCZOS)
             canvas.paste(frame, (pad + j * (width + pad), y + label))
-        axis, at = busiest_line(frames) if row == TRUTH else line
+        axis, at = busiest_line(frames, line[:1]) if row == TRUTH else line
         where = f"{'column' if axis == 2 else 'row'} {at}"
         draw.text((total[0] - over_time - pad, y + 3), where, INK, font)
         image = Image.fromarray(line_over_time(frames, axis, at))

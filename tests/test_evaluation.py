@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import __main__ as command
-from evaluation import compare, detectors, figures, reference, rows, tables
+from evaluation import compare, detectors, figures, jobs, reference, rows, tables
 from evaluation.jobs import measures
 from evaluation.metrics import inception_score
 from smallworld import classifier
@@ -219,6 +219,21 @@ def test_curves_of_single_videos_have_no_error_bars(tmp_path):
     records = [record(row, "a", 20.0) for row in ("zerosmooth", "zerosmooth:strength=0.4")]
     figures.curves(tmp_path / "curves.png", {r["row"]: [0.8, 0.1] for r in records}, tables.Results(records, {}))
     assert (tmp_path / "curves.png").exists()
+
+
+def test_rows_show_the_line_on_which_most_happens_in_the_base_video(monkeypatch):
+    """A row of the picture whose shape strays is not drawn along another axis; the true rendering has the same axis."""
+    base, strays, truth = (np.zeros((16, 24, 24, 3), np.uint8) for _ in range(3))
+    for f in range(16):
+        base[f, 4:8, f : f + 4] = strays[f, f : f + 4, 4:8] = truth[f, 14:18, f : f + 4] = 255
+    drawn = []
+    line_over_time = figures.line_over_time
+    monkeypatch.setattr(
+        figures, "line_over_time", lambda x, axis, at: drawn.append((axis, at)) or line_over_time(x, axis, at)
+    )
+    figures.side_by_side("a square", {"direct": strays, "zerosmooth": base, jobs.TRUTH: truth}, base)
+    assert drawn[0] == drawn[1] and drawn[0][0] == drawn[2][0] == 1
+    assert 4 <= drawn[0][1] < 8 and 14 <= drawn[2][1] < 18
 
 
 def test_our_classifier_reads_the_small_world():

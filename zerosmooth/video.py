@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -189,8 +190,10 @@ def line_over_time(frames: np.ndarray, axis: int, line: int) -> np.ndarray:
     return np.ascontiguousarray(rearrange(pixels, "f x c -> x f c"))
 
 
-def busiest_line(frames: np.ndarray) -> tuple[int, int]:
-    """The axis (1: a row, 2: a column) and index of the line of pixels that changes most along itself over time."""
+def busiest_line(frames: np.ndarray, axes: Sequence[int] = (1, 2)) -> tuple[int, int]:
+    """The axis (1: a row, 2: a column) and index of the line of pixels that changes most along itself over time. axes:
+    those to choose from."""
     change = frames.astype(np.float32).mean(-1).std(0)  # h w
-    rows, columns = change.mean(1), change.mean(0)
-    return (1, int(rows.argmax())) if rows.max() >= columns.max() else (2, int(columns.argmax()))
+    lines = {1: change.mean(1), 2: change.mean(0)}
+    axis = max(axes, key=lambda axis: lines[axis].max())
+    return axis, int(lines[axis].argmax())
