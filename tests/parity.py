@@ -493,9 +493,9 @@ def check(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = t
 
 
 def main(paths: list[str], check: Callable[[Path], tuple[float, float]] = check) -> int:
-    if not paths:
+    if not paths or "--help" in paths or "-h" in paths:
         print(__doc__)
-        return 2
+        return 2 * (not paths)
     failed = False
     for path in map(Path, paths):
         try:
