@@ -22,6 +22,9 @@ from .images import find_images, read_image
 
 SHOWN = 256  # pixels: smaller videos are enlarged by a whole factor, or mp4's coarse colours would smear them
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+# The same frames are the same bytes: with several threads x264 finds other ones on other numbers of cores, and its fast
+# code for some CPUs (AVX-512) finds other ones now and then on the same machine.
+EXACT = ("-threads", "1", "-x264-params", "cpu-independent=1")
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -85,7 +88,7 @@ def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path) -> None:
     height, width = frames.shape[1:3]
     rate = Fraction(fps).limit_denominator(65535)
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
-    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-movflags", "+faststart"]
+    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-movflags", "+faststart", *EXACT]
     even = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
     try:
         command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *codec, *even, str(part)]
