@@ -228,7 +228,8 @@ def make_video(work: Work, pipeline: Pipeline, shown: arguments.Shown, result: R
         "checkpoint": str(work.args.ckpt),
         "family": checkpoint.family.name,
         **({} if shown.image is None else {"image_path": str(shown.image)}),
-        "running": asdict(work.running),
+        "device": work.running.device,
+        "running": {name: value for name, value in asdict(work.running).items() if name != "device"},
         "threads": torch.get_num_threads(),
     }
     facts = {

@@ -25,8 +25,8 @@ from ..settings import Running, Settings, device_of
 
 @dataclass(frozen=True)
 class Record:
-    """What a file says of how it was made, as `results.Result` wrote it. device: by its type, "cpu" or "cuda"; threads:
-    of the CPU."""
+    """What a file says of how it was made, as `results.Result` wrote it. threads: of the CPU; torch, zerosmooth: their
+    versions."""
 
     checkpoint_digest: str
     settings: Settings
@@ -60,17 +60,14 @@ def read_record(file: Path) -> Record:
             "programs, and many websites, leave the record out when they save it again"
         )
     try:
-        running, made = (_object(values.get(key)) for key in ("running", "versions"))
-        device = str(running.get("device", "cpu"))[:20].partition(":")[0]
-        values |= {"running": {**running, "device": "cpu"}, "device": device}  # which may be none of this machine
-        values |= {key: str(made.get(key, ""))[:40] for key in ("torch", "zerosmooth")}
+        made = values.get("versions")
+        if isinstance(made, dict):
+            values |= {key: made[key] for key in ("torch", "zerosmooth") if key in made}
+        if isinstance(running := values.get("running"), dict):
+            running.pop("device", None)  # this machine may have none of that name
         return build(LIKE, {field.name: values[field.name] for field in fields(Record) if field.name in values})
     except ValueError as error:
         raise ValueError(f"{file} has a record that will not do: {error}") from error
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def defaults(file: Path, record: Record, said: Namespace) -> dict[str, Any]:
@@ -122,7 +119,7 @@ def notes(file: Path, record: Record, checkpoint: Checkpoint, named: bool, devic
             raise ValueError(f"{other} as it is now ({digests}); name the one to use: --ckpt FILE")
         yield f"{other}, so this will be another video"
     kind = device_of(device).type
-    then = {"device": record.device, "torch": record.torch, "zerosmooth": record.zerosmooth}
+    then = {"device": record.device.partition(":")[0], "torch": record.torch, "zerosmooth": record.zerosmooth}
     now = {"device": kind, **{key: versions()[key] for key in ("torch", "zerosmooth")}}
     if kind == "cpu":
         then["threads"], now["threads"] = str(record.threads), str(torch.get_num_threads())

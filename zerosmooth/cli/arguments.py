@@ -217,21 +217,22 @@ def _read(file: Path) -> bytes:
 def read_prompts(file: Path) -> list[str]:
     """Prompts of a file or a pipe, one a line; blank lines and # lines are skipped. "-": of standard input. ValueError
     if it has none."""
+    what = "standard input" if file == STDIN else f"the prompt file {file}"
     if not file.exists() and file != STDIN or file.is_dir():
-        raise ValueError(f"the prompt file {file} {'is a folder' if file.is_dir() else 'does not exist'}")
+        raise ValueError(f"{what} {'is a folder' if file.is_dir() else 'does not exist'}")
     content = file.read_bytes() if file.is_file() and file.stat().st_size <= LARGEST else once(lambda: _read(file))
     if len(content) > LARGEST:
-        raise ValueError(f"the prompt file {file} has more than {LARGEST / 1e6:.0f} MB; it is no list of prompts")
+        raise ValueError(f"{what} has more than {LARGEST / 1e6:.0f} MB; it is no list of prompts")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise ValueError(f"{what} is not UTF-8 text ({error}); save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"the prompt file {file} has NULs in it, as UTF-16 and other files have; save it as UTF-8")
+        raise ValueError(f"{what} has NULs in it, as UTF-16 and other files have; save it as UTF-8")
     lines = [line.strip() for line in re.split("\r\n|\r|\n", text)]  # splitlines splits at form feeds and U+2028 too
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"the prompt file {file} has no prompts")
+        raise ValueError(f"{what} has no prompts")
     return prompts
 
 
