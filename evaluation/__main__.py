@@ -13,12 +13,9 @@ record a video, table.md, results.json, and pictures.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +42,7 @@ from zerosmooth.cli.arguments import (
 )
 from zerosmooth.cli.check import check_folder, say_lost_tokens
 from zerosmooth.cli.command import run_command
+from zerosmooth.cli.processes import processes
 from zerosmooth.fields import Range, check
 from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
@@ -104,24 +102,6 @@ def arguments() -> argparse.ArgumentParser:
     rows_say = [option.name for option in options(Cascade)]
     add_settings(parser, leave_out=[*rows_say, "preset"])
     return parser
-
-
-@contextmanager
-def processes(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    """This process's number and how many there are, as torchrun says it; each on its own GPU."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        yield 0, 1
-        return
-    device = device_of(args.device)
-    if device.type == "cuda":
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device_of(args.device))
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
-    try:
-        yield torch.distributed.get_rank(), world
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def compare_folders(args: argparse.Namespace) -> None:

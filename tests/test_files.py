@@ -88,7 +88,7 @@ def test_pictures_are_whole_or_not_there(tmp_path, monkeypatch):
     write_picture(tmp_path / "x.png", FRAMES[0])
     assert np.array_equal(iio.imread(tmp_path / "x.png"), FRAMES[0])
 
-    def half(self, file, *rest) -> None:
+    def half(self, file, *rest, **options) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -100,7 +100,7 @@ def test_pictures_are_whole_or_not_there(tmp_path, monkeypatch):
 
 def test_a_picture_that_reads_back_as_another_is_refused(tmp_path, monkeypatch):
     save_image = Image.Image.save
-    monkeypatch.setattr(Image.Image, "save", lambda self, *rest: save_image(self.rotate(90), *rest))
+    monkeypatch.setattr(Image.Image, "save", lambda self, *rest, **options: save_image(self.rotate(90), *rest))
     with pytest.raises(OSError, match="reads back as something else"):
         write_picture(tmp_path / "y.png", FRAMES[0])
     assert not list(tmp_path.iterdir())

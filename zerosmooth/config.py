@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from .fields import Range, check, check_fields, short
+from .fields import SEED, Range, check, check_fields, short
 from .models.autoencoder import AutoencoderConfig
 from .models.unet import SkeletonConfig
 from .samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
@@ -92,7 +92,7 @@ class ModelConfig:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not JSON: {error}") from error
-        return _build(self, values, "")
+        return build(self, values)
 
 
 INT, FLOAT = Range(0, 1 << 20), Range(-1e6, 1e6)  # what any number may be
@@ -104,6 +104,7 @@ RANGES: dict[str, Range] = {  # what a field of that name may be, or each item o
     **dict.fromkeys(("context_length", "vocab_size", "width"), Range(1, 1 << 20)),
     **dict.fromkeys(("beta_start", "beta_end"), Range(1e-12, 0.9)),
     **dict.fromkeys(("outer_eps", "scale", "sigma_min", "sigma_max", "rho"), Range(1e-12, 1e6)),
+    **dict.fromkeys(("seed", "draw_seed"), SEED),
     "frames": Range(2, 1024),
     "data_scale": Range(1e-3, 1.0),
     "data_scale_steps": Range(1, TRAIN_STEPS),
@@ -112,9 +113,9 @@ RANGES: dict[str, Range] = {  # what a field of that name may be, or each item o
 ITEMS = 16  # of a list
 
 
-def _build(like: Any, values: Any, where: str) -> Any:
+def build(like: Any, values: Any, where: str = "") -> Any:
     """A dataclass from what `asdict` and JSON made of one; like: one of the same classes. What a file of an older
-    version lacks has its class's default."""
+    version lacks has its class's default. ValueError, which names the field, on anything else."""
     if not isinstance(values, dict):
         raise ValueError(f"{where or 'it'} is {short(values)}, not an object of fields")
     known = {field.name: field for field in fields(like)}
@@ -127,7 +128,7 @@ def _build(like: Any, values: Any, where: str) -> Any:
     built = {}
     for name, value in values.items():
         if is_dataclass(inner := getattr(like, name)):
-            built[name] = _build(inner, value, f"{where}{name}.")
+            built[name] = build(inner, value, f"{where}{name}.")
         else:
             built[name] = _read(hints[name], value, f"{where}{name}", name)
     try:

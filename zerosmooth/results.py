@@ -1,11 +1,10 @@
-"""The files of a result: named by prompt, seed and settings, so that none is ever mixed up or made twice."""
+"""The files of a result: named by prompt, seed and settings, so that none is ever mixed up or made twice. Each carries
+the record of what decides it and of what made it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
-import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
+from .comments import as_comment, read_comment
 from .files import whole
+from .naming import NAME, digest, fields, fill, slug
 from .pipeline import Video
 from .settings import Settings
-from .video import enlargement, picture, write_picture, write_video
+from .video import enlargement, picture, side_by_side, write_picture, write_video
 
 
 @dataclass(frozen=True)
 class Result:
     """The files of one subject and seed, and the record of them. name: what people call the subject; identity: all that
-    it is; checkpoint_digest: `Checkpoint.sha256`; play_fps: of each stage's file."""
+    it is; checkpoint_digest: `Checkpoint.sha256`; play_fps: of each stage's file; template: of names (see `naming`);
+    picture, side_by_side: what is written beside the videos."""
 
     folder: Path
     name: str
@@ -34,6 +36,9 @@ class Result:
     checkpoint_digest: str
     play_fps: list[float]
     suffix: str = ".mp4"
+    template: str = NAME
+    picture: bool = True
+    side_by_side: bool = False
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -46,27 +51,52 @@ class Result:
             "play_fps": self.play_fps,
         }
 
-    @property
-    def stem(self) -> str:
-        """The prompt or the image's name, the seed, and a digest of all that decides."""
-        return stem(self.name, self.seed, [self.decided, self.suffix])
+    def path(self, stage: int = -1, suffix: str = "") -> Path:
+        """Of what a stage has. A template that has no frames in it gives the same one for all stages."""
+        cascade = self.settings.cascade
+        frames = cascade.frames_of(stage % cascade.stages)
+        everything = digest([self.decided, self.suffix]) if "{digest" in self.template else ""
+        of = {**fields(self.settings), "prompt": self.name, "seed": self.seed, "frames": frames, "digest": everything}
+        return self.folder / f"{fill(self.template, **of)}{suffix}"
 
     @property
     def record(self) -> Path:
         """The json, which is written last: where it is, the result is whole."""
-        return self.folder / f"{self.stem}.json"
+        return self.path(suffix=".json")
+
+    @property
+    def videos(self) -> list[Path]:
+        """One a stage."""
+        cascade = self.settings.cascade
+        ends = [self.suffix] * cascade.stages
+        if "{frames" not in self.template:
+            ends = [f"_{cascade.frames_of(stage)}f{self.suffix}" for stage in range(cascade.stages)]
+        return [self.path(stage, end) for stage, end in enumerate(ends)]
+
+    @property
+    def beside(self) -> dict[str, Path]:
+        """What goes beside the videos, by what it is."""
+        there = {
+            "picture": self.path(suffix=".png"),
+            "side by side": self.path(suffix=f"_side_by_side{self.suffix}"),
+        }
+        return {what: there[what] for what, asked in zip(there, (self.picture, self.side_by_side)) if asked}
 
     @property
     def files(self) -> list[Path]:
-        """A video a stage, and the picture."""
-        cascade, stem = self.settings.cascade, self.stem
-        frames = [cascade.frames_of(stage) for stage in range(cascade.stages)]
-        names = [*(f"{stem}_{n}f{self.suffix}" for n in frames), f"{stem}.png"]
-        return [self.folder / name for name in names]
+        """All but the record."""
+        return [*self.videos, *self.beside.values()]
+
+    def taken(self) -> Path | None:
+        """A file of another result, or of none, that has a name of this one's."""
+        for path in (self.record, *self.files):
+            if path.exists() and not all(_recorded(path).get(key) == value for key, value in self.decided.items()):
+                return path
+        return None
 
     def lacks(self) -> str | None:
-        """What is damaged or gone of a result that was finished; empty if none was; None if it is whole. ValueError if
-        a folder is where a file belongs."""
+        """Of a result that was finished, what is damaged, gone or asked for only now, in words; empty if none was
+        finished; None if it is whole. ValueError if a folder is where a file belongs."""
         if blocked := next((path for path in (self.record, *self.files) if path.is_dir()), None):
             raise ValueError(f"{blocked} is a folder, where a file of a result belongs; move it away")
         if not self.record.exists():
@@ -74,36 +104,51 @@ class Result:
         record = read_json(self.record)
         sizes = record.get("files") if isinstance(record, dict) else None
         if not isinstance(sizes, dict) or any(record.get(key) != value for key, value in self.decided.items()):
-            return self.record.name
+            return f"{self.record} is damaged or gone"
         for path in self.files:
-            if not path.is_file() or path.stat().st_size != sizes.get(path.name):
-                return path.name
+            if path.name not in sizes:
+                return f"{path} was not asked for before"
+            if not path.is_file() or path.stat().st_size != sizes[path.name]:
+                return f"{path} is damaged or gone"
         return None
 
-    def write(self, video: Video, facts: dict[str, Any]) -> list[Path]:
-        """Write a video a stage, a picture, and the record with `facts` in it too. Returns the videos' paths."""
+    def write(self, video: Video, made_by: dict[str, Any], facts: dict[str, Any]) -> list[Path]:
+        """Write a video a stage, what goes beside them, and last the record. Returns the videos' paths.
+
+        made_by: what it takes to make it again, beside what decides: it is in every file; facts: in the json alone."""
         frames = [stage.numpy() for stage in video.frames]
-        *videos, image = self.files
-        for path, x, fps in zip(videos, frames, self.play_fps, strict=True):
-            write_video(path, x, fps)
-        write_picture(image, picture(frames, self.play_fps))
+        made = {**self.decided, **made_by, "versions": versions()}
+        comment = as_comment(made)
+        for path, x, fps in zip(self.videos, frames, self.play_fps, strict=True):
+            write_video(path, x, fps, comment)
+        for what, path in self.beside.items():
+            if what == "picture":
+                write_picture(path, picture(frames, self.play_fps), comment)
+            else:
+                write_video(path, side_by_side(frames, self.play_fps), self.play_fps[-1], comment)
         record = {
-            **self.decided,
+            **made,
             "frames": [len(x) for x in frames],
             "enlarged": enlargement(frames[0]),
             "files": {path.name: path.stat().st_size for path in self.files},
             **facts,
-            "versions": versions(),
         }
         write_json(self.record, record)
-        return videos
+        return self.videos
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The record that a file carries; empty if it has none."""
+    try:
+        record = json.loads(read_comment(path))
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def stem(text: str, seed: int, everything: list[Any]) -> str:
     """A file's name without its suffix: a text that people read, a seed, and a digest of everything that matters."""
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
-    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-    return f"{slug}_seed{seed}_{digest[:12]}"
+    return f"{slug(text)}_seed{seed}_{digest(everything)}"
 
 
 def versions() -> dict[str, str]:

@@ -107,29 +107,43 @@ class Running:
             yield "sequential_guidance does nothing without guidance, which has one branch then"
 
 
-def settings_for(family: Family, config: ModelConfig, **asked: Any) -> Settings:
+def settings_for(family: Family, config: ModelConfig, before: Settings | None = None, **asked: Any) -> Settings:
     """A checkpoint's own settings, changed by a preset, changed by what was asked: fields of `Settings`, or of the
-    cascade or the correction in it, by name. ValueError for what there is not, does not fit, or would do nothing."""
+    cascade or the correction in it, by name. before: settings to start from instead; another method or preset brings
+    its own cascade. ValueError for what there is not, does not fit, or would do nothing."""
     known = [option.name for option in options(Settings)]
     if unknown := [name for name in asked if name not in known]:
         raise ValueError(f"there is no setting {unknown[0]!r}; use one of {', '.join(known)}")
-    if idle := [name for name in asked if name in family.idle]:
+    kept = {} if before is None else _kept(family, config, before, asked)
+    if idle := [name for name in {**kept, **asked} if name in family.idle]:
         source = " and ".join(f"{kind}s" for kind in family.takes)
         raise ValueError(f"{idle[0]} does nothing to {family.name}, which makes videos from {source}; leave it out")
     own = {field.name: getattr(config.defaults, field.name) for field in fields(Sampling)}
     own |= {"frames": config.unet.frames, "decode_chunk_size": config.vae.decode_chunk_size}
-    method = asked.get("method", Cascade.method)
+    said = {**kept, **asked}
+    method = said.get("method", Cascade.method)
     if method == "freenoise":
         own["eta"] = 0.0  # fresh noise would cover the one that it repeats
-    preset = asked.get("preset", config.defaults.preset if method == Cascade.method else "paper")
+    preset = said.get("preset", config.defaults.preset if method == Cascade.method else "paper")
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}; use one of {', '.join(PRESETS)}")
-    settings = change(Settings(), **{**own, **PRESETS[preset], **asked, "preset": preset})
+    settings = change(Settings(), **{**own, **PRESETS[preset], **said, "preset": preset})
     settings.check(config)
     for name, reason in _idle(settings):
         if name in asked:
             raise ValueError(f"{name} does nothing {reason}; leave it out")
     return settings
+
+
+def _kept(family: Family, config: ModelConfig, before: Settings, asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for when settings were made that `asked` is to change, as far as it still has a meaning."""
+    made_by = {"method": before.cascade.method, "preset": before.preset}
+    plain = values(settings_for(family, config, None, **made_by))
+    kept = {name: value for name, value in values(before).items() if value != plain[name]}
+    if any(asked.get(name, value) != value for name, value in made_by.items()):
+        own = values(Cascade())
+        return {name: value for name, value in kept.items() if name not in own or name in ("frames", "scales")}
+    return {**made_by, **kept}
 
 
 def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -220,6 +234,15 @@ def options(of: type) -> Iterator[Option]:
         elif typing.get_origin(hint) in (types.UnionType, typing.Union):
             hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
         yield Option(field.name, hint, texts[0], field.default, choices)
+
+
+def values(of: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, those of dataclasses within it included, as `change` takes them."""
+    found: dict[str, Any] = {}
+    for field in fields(of):
+        inner = getattr(of, field.name)
+        found |= values(inner) if is_dataclass(inner) else {field.name: inner}
+    return found
 
 
 def change(value: T, **changes: Any) -> T:

@@ -17,29 +17,33 @@ from einops import rearrange
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
+from .comments import png_text
 from .files import FULL, one_line, scratch, whole
 from .images import find_images, read_image
 
 SHOWN = 256  # pixels: smaller videos are enlarged by a whole factor, or mp4's coarse colours would smear them
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+# The same frames are the same bytes: with several threads x264 finds other ones on other numbers of cores, and its fast
+# code for some CPUs (AVX-512) finds other ones now and then on the same machine.
+EXACT = ("-threads", "1", "-x264-params", "cpu-independent=1")
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif.
+def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
+    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif, with a comment (see `comments`).
 
     The file is whole or not there: it is read back before it gets its name. OSError, which says why, if it cannot be
     written; ValueError for what is no video.
     """
     _check_frames(frames, fps)
     with whole(path) as part:
-        _write_video(part, frames, fps, path)
+        _write_video(part, frames, fps, path, comment)
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
+def write_picture(path: Path, image: np.ndarray, comment: str = "") -> None:
     """Write an image (uint8, h w 3) to a .png. As `write_video`."""
     with whole(path) as part:
-        Image.fromarray(image).save(part, "PNG")
+        Image.fromarray(image).save(part, "PNG", pnginfo=png_text(comment))
         with Image.open(part) as written:
             if not np.array_equal(np.asarray(written), image):
                 raise OSError(f"{path} cannot be written: it reads back as something else; is its disk sound?")
@@ -59,18 +63,18 @@ def _check_frames(frames: np.ndarray, fps: float) -> None:
         raise ValueError(f"a video of {fps} frames a second; use 0.001 to 100000")
 
 
-def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path) -> None:
+def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path, comment: str = "") -> None:
     """Write to `part` what is to become `path`, and count what can be read back."""
     times = enlargement(frames)
     frames = frames.repeat(times, axis=1).repeat(times, axis=2)
     if path.suffix == ".gif":
         durations = _gif_durations(len(frames), fps)
-        iio.imwrite(part, frames, duration=durations, loop=0)
+        iio.imwrite(part, frames, duration=durations, loop=0, comment=comment.encode())
         with Image.open(part) as file:  # it holds frames that are alike as one
             found = sum(frame.info.get("duration", 0) for frame in ImageSequence.Iterator(file))
         lost = f"{found} of {sum(durations)} ms" if found != sum(durations) else None
     else:
-        _run_ffmpeg(part, frames, fps, path)
+        _run_ffmpeg(part, frames, fps, path, comment)
         try:
             found = len(read_video(part))
         except ValueError:
@@ -80,15 +84,16 @@ def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path) -> None
         raise OSError(f"{path} cannot be written: only {lost} can be read back; is its disk sound, or full?")
 
 
-def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path) -> None:
+def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path, comment: str) -> None:
     """OSError, which names `path` and the reason, unless ffmpeg says that it wrote all to `part`."""
     height, width = frames.shape[1:3]
     rate = Fraction(fps).limit_denominator(65535)
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
-    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-movflags", "+faststart"]
+    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-movflags", "+faststart", *EXACT]
+    tag = ["-metadata", f"comment={comment}"] if comment else []
     even = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
     try:
-        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *codec, *even, str(part)]
+        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *codec, *even, *tag, str(part)]
         pixels = np.ascontiguousarray(frames).reshape(-1).data
         done = subprocess.run(command, input=pixels, capture_output=True, start_new_session=True)
     except (RuntimeError, OSError) as error:
@@ -182,6 +187,25 @@ def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
         canvas.paste(image.resize((slice_width, slice_height), Image.Resampling.NEAREST), (x, y))
         draw.text((x, y + slice_height + 2), f"{len(frames)} frames", INK, font)
     return np.asarray(canvas)
+
+
+def side_by_side(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
+    """One video of a result, to be shared: the key frames, each held as long as it lasts, beside the densest video, a
+    line above each that says what it is. stages, fps: as in `picture`. Returns f h w 3, at the rate of the densest."""
+    pad, label = 8, 24
+    times, panels = enlargement(stages[0]), [stages[0].repeat(len(stages[-1]) // len(stages[0]), axis=0), stages[-1]]
+    f, height, width, _ = panels[0].shape
+    height, width = times * height, times * width
+    header = Image.new("RGB", (2 * width + pad, label), PAPER)
+    draw, font = ImageDraw.Draw(header), ImageFont.load_default(size=14)
+    for i, stage in enumerate((0, -1)):
+        draw.text((i * (width + pad) + 4, 3), f"{len(stages[stage])} frames, {fps[stage]:g} fps", INK, font)
+    canvas = np.full((f, label + height, 2 * width + pad, 3), PAPER, np.uint8)
+    canvas[:, :label] = np.asarray(header)
+    for i, x in enumerate(panels):
+        left = i * (width + pad)
+        canvas[:, label:, left : left + width] = x.repeat(times, axis=1).repeat(times, axis=2)
+    return canvas
 
 
 def line_over_time(frames: np.ndarray, axis: int, line: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from ..images import find_images, read_image
 from ..pipeline import Subject
 from ..samplers import TRAIN_STEPS
 from ..settings import Option, Running, Settings, default_dtype, device_of, options, settings_for
+from .processes import once
 
+STDIN = Path("-")
 LARGEST = 64_000_000  # bytes of a prompt file
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 FLAGS = {"frames": "key_frames"}  # where the field's name would not say enough
@@ -44,7 +47,11 @@ def add_subjects(parser: argparse._ActionsContainer, prompt: bool) -> None:
     add = parser.add_argument
     if prompt:
         add("--prompt", help="what to show (default: the checkpoint's own)")
-    add("--prompt_file", type=as_path, help="prompts, one a line; blank lines and # lines are skipped")
+    add(
+        "--prompt_file",
+        type=as_path,
+        help="prompts, one a line, or - for standard input; blank and # lines are skipped",
+    )
     add("--image", type=as_path, help="first frame of image to video: an image file, or a folder of them")
     add("--seed", type=int, default=0, help="of the noise; the same key frames at every scale (default: 0)")
     add("--num_videos", type=int, default=1, help="of each subject, with seeds --seed, --seed + 1, .. (default: 1)")
@@ -79,9 +86,7 @@ def _add(add: Any, option: Option) -> None:
     """None where nothing is said, so that what was asked can be told from what is a default."""
     name, dest = FLAGS.get(option.name, option.name), option.name
     if option.kind is bool:
-        flag, action = (f"--no_{name}", "store_false") if option.default else (f"--{name}", "store_true")
-        text = f"do not {option.text}" if option.default else option.text
-        add(flag, dest=dest, action=action, default=None, help=text)
+        add_switch(add, name, dest, option.text, option.default)
         return
     default = DEFAULT_TEXTS.get(option.name, "none" if option.default is None else option.default)
     text = f"{option.text} (default: {default})".replace("%", "%%")
@@ -94,6 +99,14 @@ def _add(add: Any, option: Option) -> None:
         help=text,
         metavar=None if choices else METAVARS[option.kind],
     )
+
+
+def add_switch(add: Any, name: str, dest: str, text: str, default: bool, unsaid: bool | None = None) -> None:
+    """`--name` and `--no_name`: the one that changes the default is in `--help`, the other one is for where something
+    else than the default stands, as beside a preset or a record. unsaid: what holds if neither is said."""
+    texts = {True: argparse.SUPPRESS if default else text, False: f"do not {text}" if default else argparse.SUPPRESS}
+    add(f"--{name}", dest=dest, action="store_true", default=unsaid, help=texts[True])
+    add(f"--no_{name}", dest=dest, action="store_false", default=unsaid, help=texts[False])
 
 
 def described(args: argparse.Namespace) -> Checkpoint:
@@ -117,11 +130,16 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
     return said
 
 
-def read_settings(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Settings, Running]:
-    """What was asked for, checked; prints what else a user should know of it. ValueError if it does not fit."""
+def read_settings(
+    args: argparse.Namespace, checkpoint: Checkpoint, before: Settings | None = None
+) -> tuple[Settings, Running]:
+    """What was asked for, checked; prints what else a user should know of it. before: settings that it changes, if not
+    the checkpoint's own. ValueError if it does not fit."""
     device = device_of(args.device)
-    said = {"dtype": default_dtype(device), **asked(args)}
-    settings = settings_for(checkpoint.family, checkpoint.config, **said)
+    said = asked(args)
+    if before is None:
+        said = {"dtype": default_dtype(device), **said}
+    settings = settings_for(checkpoint.family, checkpoint.config, before, **said)
     sampler = checkpoint.config.sampler.sampler(settings.steps, settings.eta)
     if len(sampler) != settings.steps:
         instead = f"not {settings.steps}: one at each of evenly spaced timesteps below {TRAIN_STEPS}"
@@ -184,24 +202,37 @@ def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint, needed: bool
     return shown
 
 
+def _read(file: Path) -> bytes:
+    """One byte more than LARGEST, if there are so many."""
+    if file != STDIN:
+        with file.open("rb") as opened:
+            return opened.read(LARGEST + 1)
+    if sys.stdin is None:
+        raise ValueError("--prompt_file -: this process has no standard input")
+    if sys.stdin.isatty():
+        print("type prompts, one a line; Ctrl-D ends them", file=sys.stderr)
+    return sys.stdin.buffer.read(LARGEST + 1)
+
+
 def read_prompts(file: Path) -> list[str]:
-    """Prompts of a file or a pipe, one a line; blank lines and # lines are skipped. ValueError if it has none."""
-    if not file.exists() or file.is_dir():
-        raise ValueError(f"the prompt file {file} {'is a folder' if file.is_dir() else 'does not exist'}")
-    with file.open("rb") as opened:
-        content = opened.read(LARGEST + 1)
+    """Prompts of a file or a pipe, one a line; blank lines and # lines are skipped. "-": of standard input. ValueError
+    if it has none."""
+    what = "standard input" if file == STDIN else f"the prompt file {file}"
+    if not file.exists() and file != STDIN or file.is_dir():
+        raise ValueError(f"{what} {'is a folder' if file.is_dir() else 'does not exist'}")
+    content = file.read_bytes() if file.is_file() and file.stat().st_size <= LARGEST else once(lambda: _read(file))
     if len(content) > LARGEST:
-        raise ValueError(f"the prompt file {file} has more than {LARGEST / 1e6:.0f} MB; it is no list of prompts")
+        raise ValueError(f"{what} has more than {LARGEST / 1e6:.0f} MB; it is no list of prompts")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise ValueError(f"{what} is not UTF-8 text ({error}); save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"the prompt file {file} has NULs in it, as UTF-16 and other files have; save it as UTF-8")
+        raise ValueError(f"{what} has NULs in it, as UTF-16 and other files have; save it as UTF-8")
     lines = [line.strip() for line in re.split("\r\n|\r|\n", text)]  # splitlines splits at form feeds and U+2028 too
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"the prompt file {file} has no prompts")
+        raise ValueError(f"{what} has no prompts")
     return prompts
 
 

@@ -21,7 +21,7 @@ ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if has
 def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
     """The exit status of `work`. A mistake of the user is one line without a traceback; ours keeps it.
 
-    interrupted: what holds after Ctrl-C, SIGTERM or SIGHUP, which all end it in the same way.
+    interrupted: what holds after Ctrl-C, SIGTERM or SIGHUP, which all end it in the same way; empty to say nothing.
     """
     with _patient_output(), _ends() as ended:
         try:
@@ -29,7 +29,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
         except (ValueError, OSError) as error:
             if not is_said(error):
                 raise
-            print(f"{name}: {_text(error)}", file=sys.stderr)
+            print(f"{name}: {text_of(error)}", file=sys.stderr)
             return 1
         except (RuntimeError, MemoryError) as error:
             if (what := out_of_memory(error)) is None:
@@ -37,7 +37,8 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
             print(f"{name}: {what}; {MEMORY}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
+            if interrupted:
+                print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
             return 128 + ended[0] if ended else 130
 
 
@@ -53,7 +54,7 @@ def is_said(error: BaseException) -> bool:
     return ours and line.startswith("raise")
 
 
-def _text(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     """In one line: what damaged files bring into a message, such as a terminal's escape codes, is shown escaped."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
