@@ -23,12 +23,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
 
 import torch
-from tqdm import tqdm
 
 from zerosmooth.checkpoint import Checkpoint, load_described
 from zerosmooth.cli import arguments
 from zerosmooth.cli.check import check_folder, report, say_lost_tokens
 from zerosmooth.cli.command import run_command
+from zerosmooth.cli.live import Live
 from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.results import Result
@@ -45,6 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--check", action="store_true", help="say what the checkpoint is and what it would need, and stop")
     add("--save_fps", type=float, help="key frames a second, as the files play; further stages multiply it")
     add("--gif", action="store_true", help="write GIF instead of mp4")
+    add("--preview", action="store_true", help="while it runs, keep coarse key frames in the folder: preview.gif")
     add(
         "--outdir",
         type=arguments.as_path,
@@ -78,24 +79,26 @@ def make_videos(args: argparse.Namespace) -> int:
         for one in shown
         for seed in seeds
     )
-    pipeline, failed = None, 0
-    for waiting in unfinished(results, len(shown) * len(seeds), args.outdir):
-        if pipeline is None:
-            pipeline = load_described(checkpoint, running.device, getattr(torch, settings.dtype))
-            say_lost_tokens(pipeline, [*(one.prompt or "" for one in shown), settings.negative_prompt])
-            say_what_scale_does(settings, play_fps)
-        failed += not make_video(args, checkpoint, pipeline, running, *waiting)
+    pipeline, failed, of = None, 0, len(shown) * len(seeds)
+    with Live(args.outdir, of, settings.cascade, play_fps[0], args.preview) as live:
+        for waiting in unfinished(results, of, args.outdir, live):
+            if pipeline is None:
+                pipeline = load_described(checkpoint, running.device, getattr(torch, settings.dtype))
+                say_lost_tokens(pipeline, [*(one.prompt or "" for one in shown), settings.negative_prompt])
+                say_what_scale_does(settings, play_fps)
+            failed += not make_video(args, checkpoint, pipeline, running, live, *waiting)
     return int(failed > 0)
 
 
 def unfinished(
-    results: Iterator[tuple[arguments.Shown, Result]], of: int, folder: Path
+    results: Iterator[tuple[arguments.Shown, Result]], of: int, folder: Path, live: Live
 ) -> Iterator[tuple[arguments.Shown, Result]]:
     """Those that are to be made, one after the other; says how many are there, and which are damaged."""
     there, said = 0, 0
     for shown, result in results:
         if (lost := result.lacks()) is None:
             there += 1
+            live.drop()
             continue
         if there > said:
             print(f"{there} of {of} videos are in {folder} already")
@@ -119,23 +122,23 @@ def make_video(
     checkpoint: Checkpoint,
     pipeline: Pipeline,
     running: Running,
+    live: Live,
     shown: arguments.Shown,
     result: Result,
 ) -> bool:
     """Whether it turned out; if not, the reason is said."""
     began = time.perf_counter()
-    with tqdm(desc=f"{shown.name[:40]} (seed {result.seed})", unit="stage", leave=False) as bar:
-
-        def progress(done: int, of: int) -> None:
-            bar.total = of
-            bar.update(done - bar.n)
-
+    with live.video(f"{shown.name}, seed {result.seed}"):
         try:
             (video,) = pipeline.sample(
-                shown.load(), result.settings, seeds=result.seed, running=running, progress=progress
+                shown.load(),
+                result.settings,
+                seeds=result.seed,
+                running=running,
+                progress=live.progress,
+                preview=live.preview,
             )
         except NonFiniteError as error:  # the others need not suffer
-            bar.close()
             print(f"sample.py: no video of {shown.name!r}, seed {result.seed}: {error}", file=sys.stderr)
             return False
     facts = {
