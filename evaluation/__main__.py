@@ -7,7 +7,7 @@
     python -m evaluation --compare A B      # two folders of videos, or patterns such as 'outputs/*_16f.mp4'
 
 A run that was stopped goes on from what is finished, and rows, subjects and seeds can be added later. In --outdir: a
-record a video, table.md, results.json, and pictures.
+record a video, table.md, results.json, pictures, and index.html, where the rows play side by side.
 """
 
 from __future__ import annotations

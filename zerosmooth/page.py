@@ -1,7 +1,7 @@
 """One web page of a folder's videos: their stages side by side on one clock, in one file that needs no other.
 
 The page is made from what lies in the folder, and made again as videos arrive: what the last one holds of videos that
-are still there is taken over as it is. It shows stills, which a browser can draw in step to the frame (see `page.html`).
+are still there is taken over as it is. It shows stills, in step to the frame in every browser: see `page.html`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Page:
         self._entries = {html.unescape(match[1]): match[0] for match in ENTRY.finditer(self._text)}  # lines of the page
 
     def write(self, found: Iterable[Found], live: dict[str, Any] | None = None) -> None:
-        """Write the page with what is found, in this order, up to MOST; none if that is nothing. live: an entry of what is being made, see
-        `live`. OSError if it cannot be written."""
+        """Write the page with what is found, in this order, up to MOST; none if that is nothing. live: the entry of
+        what is being made, see `live`. OSError if it cannot be written."""
         entries: dict[str, str] = {}
         left_out = size = 0
         for key, make in found:
@@ -61,10 +61,9 @@ class Page:
             elif line:
                 entries[key] = line
         self._entries = entries
-        about = f"{len(entries)} of {len(entries) + left_out} videos" if left_out else f"{len(entries)} videos"
-        about = about.removesuffix("s") if about == "1 videos" else about
-        folder = self.path.absolute().parent.name
-        head = {"title": f"{folder}: zerosmooth", "about": f"{about} in {folder}", "live": live}
+        folder, n = self.path.absolute().parent.name, len(entries)
+        about = f"{n} result{'s' * (n != 1)} in {folder}" + f"; the latest of {n + left_out}" * (left_out > 0)
+        head = {"title": f"{folder}: zerosmooth", "about": about, "live": live}
         template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         data = "\n".join([_script(head, 'id="page"'), *entries.values()])
         text = template.replace("<!-- data -->", data)
@@ -118,9 +117,9 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 def entry(
     key: str, title: str, note: str, panels: Sequence[tuple[str, str, np.ndarray, float, str | None]], enlarged: int = 1
 ) -> dict[str, Any]:
-    """What the page is told of videos that are shown side by side. panels: a name, what else is said, uint8 f h w 3, its
-    frames a second, its file in the folder; enlarged: whole factor by which the frames are larger than they were."""
-    frames = panels[-1][2]
+    """What the page is told of videos that are shown side by side. panels: of each a name, what else is said, frames
+    (uint8 f h w 3), frames a second, its file in the folder; enlarged: a whole factor, by which they were."""
+    frames = panels[0][2]  # whose busiest line is shown of all
     height, width = (side // enlarged for side in frames.shape[1:3])
     scale = min(1.0, WIDEST / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))

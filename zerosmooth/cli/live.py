@@ -21,7 +21,7 @@ PREVIEW = "preview.gif"
 
 
 class Live:
-    """`with Live(..)` around a run of so many videos. fps: of key frames, as they play; keep: previews in a file too."""
+    """`with Live(..)` around a run of some videos. fps: of key frames, as they play; keep: previews in a file too."""
 
     def __init__(self, folder: Path, videos: int, cascade: Cascade, fps: float, keep: bool) -> None:
         self._folder, self._fps, self._keep = folder, fps, keep
