@@ -64,7 +64,7 @@ class Chromium:
             if answer.get("method") == "Runtime.exceptionThrown":
                 details = answer["params"]["exceptionDetails"]
                 self.errors.append(details.get("exception", {}).get("description", details["text"]))
-            if answer.get("method") == "Log.entryAdded":
+            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
                 self.errors.append(answer["params"]["entry"]["text"])
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")

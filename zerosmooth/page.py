@@ -51,15 +51,16 @@ class Page:
         entries: dict[str, str] = {}
         left_out = size = 0
         for key, make in found:
+            if size >= MOST:
+                left_out += 1
+                continue
             key = f"{key} {FORMAT}"
             line = self._entries.get(key)
-            if line is None and size < MOST:
-                line = _script(entry, f'class="entry" data-key="{html.escape(key)}"') if (entry := make()) else ""
-            size += len(line or "")
-            if line is None or size > MOST:
-                left_out += 1
-            elif line:
+            if line is None and (made := make()):
+                line = _script(made, f'class="entry" data-key="{html.escape(key)}"')
+            if line is not None:
                 entries[key] = line
+                size += len(line)
         self._entries = entries
         folder, n = self.path.absolute().parent.name, len(entries)
         about = f"{n} result{'s' * (n != 1)} in {folder}" + f"; the latest of {n + left_out}" * (left_out > 0)

@@ -44,7 +44,8 @@ class Progress:
                 form = "{percentage:3.0f}% |{bar}| {desc}"
                 self._bar = tqdm(total=1.0, bar_format=form, leave=False, dynamic_ncols=True)
             self._bar.set_description_str(self.said(text), refresh=False)
-            self._bar.update(self.share - self._bar.n)
+            self._bar.n = self.share
+            self._bar.refresh()
         elif seconds - self._said >= max(LINES, LONG * seconds):
             self._said = seconds
             print(f"{self.share:4.0%}  {self.said(text)}", file=sys.stderr)
