@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,17 @@ def test_the_page_of_somebody_else_is_not_overwritten(tmp_path):
     (tmp_path / page.NAME).write_text("<h1>My holidays</h1>")
     with pytest.raises(ValueError, match="is a page of something else; use another folder"):
         Page(tmp_path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.9])
+def test_a_damaged_page_is_made_again(tmp_path, folder, part):
+    for path in folder.iterdir():
+        shutil.copy2(path, tmp_path)
+    whole = (folder / page.NAME).read_text()
+    (tmp_path / page.NAME).write_text(whole[: int(part * len(whole))])
+    Page(tmp_path).write(results(tmp_path))
+    titles = [[entry["title"] for entry in entries(one)] for one in (folder, tmp_path)]
+    assert titles[0] == titles[1] and len(titles[0]) == 2
 
 
 def test_without_videos_there_is_no_page(tmp_path):

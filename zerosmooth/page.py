@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ MOST = 64_000_000  # characters of all entries: what browsers still open quickly
 WIDEST = 512  # pixels: larger videos are shrunk to it
 ACROSS = 4  # stills in a row and a column of a sheet: at most 2048 pixels a side, which phones decode too
 LOSSLESS = 128  # pixels: up to there stills are kept exactly, above as WebP of quality 90
-OURS = '<script type="application/json" id="page">'
+OURS = '<meta name="generator" content="zerosmooth">'
 ENTRY = re.compile(r'^<script type="application/json" class="entry" data-key="([^"]*)">.*</script>$', re.MULTILINE)
 
 Found = tuple[str, Callable[[], "dict[str, Any] | None"]]  # what names an entry, and what makes it, or finds it damaged
@@ -41,7 +42,7 @@ class Page:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        if self._text and OURS not in self._text:
+        if OURS not in self._text and not template().startswith(self._text):  # nor a damaged one of ours
             raise ValueError(f"{self.path} is a page of something else; use another folder")
         self._entries = {html.unescape(match[1]): match[0] for match in ENTRY.finditer(self._text)}  # lines of the page
 
@@ -65,12 +66,17 @@ class Page:
         folder, n = self.path.absolute().parent.name, len(entries)
         about = f"{n} result{'s' * (n != 1)} in {folder}" + f"; the latest of {n + left_out}" * (left_out > 0)
         head = {"title": f"{folder}: zerosmooth", "about": about, "live": live}
-        template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         data = "\n".join([_script(head, 'id="page"'), *entries.values()])
-        text = template.replace("<!-- data -->", data)
+        text = template().replace("<!-- data -->", data)
         if text != self._text and (entries or live or self._text):
             write_text(self.path, text)
             self._text = text
+
+
+@cache
+def template() -> str:
+    """The page without its data."""
+    return files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
 
 def _script(content: Any, attributes: str) -> str:
