@@ -150,6 +150,14 @@ def test_previews_are_in_the_page_and_in_the_folder_until_the_run_ends(tmp_path)
     assert "a prompt" not in (tmp_path / NAME).read_text() and not (tmp_path / PREVIEW).exists()
 
 
+def test_of_many_processes_one_writes_the_page(tmp_path):
+    with Live(tmp_path, 1, Cascade(4, (2,)), 8.0, True, silent=True) as live:
+        with live.video("a prompt, seed 0"):
+            live.progress(1, 4)
+            live.preview(lambda: pytest.fail("nobody sees it"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_ended_a_run_is_told_even_if_the_page_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="the disk is full"):
         with Live(tmp_path / "gone", 1, Cascade(4, (2,)), 8.0, False) as live:

@@ -21,12 +21,15 @@ PREVIEW = "preview.gif"
 
 
 class Live:
-    """`with Live(..)` around a run of some videos. fps: of key frames, as they play; keep: previews in a file too."""
+    """`with Live(..)` around a run of some videos. fps: of key frames, as they play; keep: previews in a file too;
+    silent: of a process beside the one that shows it. ValueError if the folder has a page that is not ours."""
 
-    def __init__(self, folder: Path, videos: int, cascade: Cascade, fps: float, keep: bool) -> None:
-        self._folder, self._fps, self._keep = folder, fps, keep
+    def __init__(
+        self, folder: Path, videos: int, cascade: Cascade, fps: float, keep: bool, silent: bool = False
+    ) -> None:
+        self._folder, self._fps, self._keep, self._silent = folder, fps, keep, silent
         self._frames = [cascade.frames_of(stage) for stage in range(cascade.stages)]
-        self._page, self._bar = Page(folder), Progress(videos)
+        self._page, self._bar = Page(folder), Progress(videos, silent)
         self._next = 0.0  # when there may be a preview again
         self._name, self._step = "", ""
 
@@ -34,7 +37,9 @@ class Live:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._bar.clear()
+        self._bar.close()
+        if self._silent:
+            return
         with suppress(*([OSError] if kind else [])):  # what ended the run is what is to be said
             self._page.write(results(self._folder))
             if self._keep:
@@ -63,7 +68,7 @@ class Live:
 
     def preview(self, look: Callable[[], list[Tensor]]) -> None:
         """Of `Pipeline.sample`. Where it is time for one, it is shown."""
-        if (began := time.perf_counter()) < self._next:
+        if self._silent or (began := time.perf_counter()) < self._next:
             return
         frames = look()[0].numpy()
         if self._keep:
@@ -73,5 +78,7 @@ class Live:
         self._next = now + max(OFTEN, (now - began) / SHARE)
 
     def _write(self, frames: np.ndarray | None) -> None:
+        if self._silent:
+            return
         said = self._bar.said(self._step)
         self._page.write(results(self._folder), live(self._name, said, self._bar.share, frames, self._fps))
