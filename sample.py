@@ -27,12 +27,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
 
 import torch
-from tqdm import tqdm
 
 from zerosmooth.checkpoint import Checkpoint, load_described
 from zerosmooth.cli import again, arguments
 from zerosmooth.cli.check import check_folder, report, say_lost_tokens
 from zerosmooth.cli.command import run_command
+from zerosmooth.cli.live import Live
 from zerosmooth.cli.processes import agreed, first, processes, said_once, together
 from zerosmooth.fields import Range, check
 from zerosmooth.files import remove_left
@@ -73,6 +73,7 @@ def flags() -> argparse.ArgumentParser:
         help="of the files: {prompt}, {seed}, {frames}, {digest} of all that decides, {scale}, {steps} and any other "
         f"setting (default: {NAME})",
     )
+    add("--preview", action="store_true", help="while it runs, keep coarse key frames in the folder: preview.gif")
     add(
         "--outdir",
         type=arguments.as_path,
@@ -171,23 +172,27 @@ def make_videos(work: Work, rank: int, world: int) -> int:
     """Make what is not there yet; of several processes, each its share. Returns the exit status."""
     pipeline: Pipeline | None = None
     failed = there = said = 0
-    of = f"of {len(work.shown) * len(work.seeds)} videos are in {work.args.outdir} already"
-    for shown, result in islice(work.results(), rank, None, world):
-        if (lost := result.lacks()) is None:
-            there += 1
-            continue
-        if world == 1 and there > said:
-            print(there, of)
-            said = there
-        if lost:
-            print(f"note: {lost}; the video is made again")
-        if pipeline is None:
-            pipeline = load_described(work.checkpoint, work.running.device, getattr(torch, work.settings.dtype))
-            say_lost_tokens(pipeline, prompts_of(work, rank, world))
-            with said_once():
-                say_what_scale_does(work.settings, work.play_fps)
-        failed += not make_video(work, pipeline, shown, result)
-    there, failed = (sum(counts) for counts in zip(*together((there, failed))))
+    total, args = len(work.shown) * len(work.seeds), work.args
+    of = f"of {total} videos are in {args.outdir} already"
+    own = len(range(rank, total, world))
+    with Live(args.outdir, own, work.settings.cascade, work.play_fps[0], args.preview, silent=not first()) as live:
+        for shown, result in islice(work.results(), rank, None, world):
+            if (lost := result.lacks()) is None:
+                there += 1
+                live.drop()
+                continue
+            if world == 1 and there > said:
+                print(there, of)
+                said = there
+            if lost:
+                print(f"note: {lost}; the video is made again")
+            if pipeline is None:
+                pipeline = load_described(work.checkpoint, work.running.device, getattr(torch, work.settings.dtype))
+                say_lost_tokens(pipeline, prompts_of(work, rank, world))
+                with said_once():
+                    say_what_scale_does(work.settings, work.play_fps)
+            failed += not make_video(work, pipeline, live, shown, result)
+        there, failed = (sum(counts) for counts in zip(*together((there, failed))))
     if first() and there > said:
         print(there, of)
     return int(failed > 0)
@@ -206,21 +211,20 @@ def say_what_scale_does(settings: Settings, play_fps: list[float]) -> None:
         print(f"the same {cascade.frames / fps:.3g} seconds, denser, not longer")
 
 
-def make_video(work: Work, pipeline: Pipeline, shown: arguments.Shown, result: Result) -> bool:
+def make_video(work: Work, pipeline: Pipeline, live: Live, shown: arguments.Shown, result: Result) -> bool:
     """Whether it turned out; if not, the reason is said."""
-    began, title = time.perf_counter(), f"{shown.name[:40]} (seed {result.seed})"
-    with tqdm(desc=title, unit="stage", leave=False, disable=not first()) as bar:
-
-        def progress(done: int, of: int) -> None:
-            bar.total = of
-            bar.update(done - bar.n)
-
+    began = time.perf_counter()
+    with live.video(f"{shown.name}, seed {result.seed}"):
         try:
             (video,) = pipeline.sample(
-                shown.load(), result.settings, seeds=result.seed, running=work.running, progress=progress
+                shown.load(),
+                result.settings,
+                seeds=result.seed,
+                running=work.running,
+                progress=live.progress,
+                preview=live.preview,
             )
         except NonFiniteError as error:  # the others need not suffer
-            bar.close()
             print(f"sample.py: no video of {shown.name!r}, seed {result.seed}: {error}", file=sys.stderr)
             return False
     checkpoint = work.checkpoint

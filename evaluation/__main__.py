@@ -7,7 +7,7 @@
     python -m evaluation --compare A B      # two folders of videos, or patterns such as 'outputs/*_16f.mp4'
 
 A run that was stopped goes on from what is finished, and rows, subjects and seeds can be added later. In --outdir: a
-record a video, table.md, results.json, and pictures.
+record a video, table.md, results.json, pictures, and index.html, where the rows play side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import Checkpoint, load_described
@@ -43,6 +42,7 @@ from zerosmooth.cli.arguments import (
 from zerosmooth.cli.check import check_folder, say_lost_tokens
 from zerosmooth.cli.command import run_command
 from zerosmooth.cli.processes import processes
+from zerosmooth.cli.progress import Progress
 from zerosmooth.fields import Range, check
 from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
@@ -142,16 +142,17 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
         pipeline = load_described(checkpoint, plan.running.device, getattr(torch, plan.base.dtype))
         if rank == 0:
             say_lost_tokens(pipeline, [*(job.subject.prompt or "" for job, _ in waiting), plan.base.negative_prompt])
-        with tqdm(total=len(waiting), unit="video", disable=rank > 0) as bar:
+        with Progress(len(waiting), silent=rank > 0) as bar:
             for batch in batches(waiting, args.batch_size):
                 some, keep = zip(*batch)
-                bar.set_postfix_str(f"{some[0].row}, {some[0].subject.name[:30]}")
+                bar.at(0.0, f"{some[0].row}, {some[0].subject.name[:30]}")
                 try:
                     measure_jobs(pipeline, plan, some, keep)
                 except NonFiniteError as error:  # the others need not suffer; what is left out is said at the end
                     names = "; ".join(f"{job.subject.name}, seed {job.seed}" for job in some)
-                    tqdm.write(f"left out: {some[0].row}, {names}: {error}", file=sys.stderr)
-                bar.update(len(batch))
+                    bar.clear()
+                    print(f"left out: {some[0].row}, {names}: {error}", file=sys.stderr)
+                bar.end(len(batch))
     if world > 1:
         torch.distributed.barrier()
     if rank > 0:

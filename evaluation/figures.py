@@ -1,26 +1,31 @@
-"""Pictures of an evaluation: videos of all rows side by side, and what strength does."""
+"""Pictures of an evaluation: videos of all rows side by side, a page where they play, and what strength does."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 
+from zerosmooth import page
 from zerosmooth.video import INK, PAPER, busiest_line, line_over_time, write_picture
 
 from .jobs import TRUTH, Plan
+from .rows import CHANGES
 from .tables import Key, Results
 
 SHOWN = 10  # consecutive frames of the last stage
 
 
 def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -> list[Path]:
-    """A picture for each subject whose frames were kept, and curves if there are rows of several strengths and
-    matplotlib. shares: t/T of each step. Returns their paths."""
+    """A picture for each subject whose frames were kept, one page of them all, and curves if there are rows of several
+    strengths and matplotlib. shares: t/T of each step. Returns their paths."""
     videos: dict[Key, dict[str, np.ndarray]] = defaultdict(dict)
     bases: dict[Key, np.ndarray] = {}
     for row, records in results.rows.items():
@@ -35,6 +40,10 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
         subject, seed, _ = key
         paths.append(folder / f"side-by-side-{i}.png")
         write_picture(paths[-1], side_by_side(f"{subject}, seed {seed}", rows, bases[key]))
+    if paths:
+        playing = page.Page(folder)
+        playing.write(found(results, plan))
+        paths.append(playing.path)
     weights = {r: [plan.settings(r).cascade.strength_at(s) for s in shares] for r in results.rows if r in plan.rows}
     weights = {row: w for row, w in weights.items() if any(w)}
     if len(set(map(tuple, weights.values()))) > 1:
@@ -47,6 +56,32 @@ def write(folder: Path, results: Results, plan: Plan, shares: Sequence[float]) -
             paths.append(folder / "curves.png")
             curves(paths[-1], weights, results)
     return paths
+
+
+def found(results: Results, plan: Plan) -> Iterator[page.Found]:
+    """The page's entries: of each subject whose frames were kept the key frames, and the last stage of every row."""
+    keys = dict.fromkeys(key for records in results.rows.values() for key in records)
+    command = shlex.join(["python", "-m", "evaluation", *sys.argv[1:]])
+    for key in keys:
+        kept = {row: records[key] for row, records in results.rows.items() if key in records and records[key]["frames"]}
+        if kept:
+            changed = [record["frames"].stat().st_mtime_ns for record in kept.values()]
+            yield f"{key} {changed} {command}", lambda key=key, kept=kept: _entry(key, kept, plan, command)  # type: ignore
+
+
+def _entry(key: Key, kept: Mapping[str, Mapping[str, Any]], plan: Plan, command: str) -> dict[str, Any]:
+    panels: list[tuple[str, str, np.ndarray, float, str | None]] = []
+    for row, record in kept.items():
+        stages, last = load_file(record["frames"]), record["stages"][-1]
+        if not panels:
+            panels.append(("key frames", "", stages["0"].numpy(), record["stages"][0]["fps"], None))
+        said = f"PSNR {last['PSNR']:.1f}" if isinstance(last.get("PSNR"), (int, float)) else ""
+        panels.append((row, said, stages[str(len(stages) - 1)].numpy(), last["fps"], None))
+    subject, seed, _ = key
+    settings = page.flat(plan.base.as_json())
+    decided = {name: value for name, value in settings.items() if name not in CHANGES and name != "preset"}
+    shown = page.entry(f"{subject} {seed}", subject, f"seed {seed}", panels)
+    return shown | {"settings": decided, "command": command}
 
 
 def side_by_side(title: str, rows: Mapping[str, np.ndarray], base: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ JSON = [None, [], {}, 0, -1, 1e300, "", "x", True, [[]], {"files": None}, [None]
 SECONDS = 20  # that no single case may take
 
 
-def grey(pipeline, subjects, settings, *, seeds, running, progress):
+def grey(pipeline, subjects, settings, *, seeds, running, progress, preview):
     frames = [settings.cascade.frames_of(stage) for stage in range(settings.cascade.stages)]
     pixels = [torch.full((n, settings.height, settings.width, 3), 128, dtype=torch.uint8) for n in frames]
     return [Video("", seeds, pixels, [8.0] * len(frames), [], settings, 0)]
@@ -103,7 +103,10 @@ def fuzz(checkpoint: Path, folder: Path, cases: int, seed: int) -> list[str]:
     common = ["--ckpt", str(checkpoint), "--scale", "1", "--steps", "25", "--gif", "--device", "cpu"]
     record = [*common, "--prompt", "a cat", "--outdir", str(folder / "record")]
     run(record)
-    whole = {path.name: path.read_bytes() for path in (folder / "record").iterdir() if path.suffix != ".json"}
+    files = [
+        path for path in (folder / "record").iterdir() if path.suffix not in (".json", ".html")
+    ]  # which have times
+    whole = {path.name: path.read_bytes() for path in files}
     for i in range(cases):
         began, what = time.perf_counter(), rng.choice(("flags", "prompts", "record"))
         if what == "flags":

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -359,6 +360,17 @@ def test_it_writes_records_tables_and_pictures(whole):
     assert (folder / "table.md").read_text() in said + "\n" and "24.12" in said
     assert len(list((folder / "videos").glob("*.json"))) == 48 and len(list((folder / "real").rglob("*.features"))) == 4
     assert iio.imread(folder / "side-by-side-0.png").ndim == 3
+
+
+def test_the_rows_play_side_by_side_on_a_page(whole):
+    folder, _ = whole
+    found = re.findall(r'class="entry".*?>(.*)</script>', (folder / "index.html").read_text())
+    assert len(found) == len(list(folder.glob("side-by-side-*.png")))
+    for entry in map(json.loads, found):
+        rows = ["key frames", "direct", "ddnm", "zerosmooth", "zerosmooth:strength=0.4"]
+        assert [panel["label"] for panel in entry["panels"]] == rows
+        key, *dense = (panel["frames"] / panel["fps"] for panel in entry["panels"])
+        assert {*dense} == {key} and entry["command"].startswith("python -m evaluation --")
 
 
 def test_two_processes_killed_and_resumed_give_what_one_gives(experiment, whole, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def test_it_writes_videos_a_picture_and_a_record(made):
     stem, said = made
     facts = json.loads(stem.with_suffix(".json").read_text())
     assert stem.name.startswith("a-green-square-moving-up_seed5_")
-    assert sorted([*facts["files"], f"{stem.name}.json"]) == sorted(path.name for path in stem.parent.iterdir())
+    files = [*facts["files"], f"{stem.name}.json", "index.html"]
+    assert sorted(files) == sorted(path.name for path in stem.parent.iterdir())
     assert "4 frames, 8 fps, 0.5 s" in said and "8 frames, 16 fps, 0.5 s" in said and "denser, not longer" in said
     assert facts["frames"] == [4, 8] and facts["play_fps"] == [8, 16] and facts["settings"]["cascade"]["scales"] == [2]
     assert (
@@ -58,6 +60,16 @@ def test_it_writes_videos_a_picture_and_a_record(made):
         and facts["versions"]["torch"]
         and len(facts["checkpoint_digest"]) == 64
     )
+
+
+def test_the_page_shows_the_videos_and_says_how_they_were_made(made):
+    stem, _ = made
+    (text,) = re.findall(r'class="entry".*?>(.*)</script>', (stem.parent / "index.html").read_text())
+    entry, record = json.loads(text), json.loads(stem.with_suffix(".json").read_text())
+    assert entry["title"] == "a green square moving up" and entry["command"] == record["command"]
+    assert entry["settings"]["steps"] == 2 and entry["settings"]["preset"] == "anchored" and entry["cell"] == [64, 64]
+    shown = [(panel["frames"], panel["fps"], panel["file"]) for panel in entry["panels"]]
+    assert shown == [(4, 8, f"{stem.name}_4f.mp4"), (8, 16, f"{stem.name}_8f.mp4")]
 
 
 def test_mp4_is_h264_that_browsers_play(made):

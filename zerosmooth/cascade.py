@@ -129,12 +129,13 @@ def sample_cascade(
     cascade: Cascade,
     noise: Callable[[int], Tensor],
     bus: HiddenStateBus | None = None,
+    look: Callable[[int, list[Tensor]], None] = lambda step, data: None,
 ) -> list[Tensor]:
     """Denoise all stages from noise to latents. Returns b t_s c h w of stage s = 0, 1, ..
 
     network: (step, index of the stage, x as the sampler shows it, stage) -> the guided output. noise: step -> standard
-    normal noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given. ValueError for
-    noise of other frames.
+    normal noise of the last stage, b t c h w; step -1 is the start. bus: `cascade.bus()` unless given. look: called in
+    each step with the latents that the stages predict there. ValueError for noise of other frames.
     """
     bus = cascade.bus() if bus is None else bus
     start, frames = noise(-1), cascade.frames_of(cascade.stages - 1)
@@ -157,6 +158,7 @@ def sample_cascade(
         if cascade.prediction:  # the same with an inverse that reaches the frames between: not in the paper
             for s, n in enumerate(cascade.scales, start=1):
                 data[s] = back_project(data[s], data[s - 1], Interpolated(n))
+        look(i, data)
         xs = [sampler.step(i, x, x0, e) for x, x0, e in zip(xs, data, fresh)]
         if cascade.color_correction:
             for s in range(1, len(xs)):

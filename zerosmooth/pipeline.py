@@ -19,6 +19,7 @@ from .fields import SEED, check, short
 from .guidance import Guidance, Inputs
 from .images import fit
 from .models.layers import frame_chunks
+from .preview import coarse
 from .settings import AT_A_TIME, Running, Settings, settings_for
 
 IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is the noise that sampling starts from
@@ -101,6 +102,7 @@ class Pipeline:
         noise: Callable[[int], Tensor] | None = None,
         image_noise: Tensor | None = None,
         progress: Callable[[int, int], None] = lambda done, of: None,
+        preview: Callable[[Callable[[], list[Tensor]]], None] = lambda look: None,
         **asked: Any,
     ) -> list[Video]:
         """A video of each subject: a prompt, an image, or a `Subject` with both; None: the checkpoint's own prompt.
@@ -108,8 +110,9 @@ class Pipeline:
         seeds: one for all, or one each. settings: as `self.settings` gives them; or single ones by name, as in
         `sample("a red circle", steps=25, preset="paper", strength=1.0)`. running: what changes no result (its device is
         the pipeline's own). noise: instead of the seeds' own, see `sample_cascade`; image_noise: n 3 h w, likewise.
-        progress: called after each stage of each step with how many are done, and of how many. ValueError for what does
-        not fit; NonFiniteError.
+        progress: called after each stage of each step with how many are done, and of how many. preview: called after
+        each step with a function whose call gives coarse key frames, as far as they are known by then: of each video
+        uint8 k h w 3, a pixel for each latent one. ValueError for what does not fit; NonFiniteError.
         """
         if settings is None:
             settings = self.settings(**asked)
@@ -124,6 +127,8 @@ class Pipeline:
             raise ValueError(f"running={short(running)}; Running(..) is needed")
         if not callable(progress):
             raise ValueError(f"progress={short(progress)}; a function of two numbers is needed")
+        if not callable(preview):
+            raise ValueError(f"preview={short(preview)}; a function of a function is needed")
         shown = self._subjects(subjects)
         seeds = _seeds(seeds, len(shown))
         if noise is not None:
@@ -133,7 +138,7 @@ class Pipeline:
                 raise ValueError("image_noise does nothing to a checkpoint that takes no image; leave it out")
             _check_shape("image_noise", image_noise, (len(shown), 3, settings.height, settings.width))
         with torch.inference_mode(), frame_chunks(self.networks.unet, running.frame_chunk):
-            videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress)
+            videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress, preview)
         for video in videos:  # made outside inference mode, so that they can be changed in place
             video.latents = [x.clone() for x in video.latents]
             video.frames = [x.clone() for x in video.frames]
@@ -184,6 +189,7 @@ class Pipeline:
         noise: Callable[[int], Tensor] | None,
         image_noise: Tensor | None,
         progress: Callable[[int, int], None],
+        preview: Callable[[Callable[[], list[Tensor]]], None],
     ) -> list[Video]:
         cascade = settings.cascade
         sampler = self.config.sampler.sampler(settings.steps, settings.eta)
@@ -201,7 +207,7 @@ class Pipeline:
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]
         told = [x if x is None else x.to(self.device) for x in told]
-        shape = self._latent_shape(settings)
+        shape, vae = self._latent_shape(settings), self.networks.vae
 
         def seeded(step: int) -> Tensor:
             x = [nested_noise(shape, cascade.frames, cascade.scales, seed, step) for seed in seeds]
@@ -217,8 +223,11 @@ class Pipeline:
             progress(step * cascade.stages + index + 1, len(sampler) * cascade.stages)
             return output
 
+        def look(step: int, data: list[Tensor]) -> None:
+            preview(lambda: [coarse(z, lambda one: vae.decode(one.to(vae.dtype))) for z in data[0]])
+
         bus = cascade.bus("cpu" if running.offload else None)
-        latents = sample_cascade(network, sampler, cascade, noise or seeded, bus)
+        latents = sample_cascade(network, sampler, cascade, noise or seeded, bus, look)
         return [
             Video(
                 prompt=prompt,

@@ -1,0 +1,165 @@
+"""What is seen of a run while it runs: how far it is, and what its key frames are going to be."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from zerosmooth.cascade import Cascade
+from zerosmooth.cli import progress
+from zerosmooth.cli.live import PREVIEW, Live
+from zerosmooth.cli.progress import Progress, duration
+from zerosmooth.page import NAME
+from zerosmooth.preview import coarse
+
+from .conftest import subject
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that only pass when we say so."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_one_share_over_all_videos_stages_and_steps(tmp_path, clock):
+    live = Live(tmp_path, 3, Cascade(4, (2, 2)), 8.0, False)
+    live.drop()
+    shares = []
+    for _ in range(2):
+        with live.video("a"):
+            for done in range(1, 7):  # two steps of three stages
+                live.progress(done, 6)
+                shares.append(live._bar.share)
+    assert shares == pytest.approx([x / 28 for x in (1, 3, 7, 8, 10, 14, 15, 17, 21, 22, 24, 28)])  # 4, 8, 16 frames
+
+
+def test_seconds_left_go_by_what_is_done(clock):
+    with Progress(4) as shown:
+        assert shown.said("step 1") == "video 1 of 4, step 1"  # nothing is known yet
+        clock[0] = 30.0
+        shown.at(0.5, "")
+        assert shown.said("step 5 of 10") == "video 1 of 4, step 5 of 10, 3 min 30 s left"
+        shown.end()
+        assert shown.said("step 1 of 10").startswith("video 2 of 4, step 1 of 10, 1 min 30 s")
+
+
+def test_a_log_gets_lines_that_can_be_read_and_not_many(clock, capsys):
+    with Progress(1) as shown:
+        for second in range(24 * 3600):
+            clock[0] = float(second)
+            shown.at(second / 86400, f"step {second}")
+    text = capsys.readouterr().err
+    lines = text.splitlines()
+    assert "\r" not in text and "\x1b" not in text and 100 < len(lines) < 600
+    assert lines[0] == "  0%  video 1 of 1, step 10, 23 h 59 min left"
+    assert re.fullmatch(r" \d\d%  video 1 of 1, step \d+, \d+ min \d+ s left", lines[-1])
+
+
+def test_a_terminal_gets_one_bar_that_is_taken_away(monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with Progress(1) as shown:
+        shown.at(0.5, "step 1 of 2")
+        assert " 50% |" in terminal.getvalue() and "video 1 of 1, step 1 of 2" in terminal.getvalue()
+        shown.end()
+    assert "\n" not in terminal.getvalue() and re.search(r"\r *\r$", terminal.getvalue())
+
+
+def test_one_of_many_processes_shows_it(capsys, clock):
+    with Progress(1, silent=True) as shown:
+        clock[0] = 1000.0
+        shown.at(0.5, "step 1 of 2")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_are_said_as_people_do(seconds, said):
+    assert duration(seconds) == said
+
+
+# --- previews
+
+
+def test_coarse_frames_of_a_linear_decoder_are_its_own():
+    """Whatever the map is, and however large a decoder's frames are, it is found."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(5, 4, 6, 8, generator=generator) / 4
+    linear, bias = torch.randn(3, 4, generator=generator) / 4, torch.tensor([0.1, -0.2, 0.0])
+
+    def decode(z):
+        x = torch.einsum("rc,fchw->frhw", linear, z) + bias[:, None, None]
+        return x.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    exact = torch.einsum("rc,fchw->fhwr", linear, z) + bias
+    expected = ((exact.clamp(-1, 1) + 1) * 127.5).round().byte()
+    assert (coarse(z, decode).int() - expected.int()).abs().max() <= 1  # rounding
+
+
+def test_coarse_frames_of_what_is_not_finite_are_frames_still():
+    z = torch.full((2, 4, 3, 3), float("nan"))
+    assert coarse(z, lambda z: torch.full((1, 3, 24, 24), float("inf"))).shape == (2, 3, 3, 3)
+
+
+def test_a_preview_shows_key_frames_and_changes_no_video(any_pipeline):
+    shown = []
+    asked = {"steps": 3, "scales": (2,), "seeds": 3, **subject(any_pipeline)}
+    (plain,) = any_pipeline.sample(**asked)
+    (seen,) = any_pipeline.sample(**asked, preview=lambda look: shown.append(look()))
+    assert all(torch.equal(a, b) for a, b in zip(plain.latents, seen.latents))
+    frames, *size = plain.latents[0][:, 0].shape
+    assert len(shown) == 3 and all(x.shape == (frames, *size, 3) and x.dtype == torch.uint8 for (x,) in shown)
+
+
+def test_a_preview_comes_to_look_like_the_video():
+    """The last one, of the small model that ships with the code, against the video shrunk to as many pixels."""
+    import zerosmooth
+
+    shown = []
+    (video,) = zerosmooth.load().sample(
+        "a red circle moving left", steps=6, scales=(), preview=lambda look: shown.append(look()[0])
+    )
+    key = video.frames[0].float()
+    k, h, w, _ = shown[-1].shape
+    small = key.reshape(k, h, key.shape[1] // h, w, key.shape[2] // w, 3).mean((2, 4))
+    error = (shown[-1].float() - small).abs().mean()
+    assert error < 0.5 * (small - small.mean((0, 1, 2))).abs().mean(), error
+
+
+def test_previews_are_in_the_page_and_in_the_folder_until_the_run_ends(tmp_path):
+    frames = torch.from_numpy(np.random.default_rng(0).integers(256, size=(4, 8, 8, 3), dtype=np.uint8))
+    with Live(tmp_path, 1, Cascade(4, (2,)), 80.0, True) as live:
+        with live.video("a prompt, seed 0"):
+            live.progress(1, 4)
+            live.preview(lambda: [frames])
+            live.preview(lambda: pytest.fail("they come too often"))
+        with Image.open(tmp_path / PREVIEW) as file:
+            assert len(list(ImageSequence.Iterator(file))) == 4
+        text = (tmp_path / NAME).read_text()
+        assert "a prompt, seed 0" in text and "coarse preview" in text and "step 1 of 2" in text
+    assert "a prompt" not in (tmp_path / NAME).read_text() and not (tmp_path / PREVIEW).exists()
+
+
+def test_of_many_processes_one_writes_the_page(tmp_path):
+    with Live(tmp_path, 1, Cascade(4, (2,)), 8.0, True, silent=True) as live:
+        with live.video("a prompt, seed 0"):
+            live.progress(1, 4)
+            live.preview(lambda: pytest.fail("nobody sees it"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_ended_a_run_is_told_even_if_the_page_cannot_be_written(tmp_path):
+    with pytest.raises(OSError, match="the disk is full"):
+        with Live(tmp_path / "gone", 1, Cascade(4, (2,)), 8.0, False) as live:
+            live._page._text = "an older page"
+            raise OSError("the disk is full")
