@@ -49,7 +49,7 @@ def write_result(folder: Path, name: str, **changes) -> Path:
         files[f"{name}_{n}f.mp4"] = 1
     record = {"prompt": name, "seed": 0, "settings": {"preset": "paper", "cascade": {"strength": 0.8}}, "family": "vc2"}
     record |= {"play_fps": RATES, "frames": FRAMES, "enlarged": 1, "files": {**files, f"{name}.png": 1}}
-    record |= {"command": f"python sample.py --prompt {name}", "versions": {"torch": "2"}, **changes}
+    record |= {"versions": {"torch": "2"}, **changes}
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record))
     return path
@@ -72,7 +72,7 @@ def entries(folder: Path) -> list[dict]:
 
 def test_it_holds_all_videos_the_latest_first(folder):
     second, first = entries(folder)
-    assert (first["title"], first["command"]) == ("first", "python sample.py --prompt first")
+    assert (first["title"], first["command"]) == ("first", f"python sample.py --again {folder}/first_64f.mp4")
     assert (
         first["settings"] == {"preset": "paper", "strength": 0.8, "seed": 0, "torch": "2"} and second["title"][0] == "<"
     )
