@@ -37,6 +37,7 @@ from zerosmooth.cli.processes import agreed, first, processes, said_once, togeth
 from zerosmooth.fields import Range, check
 from zerosmooth.files import remove_left
 from zerosmooth.naming import NAME, used
+from zerosmooth.page import NAME as PAGE
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.results import Result
 from zerosmooth.settings import Running, Settings
@@ -195,6 +196,8 @@ def make_videos(work: Work, rank: int, world: int) -> int:
         there, failed = (sum(counts) for counts in zip(*together((there, failed))))
     if first() and there > said:
         print(there, of)
+    if first() and (args.outdir / PAGE).exists():
+        print(f"play them side by side: {args.outdir / PAGE}")
     return int(failed > 0)
 
 
