@@ -118,6 +118,10 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     if idle := [name for name in {**kept, **asked} if name in family.idle]:
         source = " and ".join(f"{kind}s" for kind in family.takes)
         raise ValueError(f"{idle[0]} does nothing to {family.name}, which makes videos from {source}; leave it out")
+    if family.told_guidance(config):
+        for name in ("negative_prompt", "first_guidance_scale", "guidance_rescale"):
+            if name in asked:
+                raise ValueError(f"{name} does nothing to a network that is told the guidance scale; leave it out")
     own = {field.name: getattr(config.defaults, field.name) for field in fields(Sampling)}
     own |= {"frames": config.unet.frames, "decode_chunk_size": config.vae.decode_chunk_size}
     said = {**kept, **asked}
