@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ from ..models import videocrafter as models
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import TextConfig
 from ..samplers import DDIMConfig
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 
 class VideoCrafter(Family):
@@ -32,7 +37,7 @@ class VideoCrafter(Family):
         assert isinstance(config.unet, models.UNetConfig)
         return config.unet.guidance_dim > 0
 
-    def branches(self, networks: Networks, inputs: Inputs, settings: Sampling) -> list[Branch]:
+    def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
         if networks.unet.config.guidance_dim:
             return [Branch(networks.encoder.encode(inputs.prompts))]
         return super().branches(networks, inputs, settings)
