@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import types
 import typing
 import warnings
@@ -92,10 +94,12 @@ class Running:
         False
     )
     frame_chunk: Annotated[int | None, "frames at a time in layers that see them one by one", AT_A_TIME] = None
+    compile: Annotated[bool, "compile the layers between attention modules, which takes minutes at first"] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
-        device_of(self.device)
+        if device_of(self.device).type == "cpu" and self.compile and not has_compiler():
+            raise ValueError("compile needs a C++ compiler (g++, or what CXX names), and none is there; leave it out")
 
     def idle(self, settings: Settings) -> Iterator[str]:
         """What does nothing to a video of such settings, in words."""
@@ -178,6 +182,11 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
 def default_dtype(device: torch.device) -> str:
     """Of the networks, where nothing else is said."""
     return "float32" if device.type == "cpu" else "float16"
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler that torch would find."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
