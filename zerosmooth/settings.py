@@ -107,6 +107,8 @@ class Running:
             yield "offload does nothing on the CPU, whose memory is where hidden states wait anyway"
         elif self.offload and (not settings.cascade.scales or settings.cascade.method == "direct"):
             yield "offload does nothing here: no stage waits for the hidden states of another"
+        if self.compile and device_of(self.device).type == "cpu":
+            yield "compile takes minutes at first and makes nothing faster on a CPU (docs/speed.md)"
         if self.sequential_guidance and not settings.guided:
             yield "sequential_guidance does nothing without guidance, which has one branch then"
 
