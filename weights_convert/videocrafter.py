@@ -176,6 +176,24 @@ def with_zeros(source: Source, name: str, shape: tuple[int, ...]) -> Source:
 
 
 class VideoCrafterConversion(Conversion):
+    def check(self, source: Source, config: ModelConfig) -> None:
+        """The schedule's buffers are dropped; but if they are there, they must be the family's."""
+        assert isinstance(config.sampler, DDIMConfig)
+        ours = {"alphas_cumprod": config.sampler.alphas_cumprod()}
+        if config.sampler.data_scale != 1:
+            ours["scale_arr"] = config.sampler.data_scales()
+        elif "scale_arr" in source.shapes and not config.sampler.consistency:
+            raise ConversionError("the source scales its data (it has scale_arr), this family does not")
+        for name, values in ours.items():
+            if name in source.shapes:
+                theirs = source.read(name).double().numpy()
+                if len(theirs) < len(values) or not np.allclose(theirs[: len(values)], values, atol=1e-4):
+                    raise ConversionError(f"the source has another noise schedule ({name})")
+
+
+class DistillableConversion(VideoCrafterConversion):
+    """Of the text-to-video networks, which T2V-Turbo was distilled from."""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         lora.add_arguments(parser)
         parser.add_argument("--unet", type=Path, help="another UNet's weights, in a file of their own (T2V-Turbo-v2)")
@@ -201,19 +219,5 @@ class VideoCrafterConversion(Conversion):
             defaults=replace(config.defaults, steps=steps, eta=1.0, guidance_scale=7.5),
         )
 
-    def check(self, source: Source, config: ModelConfig) -> None:
-        """The schedule's buffers are dropped; but if they are there, they must be the family's."""
-        assert isinstance(config.sampler, DDIMConfig)
-        ours = {"alphas_cumprod": config.sampler.alphas_cumprod()}
-        if config.sampler.data_scale != 1:
-            ours["scale_arr"] = config.sampler.data_scales()
-        elif "scale_arr" in source.shapes and not config.sampler.consistency:
-            raise ConversionError("the source scales its data (it has scale_arr), this family does not")
-        for name, values in ours.items():
-            if name in source.shapes:
-                theirs = source.read(name).double().numpy()
-                if len(theirs) < len(values) or not np.allclose(theirs[: len(values)], values, atol=1e-4):
-                    raise ConversionError(f"the source has another noise schedule ({name})")
 
-
-CONVERSION = VideoCrafterConversion(table)
+CONVERSION = DistillableConversion(table)
