@@ -4,3 +4,5 @@
 frames, size, stages and processes; `gpu` whole sampling steps on CUDA; `winograd` whether another way to convolve would
 help. The numbers: docs/speed.md.
 """
+
+import zerosmooth  # noqa: F401  before torch, whose threads are told how to wait

@@ -12,20 +12,18 @@ was trained with ResNet blocks whose norms see all frames together.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from weights_convert import diffusers, ldm
+from weights_convert import diffusers, ldm, lora
 from weights_convert.conversion import Conversion
 from weights_convert.engine import ConversionError, Shapes, Table
-from weights_convert.source import AVERAGED, LORA, Source, join, open_folder, open_source
+from weights_convert.source import AVERAGED, Source, join, open_folder, open_source
 from weights_convert.videocrafter import BUFFERS, SPATIAL
 from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
 from zerosmooth.bus import Stage, name_modules
@@ -198,77 +196,10 @@ def version_of(shapes: Shapes) -> str:
     return "v1" if lengths == {24} else "v3"
 
 
-# --- low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them
-
-FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
-ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha")
-WORDS = (  # of layers' names, where kohya's have no dots
-    "down_blocks up_blocks mid_block transformer_blocks motion_modules temporal_transformer attention_blocks to_q to_k "
-    "to_v to_out proj_in proj_out time_emb_proj conv_shortcut conv_in conv_out text_model self_attn q_proj k_proj "
-    "v_proj out_proj"
-).split()
-
-
-def layer_of(name: str) -> str:
-    """The weight that a layer of a LoRA updates, in the names of a folder of Stable Diffusion.
-
-    name: as kohya's scripts, diffusers of any year, PEFT or AnimateDiff's authors call it."""
-    for kohya, part in {"lora_unet_": "unet.", "lora_te_": "text_encoder."}.items():
-        if name.startswith(kohya):
-            name = part + name.removeprefix(kohya).replace("_", ".")
-            for word in WORDS:
-                name = name.replace(word.replace("_", "."), word)
-    name = name.removeprefix("base_model.model.").replace(".processor.", ".")
-    name = name if name.startswith(("unet.", "text_encoder.")) else f"unet.{name}"
-    return f"{name}.0.weight" if name.endswith("to_out") else f"{name}.weight"
-
-
-def merged(source: Source, table: Table, lora: Source, scale: float) -> Source:
-    """A source whose weights are read with those of a LoRA added: W + scale * alpha / rank * up @ down.
-
-    alpha is the rank where the file has none; PEFT keeps it in another file, so that scale is then lora_alpha / r.
-    ConversionError if a tensor of the LoRA has no place, or is of another shape."""
-    layers: dict[str, dict[str, str]] = {}
-    unknown = []
-    for name in lora.shapes:
-        if match := FACTOR.fullmatch(name) or ALPHA.fullmatch(name):
-            kind = match[2] if match.re is FACTOR else "alpha"
-            layers.setdefault(layer_of(match[1]), {})[{"A": "down", "B": "up"}.get(kind, kind)] = name
-        else:
-            unknown.append(name)
-    places = {place: name for name in source.shapes if (place := table.place(name)) is not None}
-    updates = {}
-    for layer, names in layers.items():
-        place = table.place(layer)
-        changed = None if place is None else places.get(place)
-        if changed is None or not {"down", "up"} <= names.keys():
-            unknown += names.values()
-            continue
-        down, up, shape = lora.shapes[names["down"]], lora.shapes[names["up"]], source.shapes[changed]
-        if (up[0], prod(up[1:]), prod(down[1:])) != (shape[0], down[0], prod(shape[1:])):
-            raise ConversionError(f"{lora.name} has {layer} as {up} times {down}, for a weight of {shape}")
-        updates[changed] = names
-    if unknown or not updates:
-        raise ConversionError(
-            f"{lora.name} is no LoRA of these networks; {len(unknown)} of its tensors have no place: {unknown[:3]}"
-        )
-
-    def read(name: str) -> Tensor:
-        weight = source.read(name)
-        if name not in updates:
-            return weight
-        down, up = (lora.read(updates[name][side]).float().flatten(1) for side in ("down", "up"))
-        alpha = float(lora.read(updates[name]["alpha"])) if "alpha" in updates[name] else len(down)
-        return weight.float() + (scale * alpha / len(down)) * (up @ down).reshape(weight.shape)
-
-    return Source(source.path, source.shapes, read, (*source.files, *lora.files))
-
-
 class AnimateDiffConversion(Conversion):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--motion", type=Path, help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
-        parser.add_argument("--lora", type=Path, action="append", default=[], help="merged; may be said several times")
-        parser.add_argument("--lora_scale", type=float, action="append", default=[], help="of each --lora (default: 1)")
+        lora.add_arguments(parser)
         parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s)")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
@@ -278,12 +209,7 @@ class AnimateDiffConversion(Conversion):
         if (motion := args.motion) is not None:
             folder = motion.is_dir()
             parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
-        source, scales = join(path, parts), args.lora_scale or [1.0] * len(args.lora)
-        if len(scales) != len(args.lora):
-            raise ConversionError(f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
-        for lora, scale in zip(args.lora, scales):
-            source = merged(source, table(FAMILY.config), open_source(lora, takes=(LORA,)), scale)
-        return source
+        return lora.merge(join(path, parts), table(FAMILY.config), args)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         assert isinstance(config.unet, AnimateDiffConfig)

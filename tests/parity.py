@@ -479,10 +479,12 @@ def check(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = t
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
     reference = read(path, device, dtype)
-    from . import parity_backbones_a, parity_backbones_b, parity_interpolators  # which need what is above
+    from . import parity_backbones_a, parity_backbones_b, parity_consistency, parity_interpolators  # which need this
 
-    bound = RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling", "interpolation") else BOUND
-    own_checks = parity_backbones_b.CHECKS | parity_interpolators.CHECKS
+    bound = (
+        RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling", "interpolation", "consistency") else BOUND
+    )
+    own_checks = parity_backbones_b.CHECKS | parity_interpolators.CHECKS | parity_consistency.CHECKS
     if own := own_checks.get((reference.family, reference.kind)):
         return own(reference), bound
     checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS

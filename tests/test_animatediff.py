@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, convert, plan
+from weights_convert.lora import merged
 from weights_convert.source import Source
 from zerosmooth.attention import frame_positions
 from zerosmooth.bus import HiddenStateBus
@@ -289,11 +290,11 @@ def test_a_lora_is_added_to_its_weight_and_to_no_other(naming, image):
     lora = {pattern.format(side): x for side, x in zip(("A", "B") if "PEFT" in naming else ("down", "up"), (down, up))}
     if says_alpha:
         lora[pattern.partition(".lora_{}")[0] + ".alpha"] = torch.tensor(6.0)
-    merged = ad.merged(source, table, in_memory(lora), 0.5)
+    result = merged(source, in_memory(lora), table, 0.5)
     factor = 0.5 * (2 if says_alpha else 1)
     expected = plain + factor * torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).reshape(plain.shape)
-    assert_close(merged.read(changed[0]), expected)
-    assert all(merged.read(name) is source.read(name) for name in source.shapes if name not in changed)
+    assert_close(result.read(changed[0]), expected)
+    assert all(result.read(name) is source.read(name) for name in source.shapes if name not in changed)
 
 
 def test_several_loras_add_up(tmp_path):
@@ -326,7 +327,7 @@ def test_a_lora_that_does_not_fit_is_refused():
         "0 of its tensors": {},
     }.items():
         with pytest.raises(ConversionError, match=re.escape(reason)):
-            ad.merged(source, table, in_memory(lora), 1.0)
+            merged(source, in_memory(lora), table, 1.0)
 
 
 # --- the network

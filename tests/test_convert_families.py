@@ -180,6 +180,24 @@ def test_a_small_checkpoint_converts_and_samples(tmp_path, monkeypatch, small_fa
     assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 
+@pytest.mark.parametrize("base", ["svd", "svd_folder"])
+def test_another_unet_in_diffusers_layout_goes_into_either_base(tmp_path, monkeypatch, small_families, base):
+    """As AnimateLCM publishes its own; the command says that it is a consistency model."""
+    folder, source = make("svd_folder", tmp_path / "img2vid-xt"), tmp_path / "img2vid-xt"
+    if base == "svd":
+        source = make("svd", tmp_path / "svd_xt.safetensors")
+    unet, out = folder / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "lcm.safetensors"
+    state = {name: torch.full_like(x, 0.25) for name, x in load_file(unet).items()}
+    save_file(state, tmp_path / "AnimateLCM.safetensors")
+    flags = ["--unet", tmp_path / "AnimateLCM.safetensors", "--consistency", "--num_frames", 25]
+    assert run(monkeypatch, "svd", source, *flags, "-o", out) == 0
+    made, config = load_file(out), describe(out).config
+    assert all((x == 0.25).all() for name, x in made.items() if name.startswith("unet."))
+    assert not any((x == 0.25).all() for name, x in made.items() if name.endswith("conv_in.weight") and "vae" in name)
+    assert (config.sampler.consistency, config.unet.frames) == (40, 25)
+    assert (config.defaults.steps, config.defaults.eta, config.defaults.guidance_scale) == (4, 1.0, 1.2)
+
+
 def test_a_folder_of_renamed_tensors_gives_the_same_checkpoint(tmp_path, monkeypatch, small_families):
     """A single file's tensors under diffusers' names."""
     single, folder = make("svd", tmp_path / "svd.safetensors"), tmp_path / "img2vid"

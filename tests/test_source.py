@@ -84,9 +84,9 @@ def test_the_frame_wise_decoder_is_told(tmp_path):
     with pytest.raises(
         ConversionError, match="frame-wise decoder .image_decoder.; take the file with the temporal one"
     ):
-        CONVERSION.open(path, argparse.Namespace())
+        CONVERSION.open(path, argparse.Namespace(unet=None))
     save_file({name: torch.ones(1) for name in [*names, f"{names[1][:33]}.time_stack.x"]}, path)
-    CONVERSION.open(path, argparse.Namespace())
+    CONVERSION.open(path, argparse.Namespace(unet=None))
 
 
 def test_a_sharded_folder_is_read_by_its_index(tmp_path):

@@ -36,6 +36,10 @@ class Table:
         """The rows, with prefixes put before both sides."""
         return [(source + left, target + right) for left, right in self.rows]
 
+    def drops(self, name: str) -> bool:
+        """Whether a source tensor is not needed."""
+        return any(_compile(pattern).fullmatch(name) for pattern in self.dropped)
+
     def place(self, name: str) -> tuple[str, int] | None:
         """Our tensor that a source tensor goes to, and the part of it that it is; None if no row knows it."""
         matches = ((_compile(source).fullmatch(name), target) for source, target in self.rows)
@@ -52,7 +56,7 @@ def plan(table: Table, names: Iterable[str]) -> tuple[dict[str, list[str]], list
     parts: dict[str, dict[int, str]] = {}
     unknown = []
     for name in names:
-        if any(_compile(pattern).fullmatch(name) for pattern in table.dropped):
+        if table.drops(name):
             continue
         place = table.place(name)
         if place is None or parts.setdefault(place[0], {}).setdefault(place[1], name) != name:

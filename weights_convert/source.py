@@ -36,8 +36,10 @@ WRAPPED = re.compile(
 )  # put into names by what trains or compiles
 AVERAGED = r"^model_ema\."
 LORA = r"(^|[._])(lora|hada|lokr)[._]"
+LISTED = r"^\d+$"  # given by their places
 UNFIT = {  # what some name of a file has, and what such a file is
     LORA: "holds a LoRA, which changes a checkpoint and is none; merge it into its checkpoint and convert the result",
+    LISTED: "holds no tensors by name, but a list, as some LoRAs do; give the file with the network's weights",
     AVERAGED: "is a training checkpoint, with averaged weights (model_ema.*) beside the others; save one of the "
     "two sets alone, under the others' names, and convert that",
     r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$": "has weights scaled to 8-bit floats (fp8); take the file in "
@@ -88,6 +90,24 @@ def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
             raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:3])}, ..")
         sources[part] = open_source(file)
     return sources
+
+
+def with_unet(source: Source, path: Path, prefixes: Mapping[str, str]) -> Source:
+    """A source with another UNet, of a file of its own. prefixes: how some tensor of such a file begins, in one of the
+    layouts -> what goes before all its names in a whole checkpoint. ConversionError if it is none."""
+    unet = open_source(path)
+    begins = next((begin for begin in prefixes if any(name.startswith(begin) for name in unet.shapes)), None)
+    whole = tuple(prefixes.values())
+    if begins is None and not all(name.startswith(whole) for name in unet.shapes):
+        raise ConversionError(f"{path} is no UNet of this family: nothing in it begins with {' or '.join(prefixes)}")
+    theirs = {(prefixes[begins] if begins else "") + name: name for name in unet.shapes}
+    shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith(whole)}
+    shapes |= {ours: unet.shapes[name] for ours, name in theirs.items()}
+
+    def read(name: str) -> Tensor:
+        return unet.read(theirs[name]) if name in theirs else source.read(name)
+
+    return Source(source.path, shapes, read, (*source.files, *unet.files))
 
 
 def join(path: Path, sources: dict[str, Source]) -> Source:
@@ -159,6 +179,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         around = content if isinstance(content, dict) else {}
         inner = [around[key] for key in WRAPPERS if isinstance(around.get(key), dict) and around[key]]
         content = inner[0] if inner else content
+    if isinstance(content, list):
+        content = {str(i): x for i, x in enumerate(content)}
     items = content.items() if isinstance(content, dict) else ()
     return {name: x for name, x in items if isinstance(name, str) and isinstance(x, Tensor)}
 

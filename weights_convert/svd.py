@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zerosmooth.samplers import EulerConfig
+
 from . import diffusers, ldm
 from .conversion import Conversion
 from .engine import ConversionError, Table
 from .ldm import PROJECTIONS, feed_forward, norms, self_attention
-from .source import Source, join, open_folder, open_source
+from .source import Source, join, open_folder, open_source, with_unet
 
 if TYPE_CHECKING:
     from zerosmooth.config import ModelConfig
 
+UNETS = {
+    "down_blocks.": "unet.",
+    "input_blocks.": "model.diffusion_model.",
+}  # of what a UNet's file has, its prefix here
 ONE_TOKEN = "softmax over the one token of the image is 1 whatever the query"
 
 
@@ -46,9 +52,13 @@ def unused(temporal: str) -> dict[str, str]:
 
 
 def table(config: ModelConfig, names: Collection[str]) -> Table:
-    """All three networks; in a folder, with the folders' names before their tensors'."""
+    """All three networks; in a folder, with the folders' names before their tensors'. The UNet may come from elsewhere
+    than the others."""
     single = ("model.", "first_stage_model.", "conditioner.")
-    return _single_file(names) if any(name.startswith(single) for name in names) else _folder(config)
+    others = _single_file(names) if any(name.startswith(single) for name in names) else _folder(config)
+    theirs = any(name.startswith("model.diffusion_model.") for name in names)
+    unet, temporal = (SGM_UNET_ROWS, "time_stack") if theirs else (_hf_unet(config), "temporal_transformer_blocks")
+    return replace(others, rows=unet + others.rows, dropped={**unused(temporal), **others.dropped})
 
 
 SGM_RES = Table(
@@ -60,6 +70,7 @@ SGM_RES = Table(
 )
 SGM_TRANSFORMER = transformer("time_stack", [("time_pos_embed.*", "position_embedding.*")])
 SGM_UNET = Table([*ldm.unet(SGM_RES, SGM_TRANSFORMER).rows, ("label_emb.0.*", "condition_embedding.*")])
+SGM_UNET_ROWS = SGM_UNET.within("model.diffusion_model.", "unet.")
 SGM_DECODER_RES = Table(
     [
         *ldm.VAE_RES.within("", "spatial."),
@@ -86,7 +97,6 @@ def _single_file(names: Collection[str]) -> Table:
     encoder = f"{own}encoder." if has_own else "first_stage_model.encoder."
     return Table(
         [
-            *SGM_UNET.within("model.diffusion_model.", "unet."),
             *ldm.VAE_ENCODER.within(encoder, "vae.encoder."),
             (f"{own}quant_conv.*", "vae.quant_conv.*"),
             ("first_stage_model.decoder.conv_out.time_mix_conv.*", "vae.decoder.temporal_conv.*"),
@@ -94,7 +104,6 @@ def _single_file(names: Collection[str]) -> Table:
             *SGM_IMAGE.within(f"{clip}visual.", "encoder."),
         ],
         dropped={
-            **unused("time_stack"),
             **({"first_stage_model.encoder.*": "the reference image has its own encoder"} if has_own else {}),
             f"{own}decoder.*": "the decoder is the temporal one",
             f"{own}post_quant_conv.*": "the decoder is the temporal one",
@@ -120,25 +129,20 @@ HF_RES = Table(
 HF_TRANSFORMER = transformer("temporal_transformer_blocks", diffusers.mlp("time_pos_embed", "position_embedding"))
 
 
-def _folder(config: ModelConfig) -> Table:
+def _hf_unet(config: ModelConfig) -> list[tuple[str, str]]:
     lists = ("resnets", "res", HF_RES), ("attentions", "transformer", HF_TRANSFORMER)
-    unet = diffusers.unet(config.unet, lists)
-    vae = diffusers.vae(config.vae, HF_RES)
+    told = diffusers.mlp("add_embedding", "condition_embedding")
+    return Table(diffusers.unet(config.unet, lists).rows + told).within("unet.", "unet.")
+
+
+def _folder(config: ModelConfig) -> Table:
     return Table(
         [
-            *unet.within("unet.", "unet."),
-            *(
-                (f"unet.{source}", f"unet.{target}")
-                for source, target in diffusers.mlp("add_embedding", "condition_embedding")
-            ),
-            *vae.within("vae.", "vae."),
+            *diffusers.vae(config.vae, HF_RES).within("vae.", "vae."),
             ("vae.decoder.time_conv_out.*", "vae.decoder.temporal_conv.*"),
             *diffusers.IMAGE.within("image_encoder.", "encoder."),
         ],
-        dropped={
-            **unused("temporal_transformer_blocks"),
-            "image_encoder.vision_model.embeddings.position_ids": "0, 1, 2, ..",
-        },
+        dropped={"image_encoder.vision_model.embeddings.position_ids": "0, 1, 2, .."},
     )
 
 
@@ -185,8 +189,15 @@ class SVDConversion(Conversion):
             help="frames the model was trained on (default: as a folder's unet/config.json says; of a file, 25 if xt "
             "is in its name, 14 if that is svd or img2vid and nothing unknown)",
         )
+        add = parser.add_argument
+        add("--unet", type=Path, help="another UNet's weights, in a file of their own (AnimateLCM-SVD-xt.safetensors)")
+        add("--consistency", action="store_true", help="the UNet is a consistency model (AnimateLCM): 4 to 8 steps")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
+        source = self.open_others(path)
+        return source if args.unet is None else with_unet(source, args.unet, UNETS)
+
+    def open_others(self, path: Path) -> Source:
         if path.is_dir():
             return join(path, open_folder(path, ("unet", "vae", "image_encoder")))
         source = open_source(path)
@@ -201,7 +212,15 @@ class SVDConversion(Conversion):
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         frames, why = frames_of(source.path, args.num_frames)
         print(f"taken for a model of {frames} frames, {why}")
-        return replace(config, unet=replace(config.unet, frames=frames))
+        config = replace(config, unet=replace(config.unet, frames=frames))
+        if not args.consistency:
+            return config
+        assert isinstance(config.sampler, EulerConfig)
+        return replace(  # as AnimateLCM's authors sample
+            config,
+            sampler=replace(config.sampler, consistency=40),
+            defaults=replace(config.defaults, steps=4, eta=1.0, guidance_scale=1.2),
+        )
 
 
 CONVERSION = SVDConversion(table)

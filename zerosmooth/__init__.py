@@ -9,6 +9,12 @@ Axes: b batch, f frames, k key frames (f = n*k), l tokens of one frame, m tokens
 height and width. Read the method in this order: operators, bus, attention, cascade.
 """
 
+import os
+import sys
+
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:  # GNU's OpenMP, torch's on Linux, asks for it
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # then threads that wait sleep, and leave the cores to others
+
 from .bus import Correction, HiddenStateBus
 from .cascade import Cascade, cascade_step, nested_noise
 from .checkpoint import CheckpointError, describe, load, shipped

@@ -106,6 +106,7 @@ RANGES: dict[str, Range] = {  # what a field of that name may be, or each item o
     **dict.fromkeys(("outer_eps", "scale", "sigma_min", "sigma_max", "rho"), Range(1e-12, 1e6)),
     **dict.fromkeys(("seed", "draw_seed"), SEED),
     "frames": Range(2, 1024),
+    "consistency": Range(0, TRAIN_STEPS),
     "data_scale": Range(1e-3, 1.0),
     "data_scale_steps": Range(1, TRAIN_STEPS),
     "layers": Range(1, 128),

@@ -80,7 +80,8 @@ class Family:
         return TextTower(config)
 
     def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
-        """What the network is told in each branch of guidance: the conditional one, the unconditional one."""
+        """What the network is told in each branch of guidance: the conditional one, then the unconditional one, which
+        a network that is told the guidance scale does without."""
         told = (inputs.prompts, [settings.negative_prompt] * len(inputs.prompts))
         return [Branch(networks.encoder.encode(texts)) for texts in told]
 
@@ -90,6 +91,10 @@ class Family:
 
     def told_rate(self, config: ModelConfig) -> bool:
         """Whether the network is told the frames a second of a stage."""
+        return False
+
+    def told_guidance(self, config: ModelConfig) -> bool:
+        """Whether the network is told the guidance scale, and so runs in the conditional branch alone."""
         return False
 
     def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:

@@ -37,18 +37,20 @@ class Inputs:
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022): each branch is corrected by its own states on the bus.
 
-    branches: the conditional one, then the unconditional one, which is not run where it has no part in the result.
-    sampling: its scale is that of all frames, or with a first one linear over them; rescaling brings a share of the
-    guided output to the deviation of the conditional one over each video, against overexposure (Lin et al. 2024, arXiv
-    2305.08891, Eq. 15-16). sequential: the branches run one after the other, in half the memory; else in one batch.
+    branches: the conditional one, then the unconditional one, which is not run where it has no part in the result; or
+    the first alone, of a network that is told the scale. sampling: its scale is that of all frames, or with a first one
+    linear over them; rescaling brings a share of the guided output to the deviation of the conditional one over each
+    video, against overexposure (Lin et al. 2024, arXiv 2305.08891, Eq. 15-16). sequential: the branches run one after
+    the other, in half the memory; else in one batch.
     """
 
     def __init__(
         self, unet: Skeleton, branches: Sequence[Branch], sampling: Sampling, sequential: bool = False
     ) -> None:
         self.unet, self.dtype, self.sampling = unet, branches[0].context.dtype, sampling
+        self.guided = sampling.guided and len(branches) > 1
         self.runs = []  # of each run of the network: how many branches, their context and latents
-        for group in [branches[:1]] if not sampling.guided else [[b] for b in branches] if sequential else [branches]:
+        for group in [branches[:1]] if not self.guided else [[b] for b in branches] if sequential else [branches]:
             latents = [b.latents for b in group if b.latents is not None]
             states = unet.project_context(torch.cat([b.context for b in group]))
             self.runs.append((len(group), states, torch.cat(latents)[:, None] if latents else None))
@@ -66,7 +68,7 @@ class Guidance:
             own = stage if stage is None or i == 0 else replace(stage, branch=i)
             outputs.append(self.unet(shown, torch.full((b,), timestep, device=x.device), states, told, own).float())
         output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        if not self.sampling.guided:
+        if not self.guided:
             return output
         conditional, unconditional = output.chunk(2)
         output = unconditional + self.scale_of(x.shape[1], x.device) * (conditional - unconditional)

@@ -20,6 +20,8 @@ LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_avail
 def once(make: Callable[..., Tensor], *key: Hashable, device: torch.device, dtype: torch.dtype) -> Tensor:
     """make(*key), a small tensor, on a device in a precision: made on the CPU and copied at the first call alone, so
     that no step waits for it. It belongs to all callers: do not change it."""
+    if torch.compiler.is_compiling():  # which traces what is within, and does not know contexts of devices
+        return make(*key).to(device, dtype)
     return _once(make, device, dtype, *key)
 
 

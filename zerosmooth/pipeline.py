@@ -18,6 +18,7 @@ from .family import Family, Networks
 from .fields import SEED, check, short
 from .guidance import Guidance, Inputs
 from .images import fit
+from .models.compiled import compiled
 from .models.layers import frame_chunks
 from .preview import coarse
 from .settings import AT_A_TIME, Running, Settings, settings_for
@@ -137,7 +138,8 @@ class Pipeline:
             if "image" not in self.family.takes:
                 raise ValueError("image_noise does nothing to a checkpoint that takes no image; leave it out")
             _check_shape("image_noise", image_noise, (len(shown), 3, settings.height, settings.width))
-        with torch.inference_mode(), frame_chunks(self.networks.unet, running.frame_chunk):
+        unet = self.networks.unet
+        with torch.inference_mode(), frame_chunks(unet, running.frame_chunk), compiled(unet, running.compile):
             videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress, preview)
         for video in videos:  # made outside inference mode, so that they can be changed in place
             video.latents = [x.clone() for x in video.latents]

@@ -33,6 +33,7 @@ class DDIMConfig:
     more_steps: bool = False  # a number of steps that does not divide 1000 takes some more (VideoCrafter)
     spacing: str = "leading"  # of timesteps, one of SPACINGS
     ends_clean: bool = False  # the last step leads to alpha 1, not to that of timestep 0, which keeps a little noise
+    consistency: int = 0  # of a consistency model: evenly spaced timesteps that it was trained at; 0: it is none
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in ("sqrt_linear", "linear"):
@@ -45,7 +46,7 @@ class DDIMConfig:
             raise ValueError(f"spacing={self.spacing!r}; use one of {', '.join(SPACINGS)}")
 
     def sampler(self, steps: int, eta: float) -> DDIM:
-        return DDIM(self, steps, eta)
+        return Consistency(self, steps, eta) if self.consistency else DDIM(self, steps, eta)
 
     def alphas_cumprod(self) -> np.ndarray:
         """Share of the data's variance left at each of TRAIN_STEPS timesteps, float64."""
@@ -71,6 +72,9 @@ class DDIMConfig:
             return np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()[::-1]
         if self.spacing == "trailing":
             return [round(TRAIN_STEPS - i * TRAIN_STEPS / steps) - 1 for i in range(steps)]
+        if self.consistency:  # every few of those it knows, from the last one down
+            known = range(TRAIN_STEPS - 1, 0, -(TRAIN_STEPS // self.consistency))
+            return list(known[:: self.consistency // steps][:steps])
         timesteps = [t + 1 for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps) if t + 1 < TRAIN_STEPS]
         return (timesteps if self.more_steps else timesteps[:steps])[::-1]
 
@@ -135,6 +139,34 @@ class DDIM:
         return x if noise is None else x + float(self.fresh[i]) * noise
 
 
+class Consistency(DDIM):
+    """Multistep sampling of a latent consistency model (Luo et al. 2023, arXiv 2310.04378), as T2V-Turbo samples: each
+    step leads to data, and from there to the next timestep by fresh noise alone; the last one stays at data.
+
+    steps: network evaluations, up to the timesteps that the model was trained at. ValueError if out of range.
+    """
+
+    def __init__(self, config: DDIMConfig, steps: int = 4, eta: float = 1.0) -> None:
+        check_consistency(steps, config.consistency, eta)
+        super().__init__(config, steps, eta)
+        after = np.append(config.alphas_cumprod()[self.timesteps[1:]], 1.0)
+        self.alpha_prev, self.fresh = np.sqrt(after), np.sqrt(1 - after)
+        self.sigma_prev = np.zeros(len(after))
+
+    def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
+        t = 10 * self.timesteps[i]  # against the data's deviation, taken as 0.5: at 0 the data would be x itself
+        share = 0.25 / (t**2 + 0.25)
+        return t / (t**2 + 0.25) ** 0.5 * super().x0(i, x, output) + share * x
+
+
+def check_consistency(steps: int, most: int, eta: float) -> None:
+    """ValueError for settings that a consistency model's sampler does not have."""
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps={steps}; this consistency model was trained at {most} noise levels: use 1 to {most}")
+    if eta != 1:
+        raise ValueError(f"eta={eta}; a consistency model's sampler takes fresh noise alone: use 1")
+
+
 @dataclass(frozen=True)
 class EulerConfig:
     """Noise levels from sigma_max down to sigma_min on the curve of Karras et al. 2022 (arXiv 2206.00364, Eq. 5)."""
@@ -142,11 +174,19 @@ class EulerConfig:
     sigma_min: float = 0.002
     sigma_max: float = 700.0
     rho: float = 7.0
+    consistency: int = 0  # of a consistency model: noise levels on that curve it was trained at; 0: it is none
 
     def sampler(self, steps: int, eta: float) -> Euler:
+        if self.consistency:
+            return ConsistencyEuler(self, steps, eta)
         if eta != 0:
             raise ValueError(f"eta={eta}; this model's sampler adds no noise: use 0")
         return Euler(self, steps)
+
+    def levels(self, n: int) -> np.ndarray:
+        """n noise levels, the highest first."""
+        ends = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return np.linspace(*ends, n) ** self.rho
 
 
 class Euler:
@@ -156,12 +196,12 @@ class Euler:
     """
 
     stochastic = False
+    sigmas: np.ndarray  # of each step, and 0
 
     def __init__(self, config: EulerConfig, steps: int = 25) -> None:
         if not 1 <= steps <= TRAIN_STEPS:
             raise ValueError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
-        ends = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-        self.sigmas = np.append(np.linspace(*ends, steps) ** config.rho, 0.0)
+        self.sigmas = np.append(config.levels(steps), 0.0)
 
     def __len__(self) -> int:
         return len(self.sigmas) - 1
@@ -185,3 +225,19 @@ class Euler:
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
         slope = (x - x0) / float(self.sigmas[i])
         return x + slope * float(self.sigmas[i + 1] - self.sigmas[i])
+
+
+class ConsistencyEuler(Euler):
+    """Multistep sampling of a consistency model (Song et al. 2023, arXiv 2303.01469) as AnimateLCM does it with Stable
+    Video Diffusion: each step leads to data, and from there to the next noise level by fresh noise alone."""
+
+    stochastic = True
+
+    def __init__(self, config: EulerConfig, steps: int = 4, eta: float = 1.0) -> None:
+        check_consistency(steps, config.consistency, eta)
+        known = config.levels(config.consistency)
+        self.sigmas = np.append(known[:: len(known) // steps][:steps], 0.0)
+
+    def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
+        assert noise is not None
+        return x0 + float(self.sigmas[i + 1]) * noise

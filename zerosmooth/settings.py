@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import types
 import typing
 import warnings
@@ -92,10 +94,12 @@ class Running:
         False
     )
     frame_chunk: Annotated[int | None, "frames at a time in layers that see them one by one", AT_A_TIME] = None
+    compile: Annotated[bool, "compile the layers between attention modules, which takes minutes at first"] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
-        device_of(self.device)
+        if device_of(self.device).type == "cpu" and self.compile and not has_compiler():
+            raise ValueError("compile needs a C++ compiler (g++, or what CXX names), and none is there; leave it out")
 
     def idle(self, settings: Settings) -> Iterator[str]:
         """What does nothing to a video of such settings, in words."""
@@ -103,6 +107,8 @@ class Running:
             yield "offload does nothing on the CPU, whose memory is where hidden states wait anyway"
         elif self.offload and (not settings.cascade.scales or settings.cascade.method == "direct"):
             yield "offload does nothing here: no stage waits for the hidden states of another"
+        if self.compile and device_of(self.device).type == "cpu":
+            yield "compile takes minutes at first and makes nothing faster on a CPU (docs/speed.md)"
         if self.sequential_guidance and not settings.guided:
             yield "sequential_guidance does nothing without guidance, which has one branch then"
 
@@ -118,6 +124,10 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     if idle := [name for name in {**kept, **asked} if name in family.idle]:
         source = " and ".join(f"{kind}s" for kind in family.takes)
         raise ValueError(f"{idle[0]} does nothing to {family.name}, which makes videos from {source}; leave it out")
+    if family.told_guidance(config):
+        for name in ("negative_prompt", "first_guidance_scale", "guidance_rescale"):
+            if name in asked:
+                raise ValueError(f"{name} does nothing to a network that is told the guidance scale; leave it out")
     own = {field.name: getattr(config.defaults, field.name) for field in fields(Sampling)}
     own |= {"frames": config.unet.frames, "decode_chunk_size": config.vae.decode_chunk_size}
     said = {**kept, **asked}
@@ -174,6 +184,11 @@ def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
 def default_dtype(device: torch.device) -> str:
     """Of the networks, where nothing else is said."""
     return "float32" if device.type == "cpu" else "float16"
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler that torch would find."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
 
 
 def device_of(name: str | torch.device | None) -> torch.device:

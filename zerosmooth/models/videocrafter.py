@@ -7,6 +7,7 @@ frames together, everything else frame by frame.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, TemporalAttention
 from ..bus import Stage, name_modules
-from ..kernels import GroupNorm, Linear
+from ..kernels import GroupNorm, Linear, once
 from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .positions import RelativePosition
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
@@ -29,6 +30,9 @@ class UNetConfig(SkeletonConfig):
     temporal_conv: bool = True
     relative_position: bool = False  # learned relative keys and values in temporal attention
     fps_condition: bool = True
+    guidance_dim: int = (
+        0  # channels of the guidance scale's sinusoid, beside fps (T2V-Turbo: 256); 0: it is not told it
+    )
     initial_attention: bool = True  # a temporal transformer behind the first convolution, with 8 heads at any width
 
 
@@ -44,22 +48,41 @@ class UNet(Skeleton):
         super().__init__(c, partial(VideoCrafterBlock, c))
         if c.fps_condition:
             self.fps_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
+        if c.guidance_dim:
+            self.guidance_embedding = Linear(c.guidance_dim, c.channels, bias=False)
         if c.initial_attention:
             self.init_attn = TemporalTransformer(c, c.channels, heads=8, depth=c.transformer_depth)
         name_modules(self)
 
     def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """condition: b, frames a second, where the config has fps_condition."""
-        emb = super().embed(timestep, condition, dtype)
-        if not self.config.fps_condition:
-            return emb
+        """condition: b, frames a second, where the config has fps_condition; b 2, those and the guidance scale, where
+        it has guidance_dim beside."""
+        c = self.config
+        if not c.fps_condition:
+            return super().embed(timestep, condition, dtype)
         if condition is None:
             raise ValueError("this network has an fps condition; pass frames a second, one number a video")
-        return emb + self.fps_embedding(sinusoid(condition, self.config.channels).to(dtype))
+        emb = sinusoid(timestep, c.channels).to(dtype)
+        if c.guidance_dim:
+            condition, scale = condition.unbind(1)
+            emb = emb + self.guidance_embedding(guidance_sinusoid(scale, c.guidance_dim).to(dtype))
+        return self.time_embedding(emb) + self.fps_embedding(sinusoid(condition, c.channels).to(dtype))
 
     def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         h = self.conv_in(x)
         return self.init_attn(h, b, stage) if self.config.initial_attention else h
+
+
+def guidance_sinusoid(scale: Tensor, dim: int) -> Tensor:
+    """Of guidance scales, as networks that were distilled with them take it: of 1000 times the scale, sines before
+    cosines, frequencies down to 1 / 10000 itself. scale: n; returns n dim, float32."""
+    frequency = once(guidance_frequencies, dim // 2, device=scale.device, dtype=torch.float32)
+    angle = 1000 * scale.float()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def guidance_frequencies(count: int) -> Tensor:
+    return torch.exp(-math.log(10_000) / (count - 1) * torch.arange(count, dtype=torch.float32))
 
 
 class VideoCrafterBlock(Block):
