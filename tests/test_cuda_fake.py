@@ -108,7 +108,7 @@ def test_a_tensor_left_on_the_cpu_is_caught(monkeypatch):
 
 def test_an_embedding_of_another_precision_is_caught(monkeypatch):
     own = Skeleton.embed
-    monkeypatch.setattr(Skeleton, "embed", lambda self, timestep, dtype: own(self, timestep, dtype).float())
+    monkeypatch.setattr(Skeleton, "embed", lambda *args: own(*args).float())
     with card_with("lavie") as (pipeline, *_), pytest.raises(RuntimeError, match="float16 and torch.float32"):
         sample(pipeline)
 

@@ -263,7 +263,7 @@ def test_sample_py_takes_an_image_and_a_prompt(tmp_path, small_models, monkeypat
 
     command = ["sample.py", "--family", FILE, "--ckpt", out, "--image", tmp_path / "x.png", "--prompt", "a ship"]
     monkeypatch.setattr(sys, "argv", [*map(str, [*command, "--outdir", tmp_path, "--scale", 2, "--save_fps", 8])])
-    assert sample.make_videos(sample.parse()) == 0
+    assert sample.main() == 0
     assert len(list(tmp_path.glob("*.mp4"))) == 2
     assert (
         Cascade(16, (2,)).frames_of(1) == 32 and "16 key frames at 8 fps become 32 at 16 fps" in capsys.readouterr().out
