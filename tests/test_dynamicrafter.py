@@ -262,7 +262,7 @@ def test_sample_py_takes_an_image_and_a_prompt(tmp_path, small_models, monkeypat
     import sample
 
     command = ["sample.py", "--family", FILE, "--ckpt", out, "--image", tmp_path / "x.png", "--prompt", "a ship"]
-    monkeypatch.setattr(sys, "argv", [*map(str, [*command, "--outdir", tmp_path, "--scale", 2, "--save_fps", 8])])
+    monkeypatch.setattr(sys, "argv", [*map(str, [*command, "--outdir", tmp_path, "--scale", 2, "--save_fps", 16])])
     assert sample.main() == 0
     assert len(list(tmp_path.glob("*.mp4"))) == 2
     assert (
