@@ -57,7 +57,7 @@ def make(run, tiny):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix not in (".json", ".html")}
 
 
 # --- comments
@@ -344,7 +344,7 @@ def test_key_frames_are_held_beside_the_dense_video(quick, make, tmp_path):
 def test_a_template_names_the_files(quick, make, run, tmp_path):
     make("--prompt", "A cat!", "--name", "{prompt}_{seed:03}_{frames}")
     names = {"a-cat_000_4.mp4", "a-cat_000_8.mp4", "a-cat_000_8.png", "a-cat_000_8.json"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"index.html"}
     assert "1 of 1 videos are in" in make("--prompt", "A cat!", "--name", "{prompt}_{seed:03}_{frames}")
     make("--prompt", "A cat!", "--name", "x-{scale}-{steps}-{preset}-{key_frames}", "--outdir", tmp_path / "new")
     assert (tmp_path / "new/x-2-2-paper-4_4f.mp4").exists() and (tmp_path / "new/x-2-2-paper-4.json").exists()
