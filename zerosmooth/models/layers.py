@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..bus import OnBus, Stage
 from ..kernels import Conv2d, GroupNorm, Linear, once
 
 
@@ -142,7 +144,7 @@ class ResBlock(PerFrame):
         self.conv2 = Conv2d(out, out, 3, padding=1)
         self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
         if self.emb is None or emb is None:
             return self.in_chunks(self.convolve, 0, x)
         f = x.shape[0] // emb.shape[0]
@@ -160,7 +162,7 @@ class ResBlock(PerFrame):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class TemporalResBlock(nn.Module):
+class TemporalResBlock(OnBus):
     """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
 
     x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
@@ -174,13 +176,18 @@ class TemporalResBlock(nn.Module):
         self.norm2 = GroupNorm(groups, channels)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        b = 1 if emb is None else emb.shape[0]
-        x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
+    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+        x = x.unflatten(0, (1 if emb is None else emb.shape[0], -1))
+        along = partial(self.along_frames, emb=emb)
+        return (along(x) if stage is None else stage.mix(self.name, along, x)).flatten(0, 1)
+
+    def along_frames(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        """x: b f c h w."""
+        x = x.transpose(1, 2)
         h = self.conv1(F.silu(self.norm1(x)))
         if self.emb is not None and emb is not None:
             h = h + self.emb(F.silu(emb))[:, :, None, None, None]
-        return rearrange(x + self.conv2(F.silu(self.norm2(h))), "b c f h w -> (b f) c h w")
+        return (x + self.conv2(F.silu(self.norm2(h)))).transpose(1, 2)
 
 
 class Mix(nn.Module):
