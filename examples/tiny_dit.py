@@ -116,6 +116,9 @@ class Flow:
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         return x - self.times[i] * output
 
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor:
+        return x0 + self.times[i] * (noise - x0)
+
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
         return x0 + self.times[i + 1] / self.times[i] * (x - x0)
 

@@ -50,9 +50,9 @@ class Cascade:
     overlap: Annotated[int | None, "frames that two attention windows share; half a window if not said"] = None
     color_correction: Annotated[bool, "pull each frame's latent colours to the key frames' (A.2)"] = False
     prediction: Annotated[bool, "correct predicted frames by what lies between key frames: not in the paper"] = False
-    new_frames: Annotated[bool, "compute inserted frames alone, beside states that key frames had: not in the paper"] = (
-        False
-    )
+    new_frames: Annotated[
+        bool, "compute inserted frames alone, beside states that key frames had: not in the paper"
+    ] = False
     join: Annotated[float, "share of the steps after which longer videos begin, from predicted key frames", PART] = 0.0
 
     def __post_init__(self) -> None:

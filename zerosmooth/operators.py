@@ -75,7 +75,9 @@ class S(Operator):
     def among(self, y: Tensor, between: Tensor) -> Tensor:
         """All frames: key frames y, b k .., and those between. ValueError if there are not n-1 for each."""
         if between.shape[1] != y.shape[1] * (self.n - 1):
-            raise ValueError(f"{between.shape[1]} frames between {y.shape[1]} key frames; n-1={self.n - 1} for each fit")
+            raise ValueError(
+                f"{between.shape[1]} frames between {y.shape[1]} key frames; n-1={self.n - 1} for each fit"
+            )
         parts = [y[:, :, None], between.unflatten(1, (y.shape[1], self.n - 1))]
         return torch.cat(parts, dim=2).flatten(1, 2)
 
