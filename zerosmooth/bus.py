@@ -49,7 +49,7 @@ class HiddenStateBus:
     frames: t0, frames of stage 0 and of a temporal attention window. scales: n of stages 1, 2, ...
     overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made;
     "cpu": host memory, pinned when they come from CUDA). new_frames: stages behind the first run on the frames that
-    they insert, beside what layers that mix frames had of the others in the stage before; correction then has no part.
+    they insert, beside what layers that mix frames had of the others in the stage before; nothing is corrected then.
     """
 
     def __init__(

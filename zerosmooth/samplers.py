@@ -1,8 +1,8 @@
 """The samplers: what turns a network's outputs, step by step, into latents. They know neither guidance nor stages.
 
 A sampler walks over `len(sampler)` steps. At step i the network is shown `network_input(i, x)` at `timestep(i)`; `x0`
-reads its output and `step` moves on; `noised` makes x of that step from data and noise. `share(i)` is the paper's t / T:
-how much of the way to pure noise step i stands (Eq. 24).
+reads its output and `step` moves on; `noised` makes x of that step from data and noise. `share(i)` is the paper's t /
+T: how much of the way to pure noise step i stands (Eq. 24).
 """
 
 from __future__ import annotations

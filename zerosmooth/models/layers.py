@@ -123,7 +123,8 @@ def taps_of_copies() -> Tensor:
 class ResBlock(PerFrame):
     """Norm, SiLU, convolution, twice, and a residual. x: (b f) c h w, emb: b e where there is an embedding.
 
-    across_frames: all frames of a video share the norms' statistics; else each frame has its own.
+    across_frames: all frames of a video that it is given share the norms' statistics; else each has its own. stage:
+    takes no part here, but in ResNet blocks that mix frames besides.
     """
 
     def __init__(
