@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +163,24 @@ class ResBlock(PerFrame):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class TemporalResBlock(OnBus):
+class AlongFrames(OnBus):
+    """A layer that mixes frames, and so has states of key frames on the bus (see `bus.Stage.mix`)."""
+
+    def mix(self, x: Tensor, b: int, stage: Stage | None, *told: Any) -> Tensor:
+        """x: (b f) c h w, as what it returns; told: what `along_frames` takes besides."""
+
+        def layer(x: Tensor) -> Tensor:
+            return self.along_frames(x, *told)
+
+        x = x.unflatten(0, (b, -1))
+        return (layer(x) if stage is None else stage.mix(self.name, layer, x)).flatten(0, 1)
+
+    def along_frames(self, x: Tensor, *told: Any) -> Tensor:
+        """The layer itself. x: b f c h w, as what it returns."""
+        raise NotImplementedError
+
+
+class TemporalResBlock(AlongFrames):
     """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
 
     x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
@@ -178,12 +195,9 @@ class TemporalResBlock(OnBus):
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
-        x = x.unflatten(0, (1 if emb is None else emb.shape[0], -1))
-        along = partial(self.along_frames, emb=emb)
-        return (along(x) if stage is None else stage.mix(self.name, along, x)).flatten(0, 1)
+        return self.mix(x, 1 if emb is None else emb.shape[0], stage, emb)
 
-    def along_frames(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        """x: b f c h w."""
+    def along_frames(self, x: Tensor, emb: Tensor | None) -> Tensor:  # type: ignore[override]
         x = x.transpose(1, 2)
         h = self.conv1(F.silu(self.norm1(x)))
         if self.emb is not None and emb is not None:

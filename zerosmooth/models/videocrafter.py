@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import ContextStates, TemporalAttention
-from ..bus import OnBus, Stage, name_modules
+from ..bus import Stage, name_modules
 from ..kernels import GroupNorm, Linear, once
-from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
+from .layers import AlongFrames, EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .positions import RelativePosition
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -112,7 +112,7 @@ class VideoCrafterResBlock(ResBlock):
         return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], stage)
 
 
-class TemporalConv(OnBus):
+class TemporalConv(AlongFrames):
     """Four norm, SiLU, convolution over 3 frames, and a residual. All frames share the norm's statistics."""
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
@@ -121,12 +121,9 @@ class TemporalConv(OnBus):
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
     def forward(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
-        """x: (b f) c h w."""
-        x = x.unflatten(0, (b, -1))
-        return (self.along_frames(x) if stage is None else stage.mix(self.name, self.along_frames, x)).flatten(0, 1)
+        return self.mix(x, b, stage)
 
-    def along_frames(self, x: Tensor) -> Tensor:
-        """x: b f c h w."""
+    def along_frames(self, x: Tensor) -> Tensor:  # type: ignore[override]
         h = x = x.transpose(1, 2)
         for norm, conv in zip(self.norms, self.convs):
             h = conv(nn.functional.silu(norm(h)))
