@@ -396,6 +396,9 @@ class Later:
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         return self.sampler.x0(i + self.first, x, output)
 
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor:
+        return self.sampler.noised(i + self.first, x0, noise)
+
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
         return self.sampler.step(i + self.first, x, x0, noise)
 

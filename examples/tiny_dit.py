@@ -49,15 +49,18 @@ class TinyDiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor, stage: Stage | None = None) -> Tensor:
         """x: b f 1 h w, t: b from 0 (data) to 1 (noise), label: b. Returns the velocity noise - data, as x.
 
-        (1) The stage is an argument, and None is the plain network.
+        (1) The stage is an argument, and None is the plain network. A stage may run on the frames that it inserts
+        alone, and then completes what comes out.
         """
+        x = x if stage is None else stage.inserted(x)
         h = self.embed(rearrange(x, "b f 1 (h p) (w q) -> b f (h w) (p q)", p=PATCH, q=PATCH)) + self.place
         h = h + sinusoid(self.positions(x.shape[1], stage), DIM).to(h)[:, None]
         condition = self.time(sinusoid(1000 * t, DIM).to(h)) + self.label(label)  # b d
         for block in self.blocks:
             h = block(h, condition, stage)
         v = self.out(self.norm(h))
-        return rearrange(v, "b f (h w) (p q) -> b f 1 (h p) (w q)", h=SIZE // PATCH, p=PATCH)
+        v = rearrange(v, "b f (h w) (p q) -> b f 1 (h p) (w q)", h=SIZE // PATCH, p=PATCH)
+        return v if stage is None else stage.complete(v)
 
     def positions(self, f: int, stage: Stage | None) -> Tensor:
         """(4) Absolute positions of the frames: those of the key frames stay when there are more between them."""
@@ -112,6 +115,9 @@ class Flow:
 
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         return x - self.times[i] * output
+
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor:
+        return x0 + self.times[i] * (noise - x0)
 
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
         return x0 + self.times[i + 1] / self.times[i] * (x - x0)

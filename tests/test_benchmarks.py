@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import gpu, kernels, winograd
 from benchmarks.timing import by_turns, ratio
-from benchmarks.unets import FORMATS, filled, lay_out
+from benchmarks.unets import FORMATS, filled, lay_out, steps
+from zerosmooth.families import FAMILIES
 from zerosmooth.models.videocrafter import UNet
 
-from .conftest import TINY
+from .conftest import TINY, TINY_FAMILIES
 
 
 def test_work_runs_by_turns_and_the_first_turn_does_not_count():
@@ -107,3 +109,14 @@ def test_a_check_that_fails_is_a_failure_and_a_missed_target_is_none(tmp_path, c
     assert not report.failed
     report.add("golden", "a check", float("nan"), at_most=1.0)
     assert report.failed and capsys.readouterr().out.count("MISSED") == 2
+
+
+def test_a_step_of_the_cascade_is_timed_and_counted_over_one_of_its_first_stage():
+    """Operations: 7 times those of the first stage, attention in windows aside; of new frames alone 4 times, and more
+    where frames mix."""
+    for name, config in TINY_FAMILIES.items():
+        counted = steps(FAMILIES[name], config, SimpleNamespace(size=(8, 12), repeats=0, threads=1))
+        least = counted["first stage"]
+        assert 6.8 < counted["anchored"] / least < 7.3 and 4 < counted["new frames"] / least < 5
+    timed = steps(FAMILIES["svd"], TINY_FAMILIES["svd"], SimpleNamespace(size=(8, 12), repeats=1, threads=1))
+    assert timed.keys() == counted.keys() and all(0 < seconds < 60 for seconds in timed.values())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.bus import BusError
+from zerosmooth.bus import BusError, HiddenStateBus
 from zerosmooth.cascade import (
     METHODS,
     Cascade,
@@ -17,6 +17,8 @@ from zerosmooth.cascade import (
     repeated_noise,
     sample_cascade,
 )
+from zerosmooth.families import FAMILIES
+from zerosmooth.operators import Interpolated
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Running
 
@@ -250,3 +252,109 @@ def test_predictions_may_be_corrected_besides_the_papers_states(pipeline):
     assert torch.equal(both[::2], anchored[::2]) and not torch.allclose(both[1::2], anchored[1::2])
     assert not torch.allclose(paper, both)
     assert torch.equal(latents(preset="paper", prediction=True), both)
+
+
+# --- only new frames, and longer videos that begin later
+
+
+NEW = dict(preset="anchored", new_frames=True)
+
+
+@pytest.mark.parametrize("scales", [(2, 2), (3, 2)])
+def test_key_frames_that_are_not_computed_again_are_those_of_the_base_video(any_pipeline, scales):
+    """Bitwise, in every family; inserted frames are not those that the same stages make of all their frames."""
+    settings = dict(seeds=3, steps=3, scales=scales)
+    new, all_ = (
+        any_pipeline.sample(**subject(any_pipeline), **settings, **more)[0].latents
+        for more in (NEW, dict(preset="anchored"))
+    )
+    rate = 1
+    for n, x, other in zip(scales, new[1:], all_[1:]):
+        rate *= n
+        assert torch.equal(x[::rate], all_[0]) and torch.equal(new[0], all_[0])
+        assert torch.isfinite(x).all() and not torch.allclose(x[1::rate], other[1::rate])
+
+
+def test_networks_give_key_frames_the_output_of_the_stage_before_and_leave_nothing_on_the_bus(unet, ask):
+    bus = HiddenStateBus(FRAMES, (2, 2), new_frames=True)
+    xs = [latents(FRAMES * n, batch=2) for n in (1, 2, 4)]
+    outputs = cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.0)
+    assert torch.equal(outputs[0], ask(xs[0])) and bus.held_bytes == 0 < bus.peak_bytes
+    assert torch.equal(outputs[1][:, ::2], outputs[0]) and torch.equal(outputs[2][:, ::2], outputs[1])
+    xs[1] = torch.cat([torch.zeros_like(xs[1][:, ::2, None]), xs[1][:, 1::2, None]], 2).flatten(1, 2)
+    again = cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.0)  # key frames there are never looked at
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again))
+    xs[0] = xs[0] + torch.arange(FRAMES)[:, None, None, None]  # but what they were in the first stage is
+    seen = cascade_step(lambda s, x, view: ask(x, view), xs, bus, 0, 0.0)
+    assert all(not torch.allclose(a[:, 1::2], b[:, 1::2], atol=1e-3) for a, b in zip(seen[1:], outputs[1:]))
+
+
+def test_a_layer_that_mixes_frames_sees_all_and_corrects_new_ones_by_what_lies_between():
+    """With a layer that subtracts the mean of all frames, which is not that of the key frames."""
+    bus, x = HiddenStateBus(4, (2,), new_frames=True), latents(8)
+    key = x[:, ::2] + 1
+    first = bus.stage(0).mix("m", lambda h: h - h.mean(1, keepdim=True), key)
+    got = bus.stage(1).mix("m", lambda h: h - h.mean(1, keepdim=True), x[:, 1::2])
+    assert torch.equal(first, key - key.mean(1, keepdim=True)) and bus.held_bytes == 0
+    torch.testing.assert_close(got, x[:, 1::2] - key.mean(1, keepdim=True))  # all are off by the same
+
+
+@pytest.mark.parametrize("running", [Running(sequential_guidance=True), Running(frame_chunk=1), Running(offload=True)])
+def test_new_frames_in_less_memory_are_the_same(any_pipeline, running, monkeypatch):
+    monkeypatch.setattr(HiddenStateBus, "_park", lambda self, x: x.clone() if self.device else x)
+    settings = dict(seeds=3, steps=2, scales=(2, 2), **NEW)
+    a, b = (any_pipeline.sample(**subject(any_pipeline), running=r, **settings)[0] for r in (Running(), running))
+    for x, y in zip(a.latents, b.latents):  # sums run in another order, on numbers that begin at 700
+        assert_close(x, y, rtol=0, atol=1e-3 * float(x.std()))
+
+
+def test_the_first_stage_runs_alone_until_longer_videos_join(any_pipeline):
+    """Key frames stay the base video's, bitwise; a share of no step is off, bitwise; progress ends where it did."""
+    ran, done = [], []
+    network = any_pipeline.networks.unet
+    hook = network.register_forward_pre_hook(lambda _, args: ran.append(args[0].shape[1] // FRAMES))
+    made = {
+        join: any_pipeline.sample(
+            **subject(any_pipeline),
+            seeds=3,
+            steps=4,
+            scales=(2, 2),
+            preset="anchored",
+            join=join,
+            progress=lambda i, of: done.append(i == of),
+        )[0].latents
+        for join in (0.0, 0.1, 0.5, 1.0)
+    }
+    hook.remove()
+    each = [1, 2, 4]
+    assert ran == [*each * 4, *each * 4, 1, 1, *each * 2, 1, 1, 1, *each] and done[-1] and sum(done) == 4
+    assert all(torch.equal(a, b) for a, b in zip(made[0.0], made[0.1]))
+    for x in made.values():
+        assert torch.equal(x[1][::2], made[0.0][0]) and torch.equal(x[2][::2], x[1])
+    assert not torch.allclose(made[0.5][1], made[0.0][1])
+
+
+def test_what_joins_is_what_lies_between_key_frames_noised_to_that_step():
+    """At the first step of a sampler whose network predicts what it sees, nothing else has happened yet."""
+    seen = {}
+    sampler = FAMILIES["vc2"].config.sampler.sampler(2, 0.0)
+
+    def network(step, index, x, stage):
+        seen[step, index] = x
+        return torch.zeros_like(x)  # no noise: the data are x over alpha
+
+    noise = latents(8)
+    sample_cascade(network, sampler, Cascade(4, (2,), prediction=True, join=0.5), lambda step: noise)
+    assert (0, 1) not in seen
+    data = Interpolated(2).lift(seen[0, 0] / float(sampler.alpha[0]))
+    expected = float(sampler.alpha[1]) * data + float(sampler.sigma[1]) * noise
+    assert_close(seen[1, 1][:, 1::2], expected[:, 1::2])
+    assert torch.equal(seen[1, 1][:, ::2], seen[1, 0])
+
+
+def test_new_frames_beside_corrected_states_are_refused(pipeline):
+    for asked in (dict(preset="paper", new_frames=True), dict(NEW, temporal=True), dict(NEW, prediction=False)):
+        with pytest.raises(ValueError, match="new_frames leaves no hidden states to correct"):
+            pipeline.settings(**asked)
+    with pytest.raises(ValueError, match="join does nothing at scale 1"):
+        pipeline.settings(scales=(), join=0.5)

@@ -129,6 +129,10 @@ class TemporalAttention(Attention):
         self.position = position
 
     def forward(self, h: Tensor, stage: Stage | None = None) -> Tensor:
+        along = partial(self.along_frames, stage=stage)
+        return along(h) if stage is None else stage.mix(self.name, along, h)
+
+    def along_frames(self, h: Tensor, stage: Stage | None) -> Tensor:
         corrected = None if stage is None else stage.exchange(self.name, "temporal", h=(h, S(stage.n)))
         qkv, again = self.to_qkv(h), None
         if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
@@ -198,9 +202,13 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tup
 
 
 def frame_positions(f: int, stage: Stage | None, device: torch.device | None = None) -> Tensor:
-    """Positions of f frames for absolute embeddings: 0, 1, .. without a bus, pos * t0 / f on one (Eq. 16-17)."""
+    """Positions of f frames for absolute embeddings: 0, 1, .. without a bus, pos * t0 / f on one (Eq. 16-17).
+
+    f: of the frames that the network runs on, see `bus.Stage.inserted`."""
+    if stage is not None and stage.bus.new_frames and stage.index > 0:
+        f = f * stage.n // (stage.n - 1)
     frame = torch.arange(f, dtype=torch.float32, device=device)
-    return frame if stage is None else frame * (stage.window / f)
+    return frame if stage is None else stage.inserted(frame[None])[0] * (stage.window / f)
 
 
 def project_context(network: nn.Module, context: Tensor) -> ContextStates:

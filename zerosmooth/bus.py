@@ -9,6 +9,7 @@ States are handed over, not kept: taking them frees them.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Annotated, Literal
@@ -16,11 +17,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from .fields import SEED, Range, check, check_fields
-from .operators import A1, A2, Operator, S, back_project
+from .fields import PART, SEED, Range, check, check_fields
+from .operators import A1, A2, Interpolated, Operator, S, back_project
 
 State = dict[str, Tensor]
-PART = Range(0, 1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class HiddenStateBus:
 
     frames: t0, frames of stage 0 and of a temporal attention window. scales: n of stages 1, 2, ...
     overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made;
-    "cpu": host memory, pinned when they come from CUDA).
+    "cpu": host memory, pinned when they come from CUDA). new_frames: stages behind the first run on the frames that
+    they insert, beside what layers that mix frames had of the others in the stage before; nothing is corrected then.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class HiddenStateBus:
         overlap: int | None = None,
         correction: Correction = Correction(),
         device: str | torch.device | None = None,
+        new_frames: bool = False,
     ) -> None:
         check("frames", frames, int, Range(1, 2**63))
         scales = tuple(scales) if isinstance(scales, list) else scales
@@ -68,7 +70,7 @@ class HiddenStateBus:
         self.overlap = frames // 2 if overlap is None else overlap
         if not 0 <= self.overlap < frames:
             raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")
-        self.correction = correction
+        self.correction, self.new_frames = correction, new_frames
         self.device = None if device is None else torch.device(device)
         self.held_bytes = 0  # states that wait to be read
         self.peak_bytes = 0  # the most that ever waited
@@ -148,7 +150,7 @@ class Stage:
         part: "spatial" or "temporal". states: name=(x, M), x: b f .. Returns x^ by name, or None where
         there is nothing to correct: in stage 0, at strength 0, and for a part that is switched off.
         """
-        if self.strength == 0 or not getattr(self.bus.correction, part):
+        if self.strength == 0 or self.bus.new_frames or not getattr(self.bus.correction, part):
             return None
         corrected = None
         if self.index > 0:
@@ -157,6 +159,42 @@ class Stage:
         if self.index < len(self.bus.scales):
             self.bus.publish(self.index, module, corrected or {name: x for name, (x, _) in states.items()}, self.branch)
         return corrected
+
+    def inserted(self, x: Tensor) -> Tensor:
+        """Of all frames of this stage those that the network runs on: with `new_frames`, those between key frames.
+
+        x: b f .. ValueError if there are not n for each key frame."""
+        return S(self.n).between(x) if self.bus.new_frames and self.index > 0 else x
+
+    def mix(self, module: str, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What a layer that mixes frames makes of those that the network runs on. x: b i .., as what it returns.
+
+        With `new_frames` it sees all frames: key frames as they entered it in the stage before. What became of them
+        there corrects what becomes of the others here, by what lies between (see operators.Interpolated).
+        """
+        if not self.bus.new_frames:
+            return layer(x)
+        if self.index == 0:
+            y = layer(x)
+        else:
+            keys = self.bus.take(self.index - 1, module, self.branch)
+            x = S(self.n).among(keys["x"], x)
+            y = back_project(layer(x), keys["y"], Interpolated(self.n))
+        if self.index < len(self.bus.scales):
+            self.bus.publish(self.index, module, {"x": x, "y": y}, self.branch)
+        return self.inserted(y)
+
+    def complete(self, y: Tensor) -> Tensor:
+        """A network's output for all frames of this stage: with `new_frames`, key frames' is that of the stage before.
+
+        y: b i .., of the frames that it ran on."""
+        if not self.bus.new_frames:
+            return y
+        if self.index > 0:
+            y = S(self.n).among(self.bus.take(self.index - 1, "output", self.branch)["y"], y)
+        if self.index < len(self.bus.scales):
+            self.bus.publish(self.index, "output", {"y": y}, self.branch)
+        return y
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
         """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""

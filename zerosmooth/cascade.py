@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .bus import Correction, HiddenStateBus, Stage
-from .fields import Range, check_fields
+from .fields import PART, Range, check_fields
 from .operators import Interpolated, S, back_project
 
 METHODS = {  # and what every stage after the first does
@@ -24,13 +24,13 @@ METHODS = {  # and what every stage after the first does
     "ddnm": "windows; at each step the key frames' predicted data are those of the first stage (Eq. 6 on latents)",
     "freenoise": "windows; noise repeats that of the first frames in shuffled order (arXiv 2310.15169), no cascade",
 }
-OURS = ("correction", "prediction", "strength", "strength_schedule")
+OURS = ("correction", "prediction", "new_frames", "strength", "strength_schedule")
 IDLE = {  # fields of `Cascade` that do nothing to a method
     "zerosmooth": (),
     "windowed": OURS,
     "direct": (*OURS, "overlap"),
     "ddnm": OURS,
-    "freenoise": (*OURS, "color_correction"),
+    "freenoise": (*OURS, "color_correction", "join"),
 }
 MOST = 1 << 16  # frames
 
@@ -50,6 +50,10 @@ class Cascade:
     overlap: Annotated[int | None, "frames that two attention windows share; half a window if not said"] = None
     color_correction: Annotated[bool, "pull each frame's latent colours to the key frames' (A.2)"] = False
     prediction: Annotated[bool, "correct predicted frames by what lies between key frames: not in the paper"] = False
+    new_frames: Annotated[
+        bool, "compute inserted frames alone, beside states that key frames had: not in the paper"
+    ] = False
+    join: Annotated[float, "share of the steps after which longer videos begin, from predicted key frames", PART] = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,6 +63,8 @@ class Cascade:
             raise ValueError(f"scales={self.scales} make more than {MOST:,} frames; use fewer or smaller ones")
         if self.overlap is not None and not 0 <= self.overlap < self.frames:
             raise ValueError(f"overlap={self.overlap} of windows of {self.frames} frames; use 0 to {self.frames - 1}")
+        if self.new_frames and (not self.prediction or self.correction.spatial or self.correction.temporal):
+            raise ValueError("new_frames leaves no hidden states to correct; use it with preset anchored and no more")
         for setting in fields(self):
             if setting.name in IDLE[self.method] and getattr(self, setting.name) != setting.default:
                 raise ValueError(f"{setting.name} does nothing to {self.method}; leave it out")
@@ -74,6 +80,10 @@ class Cascade:
     def frames_of(self, stage: int) -> int:
         return self.frames * self.scale_of(stage)
 
+    def first_step(self, steps: int) -> int:
+        """Of the stages behind the first, among so many: at least the last one is theirs."""
+        return min(round(self.join * steps), steps - 1) if self.scales else 0
+
     def strength_at(self, share: float) -> float:
         """w_t at t/T = share (Eq. 24)."""
         if self.method != "zerosmooth":
@@ -85,7 +95,7 @@ class Cascade:
         states wait, if not where they are made."""
         if self.method == "direct":
             return None
-        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, device)
+        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, device, self.new_frames)
 
 
 class Sampler(Protocol):
@@ -99,6 +109,7 @@ class Sampler(Protocol):
     def network_input(self, i: int, x: Tensor) -> Tensor: ...
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor: ...
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor: ...
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor: ...
 
 
 Network = Callable[[int, Tensor, "Stage | None"], Tensor]  # (index, x, stage) -> the network's output for stage `index`
@@ -141,22 +152,32 @@ def sample_cascade(
     start, frames = noise(-1), cascade.frames_of(cascade.stages - 1)
     if start.ndim != 5 or start.shape[1] != frames:
         raise ValueError(f"noise of shape {tuple(start.shape)}; b {frames} c h w is needed, the last stage's frames")
-    xs = [sampler.start(x) for x in by_stage(start, cascade.scales)]
+    starts, first = by_stage(start, cascade.scales), cascade.first_step(len(sampler))
+    xs = [sampler.start(x) for x in (starts[:1] if first else starts)]
+    data = xs
     if cascade.method == "freenoise":
         assert bus is not None
         xs = [repeated_noise(xs[0], x.shape[1], bus.frames - bus.overlap) for x in xs]
     for i in range(len(sampler)):
+        if i == first > 0:  # longer videos begin, where the shortest is by now
+            for n, e in zip(cascade.scales, starts[1:]):
+                data.append(Interpolated(n).lift(data[-1]))
+                xs.append(back_project(sampler.noised(i, data[-1], e), xs[-1], S(n)))
         shown = [sampler.network_input(i, x) for x in xs]
         outputs = cascade_step(
-            lambda s, x, view: network(i, s, x, view), shown, bus, i, cascade.strength_at(sampler.share(i))
+            lambda s, x, view: network(i, s, x, view),
+            shown,
+            None if i < first else bus,
+            i,
+            cascade.strength_at(sampler.share(i)),
         )
-        fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * len(xs)
+        fresh = by_stage(noise(i), cascade.scales) if sampler.stochastic else [None] * cascade.stages
         data = [sampler.x0(i, x, y) for x, y in zip(xs, outputs)]
         if cascade.method == "ddnm":
-            for s in range(1, len(data)):
+            for s in range(1, len(xs)):
                 data[s] = back_project(data[s], data[0], S(cascade.scale_of(s)))
         if cascade.prediction:  # the same with an inverse that reaches the frames between: not in the paper
-            for s, n in enumerate(cascade.scales, start=1):
+            for s, n in zip(range(1, len(xs)), cascade.scales):
                 data[s] = back_project(data[s], data[s - 1], Interpolated(n))
         look(i, data)
         xs = [sampler.step(i, x, x0, e) for x, x0, e in zip(xs, data, fresh)]

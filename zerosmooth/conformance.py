@@ -45,6 +45,7 @@ RULES = {
     "positions": "key frames keep their positions (Eq. 16-17), if positions were passed",
     "noise": "key frames see the same noise in every stage (Eq. 23), if noise was passed",
     "batch": "videos in a batch do not see each other",
+    "new frames": "of a stage's inserted frames alone, beside states that key frames had, whose output is the old one",
     "freed": "nothing waits on the bus when the last stage has run",
     "frames": "frames that are not n times the key frames are refused with a ValueError",
 }
@@ -106,6 +107,7 @@ def check(
             )
             break
     broken += _frames(run, xs, frames, scales)
+    broken += _new_frames({path for _, path, part, *_ in bus.exchanges if part == "temporal"}, run, xs, frames, scales)
     for s, n in enumerate(scales, start=1):
         if noise is not None and not torch.equal(noise(s)[:, ::n], noise(s - 1)):
             broken.append(Broken("noise", "", f"of the key frames in stage {s} is not that of stage {s - 1}"))
@@ -300,6 +302,25 @@ def _frames(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
     except (BusError, RuntimeError) as error:
         return [Broken("frames", "", f"{xs[1].shape[1] - 1} of them raise {type(error).__name__}: {error}")]
     return [Broken("frames", "", f"{xs[1].shape[1] - 1} of them on {frames} key frames are taken")]
+
+
+def _new_frames(
+    temporal: set[str], run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
+) -> list[Broken]:
+    """Stages that run on what they insert. temporal: the modules along the frames, which must see key frames too."""
+    bus, outputs = _Spy(frames, scales, new_frames=True), []
+    try:
+        outputs = [run(x, bus.stage(s)) for s, x in enumerate(xs)]
+    except (BusError, ValueError, RuntimeError) as error:
+        return [Broken("new frames", "", f"fail: {error}")]
+    for s, n in enumerate(scales, start=1):
+        if not torch.equal(outputs[s][:, ::n], outputs[s - 1]):
+            return [Broken("new frames", "", f"change key frames in stage {s}; call stage.inserted, stage.complete")]
+    return [
+        Broken("new frames", path, "does not see key frames; call stage.mix")
+        for path in sorted(temporal)
+        if any(bus.taken[s, path] != 1 for s in range(len(scales)))
+    ]
 
 
 def _noise(batch: int, frames: int, scales: tuple[int, ...], shape: tuple[int, int, int]) -> Tensor:

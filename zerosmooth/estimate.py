@@ -122,7 +122,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
     weight = cascade.strength_at(1.0)
     bus, offloads = cascade.bus(), running.offload
     if bus is not None and offloads:
-        bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction)
+        bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction, new_frames=bus.new_frames)
     with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
         with FlopCounterMode(display=False) as counter:
             step = peak(

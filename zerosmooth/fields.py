@@ -15,6 +15,7 @@ class Range(NamedTuple):
 
 
 SEED = Range(-(2**63), 2**63 - 1)
+PART = Range(0, 1)
 
 
 def check_fields(value: Any) -> None:

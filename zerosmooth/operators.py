@@ -68,6 +68,19 @@ class S(Operator):
         x_hat[:, :: self.n] = y
         return x_hat
 
+    def between(self, x: Tensor) -> Tensor:
+        """What it does not see: x without the key frames, b f-k .."""
+        return x.unflatten(1, (self._keys(x), self.n))[:, :, 1:].flatten(1, 2)
+
+    def among(self, y: Tensor, between: Tensor) -> Tensor:
+        """All frames: key frames y, b k .., and those between. ValueError if there are not n-1 for each."""
+        if between.shape[1] != y.shape[1] * (self.n - 1):
+            raise ValueError(
+                f"{between.shape[1]} frames between {y.shape[1]} key frames; n-1={self.n - 1} for each fit"
+            )
+        parts = [y[:, :, None], between.unflatten(1, (y.shape[1], self.n - 1))]
+        return torch.cat(parts, dim=2).flatten(1, 2)
+
 
 class Interpolated(S):
     """S with another right inverse, which is not the paper's: `lift` goes linearly from key frame to key frame.

@@ -1,8 +1,8 @@
 """The samplers: what turns a network's outputs, step by step, into latents. They know neither guidance nor stages.
 
 A sampler walks over `len(sampler)` steps. At step i the network is shown `network_input(i, x)` at `timestep(i)`; `x0`
-reads its output and `step` moves on. `share(i)` is the paper's t / T: how much of the way to pure noise
-step i stands (Eq. 24).
+reads its output and `step` moves on; `noised` makes x of that step from data and noise. `share(i)` is the paper's t /
+T: how much of the way to pure noise step i stands (Eq. 24).
 """
 
 from __future__ import annotations
@@ -132,6 +132,10 @@ class DDIM:
             return (float(self.alpha[i]) / scale * x - float(self.sigma[i]) * output) / scale
         return (x - float(self.sigma[i]) * output) / float(self.alpha[i])
 
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor:
+        """x of step i, of data and standard normal noise."""
+        return float(self.alpha[i]) * x0 + float(self.sigma[i]) * noise
+
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
         """x of the next step. noise: standard normal, shaped as x; None where the sampler is not stochastic."""
         carried = (x - float(self.alpha[i]) * x0) / float(self.sigma[i])
@@ -221,6 +225,9 @@ class Euler:
     def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         variance = float(self.sigmas[i]) ** 2
         return x / (variance + 1) - output * (float(self.sigmas[i]) / (variance + 1) ** 0.5)
+
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor:
+        return x0 + float(self.sigmas[i]) * noise
 
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
         slope = (x - x0) / float(self.sigmas[i])

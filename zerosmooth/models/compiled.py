@@ -12,19 +12,25 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..bus import OnBus
+from .layers import AlongFrames, ResBlock
 from .unet import Block
 
 GRAPHS = 1024  # of one layer's class, at most: one for each size that it is made in
 CONTAINERS = (Block, nn.ModuleList, nn.Sequential)
 
 
-def compilable(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest layers within a network that are made of others and hold no attention on a bus."""
+def compilable(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The largest layers within a network that are made of others and hold nothing on a bus, or what does the work of
+    one that does; and the name of their method that is compiled."""
     for child in module.children():
-        if isinstance(child, CONTAINERS) or any(isinstance(inner, OnBus) for inner in child.modules()):
+        if isinstance(child, AlongFrames):
+            yield child, "along_frames"
+        elif isinstance(child, CONTAINERS) or any(isinstance(inner, OnBus) for inner in child.modules()):
+            if isinstance(child, ResBlock):
+                yield child, "convolve"
             yield from compilable(child)
         elif any(True for _ in child.children()):
-            yield child
+            yield child, "forward"
 
 
 @contextmanager
@@ -37,11 +43,11 @@ def compiled(network: nn.Module, wanted: bool = True) -> Iterator[None]:
     import torch._dynamo  # which takes a second
 
     layers = list(compilable(network))
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, fullgraph=True)  # type: ignore[method-assign]
+    for layer, method in layers:
+        setattr(layer, method, torch.compile(getattr(layer, method), fullgraph=True))
     try:
         with torch._dynamo.config.patch(cache_size_limit=GRAPHS, accumulated_cache_size_limit=GRAPHS):
             yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, method in layers:
+            delattr(layer, method)

@@ -57,8 +57,8 @@ class SVDUNet(Skeleton):
         """timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a second minus one, motion
         bucket, augmentation noise; positions: f, of the frames, None for those of `frame_positions`."""
         states = self.project_context(context) if isinstance(context, Tensor) else context
-        positions = frame_positions(x.shape[1], stage, x.device) if positions is None else positions
-        return super().forward(x, timestep, {**states, POSITIONS: (positions,)}, condition, stage)
+        states = states if positions is None else {**states, POSITIONS: (positions,)}
+        return super().forward(x, timestep, states, condition, stage)
 
     def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
         if condition is None:
@@ -85,9 +85,9 @@ class SVDResBlock(nn.Module):
         self.temporal = TemporalResBlock(out, 4 * c.channels, c.groups)
         self.mix = Mix()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, stage: Stage | None) -> Tensor:
         h = self.spatial(x, emb)
-        return self.mix(h, self.temporal(h, emb))
+        return self.mix(h, self.temporal(h, emb, stage))
 
 
 class SVDTransformer(Transformer):
@@ -106,8 +106,8 @@ class SVDTransformer(Transformer):
         self.mix = Mix()
 
     def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        position = sinusoid(context[POSITIONS][0], self.channels).to(h.dtype)
-        embedded = self.position_embedding(position)[:, None]  # f 1 d
+        placed = context.get(POSITIONS) or (frame_positions(h.shape[1], stage, h.device),)
+        embedded = self.position_embedding(sinusoid(placed[0], self.channels).to(h.dtype))[:, None]  # f 1 d
         for spatial, temporal in zip(self.blocks, self.temporal_blocks):
             h = spatial(h, context, stage)
             h = self.mix(h, temporal(h + embedded, context, stage))

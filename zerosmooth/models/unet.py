@@ -34,7 +34,7 @@ class SkeletonConfig:
 class Block(nn.Module):
     """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
 
-    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb) -> x.
+    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb, stage) -> x.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Block(nn.Module):
         self.upsample = Upsample(out) if upsample else None
 
     def forward(self, x: Tensor, emb: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        x = self.attend(self.res(x, emb), emb.shape[0], context, stage)
+        x = self.attend(self.res(x, emb, stage), emb.shape[0], context, stage)
         if self.res2 is not None:
-            x = self.res2(x, emb)
+            x = self.res2(x, emb, stage)
         return x if self.upsample is None else self.upsample(x)
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
@@ -122,6 +122,7 @@ class Skeleton(nn.Module):
         context: b m c, the encoder's output, or `project_context` of it; condition: b .., what `Family.condition` says;
         stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w. ValueError if h or w is
         not a multiple of the total downsampling, or a condition is missing."""
+        x = x if stage is None else stage.inserted(x)
         b, f = x.shape[:2]
         factor = 2 ** (len(self.config.channel_mult) - 1)
         if x.shape[-2] % factor or x.shape[-1] % factor:
@@ -138,7 +139,8 @@ class Skeleton(nn.Module):
         for block in self.decoder:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
         h = norm_across_frames(self.norm_out, h, f) if self.across_frames else self.norm_out(h)
-        return rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
+        y = rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
+        return y if stage is None else stage.complete(y)
 
 
 class Transformer(nn.Module):

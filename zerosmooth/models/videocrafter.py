@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..attention import ContextStates, TemporalAttention
 from ..bus import Stage, name_modules
 from ..kernels import GroupNorm, Linear, once
-from .layers import EmbeddingMLP, FeedForward, ResBlock, sinusoid
+from .layers import AlongFrames, EmbeddingMLP, FeedForward, ResBlock, sinusoid
 from .positions import RelativePosition
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -106,13 +106,13 @@ class VideoCrafterResBlock(ResBlock):
         super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
         assert emb is not None  # a UNet gives one to every block
         h = super().forward(x, emb)
-        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0])
+        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], stage)
 
 
-class TemporalConv(nn.Module):
+class TemporalConv(AlongFrames):
     """Four norm, SiLU, convolution over 3 frames, and a residual. All frames share the norm's statistics."""
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
@@ -120,11 +120,14 @@ class TemporalConv(nn.Module):
         self.norms = nn.ModuleList(GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
-    def forward(self, x: Tensor, b: int) -> Tensor:
-        h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
+    def forward(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
+        return self.mix(x, b, stage)
+
+    def along_frames(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        h = x = x.transpose(1, 2)
         for norm, conv in zip(self.norms, self.convs):
             h = conv(nn.functional.silu(norm(h)))
-        return rearrange(x + h, "b c f h w -> (b f) c h w")
+        return (x + h).transpose(1, 2)
 
 
 class SpatialTransformer(Transformer):
