@@ -117,9 +117,17 @@ class WrongOperator(SpatialSelfAttention):
         return self.output(bus, self.attend, states, corrected)
 
 
+class Alone(TemporalAttention):
+    """Attends among the frames that it is given, without the key frames where it is given new ones."""
+
+    def forward(self, h, bus=None):
+        return self.along_frames(h, bus)
+
+
 @pytest.mark.parametrize(
     ("rule", "part", "cls"),
     [
+        ("new frames", "temporal", Alone),
         ("hand-over", "spatial", Forgets),
         ("windows", "temporal", AllFrames),
         ("windows", "temporal", RunningPosition),
