@@ -54,8 +54,9 @@ class SVDUNet(Skeleton):
         stage: Stage | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a second minus one, motion
-        bucket, augmentation noise; positions: f, of the frames, None for those of `frame_positions`."""
+        """As `Skeleton.forward`, whose parameters stand here again, and one more: positions, f, of the frames, None for
+        those of `frame_positions`. timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a
+        second minus one, motion bucket, augmentation noise."""
         states = self.project_context(context) if isinstance(context, Tensor) else context
         states = states if positions is None else {**states, POSITIONS: (positions,)}
         return super().forward(x, timestep, states, condition, stage)
