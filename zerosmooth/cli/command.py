@@ -83,15 +83,24 @@ def _ends() -> Iterator[list[int]]:
             signal.signal(other, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    before = {}
+    def swallowed(unraisable: Any) -> None:
+        """Raised in a callback that goes on, such as those of a fork, it is to be raised again a little later."""
+        hook(unraisable)
+        if ended and unraisable.exc_type is KeyboardInterrupt:
+            signal.signal(ended[0], end)
+            threading.Timer(0.1, os.kill, (os.getpid(), ended[0])).start()
+
+    hook, before = sys.unraisablehook, {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in ENDS}
         before = {n: old for n, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
     for number in before:
         signal.signal(number, end)
+    sys.unraisablehook = swallowed
     try:
         yield ended
     finally:
+        sys.unraisablehook = hook
         for number, old in before.items():
             signal.signal(number, old)
 
