@@ -488,3 +488,26 @@ def test_mutated_records_flags_and_prompts_are_no_traceback(quick, tiny, tmp_pat
 def test_a_killed_run_goes_on_to_the_same_files(case: Case, tiny, tmp_path):
     assert 0 < case.moment < MOMENTS
     assert case.problems(tiny / "vc2.safetensors", tmp_path) == []
+
+
+SWALLOWED = """
+import os, signal, time
+from zerosmooth.cli.command import run_command
+
+class Callback:
+    def __del__(self):  # what is raised in it goes no further, as in callbacks of a fork
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+def work():
+    Callback()
+    time.sleep(20)
+    return 0
+
+raise SystemExit(run_command("name", work, "it went on"))
+"""
+
+
+def test_an_interruption_that_a_callback_swallows_still_ends_the_run():
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 143 and "name: stopped; it went on" in done.stderr
