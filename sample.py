@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -38,8 +38,9 @@ from zerosmooth.cli.live import Live
 from zerosmooth.cli.processes import agreed, first, processes, said_once, together
 from zerosmooth.fields import Range, check
 from zerosmooth.files import remove_left
-from zerosmooth.naming import NAME, used
+from zerosmooth.naming import NAME, slug, used
 from zerosmooth.page import NAME as PAGE
+from zerosmooth.page import Page
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.results import Result
 from zerosmooth.settings import Running, Settings
@@ -145,6 +146,7 @@ def prepare(argv: list[str] | None, args: argparse.Namespace) -> Work | None:
             print(line)
         return None
     check_folder(args.outdir, settings)
+    Page(args.outdir)  # ValueError if it would replace one that is not ours
     remove_left(args.outdir.absolute())
     check_writer(args.outdir, ".gif" if args.gif else ".mp4")
     return work
@@ -156,7 +158,9 @@ def check_names(work: Work) -> None:
     if args.side_by_side and not work.settings.cascade.scales:
         raise ValueError("--side_by_side does nothing at scale 1, where there is one video; leave it out")
     if "digest" in used(args.name, work.settings):
-        next((result.record for _, result in work.results()), None)  # too long?
+        for longest in sorted(work.shown, key=lambda one: len(slug(one.name)))[-1:]:
+            for _, result in replace(work, shown=[longest], seeds=work.seeds[-1:]).results():
+                result.path()  # ValueError if it is too long
         return
     check("videos without {digest} in --name", len(work.shown) * len(work.seeds), int, NAMED)
     names: set[Path] = set()

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -14,6 +15,9 @@ import pytest
 from PIL import Image
 
 from zerosmooth import video
+from zerosmooth.cascade import Cascade
+from zerosmooth.cli import again
+from zerosmooth.cli.again import Record
 from zerosmooth.comments import as_comment, read_comment
 from zerosmooth.pipeline import Pipeline
 from zerosmooth.settings import Settings, settings_for
@@ -370,6 +374,7 @@ def test_a_template_names_the_files(quick, make, run, tmp_path):
         (["--name", "{seed:999}"], "only whole numbers take a width"),
         (["--name", "{prompt:9}"], "only whole numbers take a width"),
         (["--name", "{seed"], "write {prompt}, {seed}"),
+        (["--name", "a{{frames}}"], "has '{', which names of files cannot have"),
         (["--name", "a/b"], "has '/', which names of files cannot have"),
         (["--name", "a\nb"], "which names of files cannot have"),
         (["--name", ".{seed}"], "begins with a letter"),
@@ -397,3 +402,23 @@ def test_the_densest_video_plays_as_fast_as_was_asked_and_how_fast_that_is_is_sa
         "--prompt", "a", "--save_fps", 6, "--check", family="lavie"
     )
     assert "than the model" not in make("--save_fps", 16, "--check")
+
+
+def test_a_record_of_a_compiled_run_asks_for_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr("zerosmooth.settings.shutil.which", lambda name: None)
+    made = {
+        "checkpoint_digest": "x",
+        "settings": Settings().as_json(),
+        "seed": 0,
+        "play_fps": [8.0],
+        "running": {"compile": True},
+    }
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    assert again.read_record(tmp_path / "a.json").compiled
+
+
+def test_another_scale_keeps_the_seconds(tmp_path):
+    made = Record("x", Settings(cascade=Cascade(16, (2, 2))), (3.0, 6.0, 12.0), 0, checkpoint="vc2-small")
+    said = {"prompt_file": None, "image": None, "fps": None, "ckpt": None}
+    found = [again.defaults(tmp_path, made, Namespace(**said, scales=n))["save_fps"] for n in (None, 8, 1)]
+    assert found == [12.0, 24.0, 3.0]

@@ -43,6 +43,22 @@ def test_one_share_over_all_videos_stages_and_steps(tmp_path, clock):
     assert shares == pytest.approx([x / 28 for x in (1, 3, 7, 8, 10, 14, 15, 17, 21, 22, 24, 28)])  # 4, 8, 16 frames
 
 
+def test_the_share_knows_that_longer_videos_join_late(tmp_path, clock):
+    live, shares = Live(tmp_path, 1, Cascade(4, (2,), join=0.5), 8.0, False), []
+    with live.video("a"):
+        for done in (1, 3, 5, 6, 7, 8):  # of four steps the first two are of the first stage alone
+            live.progress(done, 8)
+            shares.append(live._bar.share)
+    assert shares == pytest.approx([x / 32 for x in (4, 8, 12, 20, 24, 32)])
+
+
+def test_a_preview_of_somebody_else_stays(tmp_path):
+    (tmp_path / "preview.gif").write_bytes(b"mine")
+    with Live(tmp_path, 1, Cascade(4, (2,)), 8.0, True):
+        pass
+    assert (tmp_path / "preview.gif").read_bytes() == b"mine"
+
+
 def test_seconds_left_go_by_what_is_done(clock):
     with Progress(4) as shown:
         assert shown.said("step 1") == "video 1 of 4, step 1"  # nothing is known yet

@@ -13,7 +13,7 @@ import pytest
 
 from zerosmooth import page
 from zerosmooth.page import Page, results
-from zerosmooth.video import write_video
+from zerosmooth.video import read_video, write_video
 
 from .chromium import PATH, SHIFT, Chromium
 
@@ -299,3 +299,12 @@ def test_while_it_runs_the_page_reads_itself_anew_and_stays_where_it_was(browser
     browser.until("typeof page !== 'undefined' && page.live === null && entries.length === 1", 60)
     ready(browser)
     assert browser.run("[playing, document.querySelectorAll('progress').length]") == [False, 0]
+
+
+def test_a_gif_shows_frames_that_are_alike_as_often_as_they_play(tmp_path):
+    still = np.zeros((16, 32, 32, 3), np.uint8)
+    still[8:] = 255
+    write_video(tmp_path / "a.gif", still, 8)
+    assert len(read_video(tmp_path / "a.gif")) == 2
+    shown = read_video(tmp_path / "a.gif", 16)[:, 0, 0, 0]
+    assert (shown[:8] < 9).all() and (shown[8:] > 246).all()

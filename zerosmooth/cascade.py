@@ -154,7 +154,7 @@ def sample_cascade(
         raise ValueError(f"noise of shape {tuple(start.shape)}; b {frames} c h w is needed, the last stage's frames")
     starts, first = by_stage(start, cascade.scales), cascade.first_step(len(sampler))
     xs = [sampler.start(x) for x in (starts[:1] if first else starts)]
-    data = xs
+    data: list[Tensor] = []
     if cascade.method == "freenoise":
         assert bus is not None
         xs = [repeated_noise(xs[0], x.shape[1], bus.frames - bus.overlap) for x in xs]

@@ -12,7 +12,7 @@ from .settings import Settings, values
 
 NAME = "{prompt}_seed{seed}_{digest}"  # no two results share it
 LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for what is added
-FORBIDDEN = '<>:"/\\|?*'  # in names of files, somewhere
+FORBIDDEN = '<>:"/\\|?*{}'  # in names of files, somewhere, or in templates
 
 
 def slug(text: str) -> str:

@@ -98,7 +98,7 @@ def _result(path: Path) -> dict[str, Any] | None:
     try:
         frames, rates, enlarged = record["frames"], record["play_fps"], record["enlarged"]
         names = [name for name in record["files"] if name.endswith(VIDEO_SUFFIXES)][: len(frames)]
-        videos = [read_video(path.parent / name) for name in names]
+        videos = [read_video(path.parent / name, f) for name, f in zip(names, frames)]
         panels = [
             (f"{len(x)} frames", f"{fps:g} fps", x, fps, name)
             for x, fps, name in zip(videos, rates, names, strict=True)

@@ -134,15 +134,22 @@ def find_videos(folder: Path) -> list[Path]:
     return found
 
 
-def read_video(path: Path) -> np.ndarray:
-    """uint8 f h w 3 of a video file, or of a folder of frames in the order of their names. ValueError if unreadable."""
+def read_video(path: Path, frames: int | None = None) -> np.ndarray:
+    """uint8 f h w 3 of a video file, or of a folder of frames in the order of their names. frames: how many a GIF
+    shows, which holds those that are alike as one; else as many as it holds. ValueError if unreadable."""
     try:
         if path.is_dir():
             return np.stack([read_image(frame).numpy() for frame in find_images(path)])
-        frames = iio.imread(path, plugin="pillow" if path.suffix.lower() == ".gif" else "FFMPEG")
+        if path.suffix.lower() != ".gif":
+            return np.asarray(iio.imread(path, plugin="FFMPEG"))[..., :3]
+        held = np.asarray(iio.imread(path, plugin="pillow"))[..., :3]
+        if frames is None:
+            return held
+        with Image.open(path) as image:
+            ends = np.cumsum([still.info["duration"] for still in ImageSequence.Iterator(image)])
+        return held[np.searchsorted(ends, (np.arange(frames) + 0.5) / frames * ends[-1])]
     except Exception as error:  # whatever the plugin raises
         raise ValueError(f"the video {path} cannot be read ({one_line(error)})") from error
-    return np.asarray(frames)[..., :3]
 
 
 def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Record:
     image_path: str | None = None
     checkpoint: str = ""
     running: Running = Running()
+    compiled: bool = False  # apart, since `Running` asks for a compiler, which this machine may lack
     device: str = "cpu"
     threads: int = 0
     torch: str = ""
@@ -65,6 +66,7 @@ def read_record(file: Path) -> Record:
             values |= {key: made[key] for key in ("torch", "zerosmooth") if key in made}
         if isinstance(running := values.get("running"), dict):
             running.pop("device", None)  # this machine may have none of that name
+            values["compiled"] = running.pop("compile", False)
         return build(LIKE, {field.name: values[field.name] for field in fields(Record) if field.name in values})
     except ValueError as error:
         raise ValueError(f"{file} has a record that will not do: {error}") from error
@@ -74,14 +76,15 @@ def defaults(file: Path, record: Record, said: Namespace) -> dict[str, Any]:
     """What the flags of sample.py say where they were not given, by name. said: those that were. ValueError for a
     checkpoint or an image that is not there."""
     found: dict[str, Any] = {"seed": record.seed, "gif": file.suffix.lower() == ".gif"}
-    found |= {field.name: getattr(record.running, field.name) for field in fields(Running) if field.name != "device"}
+    found |= {name: value for name, value in asdict(record.running).items() if name != "device"}
+    found["compile"] = record.compiled
     if said.prompt_file is None:
         found["prompt"] = record.prompt
     if record.image_sha256 is not None and said.image is None:
         found["image"] = _image(file, record)
-    own = record.settings.fps_of(record.settings.cascade.stages - 1)
-    if record.play_fps and record.play_fps[-1] != own and said.fps is None:
-        found["save_fps"] = record.play_fps[-1]
+    if record.play_fps and record.play_fps[0] != record.settings.fps and said.fps is None:
+        n = said.scales or record.settings.cascade.scale_of(record.settings.cascade.stages - 1)
+        found["save_fps"] = n * record.play_fps[0]  # the same seconds at any scale
     if said.ckpt is None:
         if _is_remote(record.checkpoint) or not find(record.checkpoint or "/").is_file():
             raise ValueError(

@@ -28,10 +28,12 @@ class Live:
         self, folder: Path, videos: int, cascade: Cascade, fps: float, keep: bool, silent: bool = False
     ) -> None:
         self._folder, self._fps, self._keep, self._silent = folder, fps, keep, silent
+        self._cascade = cascade
         self._frames = [cascade.frames_of(stage) for stage in range(cascade.stages)]
         self._page, self._bar = Page(folder), Progress(videos, silent)
         self._next = 0.0  # when there may be a preview again
         self._name, self._step = "", ""
+        self._kept = False  # whether there is a preview of ours to remove
 
     def __enter__(self) -> Live:
         return self
@@ -42,7 +44,7 @@ class Live:
             return
         with suppress(*([OSError] if kind else [])):  # what ended the run is what is to be said
             self._page.write(results(self._folder))
-            if self._keep:
+            if self._kept:
                 (self._folder / PREVIEW).unlink(missing_ok=True)
 
     def drop(self) -> None:
@@ -60,11 +62,14 @@ class Live:
             self._bar.end()
 
     def progress(self, done: int, of: int) -> None:
-        """Of `Pipeline.sample`. A stage's share of a step is that of its frames."""
-        stages, total = len(self._frames), sum(self._frames)
-        step, stage = divmod(done - 1, stages)
-        self._step = f"step {step + 1} of {of // stages}"
-        self._bar.at((step + sum(self._frames[: stage + 1]) / total) / (of // stages), self._step)
+        """Of `Pipeline.sample`. A stage's share of the work is that of its frames."""
+        steps = of // len(self._frames)
+        step, stage = divmod(done - 1, len(self._frames))
+        first = self._cascade.first_step(steps)  # from which on longer videos are there
+        later, total = max(0, step - first), sum(self._frames)
+        made = min(step, first) * self._frames[0] + later * total + sum(self._frames[: stage + 1])
+        self._step = f"step {step + 1} of {steps}"
+        self._bar.at(made / (first * self._frames[0] + (steps - first) * total), self._step)
 
     def preview(self, look: Callable[[], list[Tensor]]) -> None:
         """Of `Pipeline.sample`. Where it is time for one, it is shown."""
@@ -73,6 +78,7 @@ class Live:
         frames = look()[0].numpy()
         if self._keep:
             write_video(self._folder / PREVIEW, frames, min(self._fps, 50))  # the most that a GIF plays
+            self._kept = True
         self._write(frames)
         now = time.perf_counter()
         self._next = now + max(OFTEN, (now - began) / SHARE)

@@ -65,13 +65,13 @@ def together(value: T) -> list[T]:
 
 def once(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, given to all: of what can be read only once, such as a pipe. A
-    ValueError that it raises there is raised in all."""
+    ValueError or OSError that it raises there is a ValueError in all."""
     found, error = None, ""
     if first():
         try:
             found = work()
-        except ValueError as raised:
-            error = str(raised)
+        except (ValueError, OSError) as raised:
+            error = text_of(raised)
     found, error = together((found, error))[0]
     if error:
         raise ValueError(error)
