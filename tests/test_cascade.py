@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zerosmooth.bus import BusError, HiddenStateBus
+from zerosmooth.bus import BusError, Correction, HiddenStateBus
 from zerosmooth.cascade import (
     METHODS,
     Cascade,
@@ -358,3 +358,76 @@ def test_new_frames_beside_corrected_states_are_refused(pipeline):
             pipeline.settings(**asked)
     with pytest.raises(ValueError, match="join does nothing at scale 1"):
         pipeline.settings(scales=(), join=0.5)
+
+
+# --- inner levels that run in some of the steps alone
+
+
+def test_inner_levels_that_are_reused_hold_where_nothing_changed(unet, ask):
+    """The same x in the next step gives the same output, from inner levels that did not run again."""
+    xs, ran = [latents(FRAMES * n, batch=2) for n in (1, 2)], []
+    hook = unet.middle.register_forward_pre_hook(lambda *_: ran.append(None))
+    bus = HiddenStateBus(FRAMES, (2,), correction=Correction(kv_operator="S"), reuse=3)
+    outputs = [cascade_step(lambda s, x, view: ask(x, view), xs, bus, step, 0.7) for step in range(4)]
+    hook.remove()
+    assert len(ran) == 4  # in steps 0 and 3, of both stages
+    for step in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(step, outputs[0]))
+    plain = HiddenStateBus(FRAMES, (2,), correction=Correction(kv_operator="S"))
+    expected = cascade_step(lambda s, x, view: ask(x, view), xs, plain, 0, 0.7)
+    assert all(torch.equal(a, b) for a, b in zip(outputs[0], expected))
+    kept = bus.held_bytes
+    assert plain.held_bytes == 0 < kept and bus.peak_bytes > plain.peak_bytes
+    moved = cascade_step(lambda s, x, view: ask(x + 1, view), xs, bus, 4, 0.7)  # outer ones see what is new
+    assert all(not torch.allclose(a, b) for a, b in zip(moved, outputs[0])) and bus.held_bytes == kept
+    bus.clear()
+    assert bus.held_bytes == 0
+
+
+@pytest.mark.parametrize("more", [{}, NEW], ids=["all frames", "new frames"])
+def test_videos_reuse_inner_levels_alike_in_every_way_of_running(any_pipeline, more, monkeypatch):
+    monkeypatch.setattr(HiddenStateBus, "_park", lambda self, x: x.clone() if self.device else x)
+    settings = dict(seeds=3, steps=3, scales=(2,), **more)
+
+    def made(running=Running(), **asked):
+        return any_pipeline.sample(**subject(any_pipeline), running=running, **settings, **asked)[0].latents
+
+    plain, reused = made(), made(reuse=2)
+    assert all(torch.equal(a, b) for a, b in zip(plain, made(reuse=1)))
+    assert not torch.allclose(plain[0], reused[0])
+    for running in (Running(sequential_guidance=True), Running(frame_chunk=1), Running(offload=True)):
+        for x, y in zip(reused, made(running, reuse=2)):  # sums run in another order
+            assert_close(x, y, rtol=0, atol=1e-3 * float(x.std()))
+
+
+def test_a_video_that_joins_late_begins_with_inner_levels_of_its_own(any_pipeline):
+    ran, steps, network = [], [], any_pipeline.networks.unet
+    hook = network.middle.register_forward_pre_hook(lambda *_: ran.append(len(steps)))
+    any_pipeline.sample(
+        **subject(any_pipeline),
+        steps=6,
+        scales=(2,),
+        preset="anchored",
+        join=0.5,
+        reuse=2,
+        preview=lambda look: steps.append(look),
+    )
+    hook.remove()
+    first = Cascade(join=0.5).first_step(len(steps))
+    both = [i for i in range(first, len(steps)) if i == first or i % 2 == 0]
+    assert ran == [*range(first), *(i for i in both for _ in "ab")]  # the first stage alone, then two stages
+
+
+def test_a_network_that_does_not_take_part_is_refused_rather_than_believed():
+    for settings, missing in ((dict(reuse=2), "stage.inner"), (dict(new_frames=True), "stage.complete")):
+        bus = HiddenStateBus(4, (2,), **settings)
+        with pytest.raises(BusError, match=missing):
+            cascade_step(lambda s, x, view: x, [latents(4), latents(8)], bus, 0, 0.0)
+
+
+def test_reuse_where_it_does_nothing_is_refused(pipeline):
+    with pytest.raises(ValueError, match="reuse does nothing to direct"):
+        pipeline.settings(method="direct", reuse=2)
+    with pytest.raises(ValueError, match="reuse=0"):
+        pipeline.settings(reuse=0)
+    assert pipeline.settings(scales=(), reuse=2).cascade.reuse == 2

@@ -21,6 +21,8 @@ from .fields import PART, SEED, Range, check, check_fields
 from .operators import A1, A2, Interpolated, Operator, S, back_project
 
 State = dict[str, Tensor]
+OUTPUT = "output"  # of a network: in place of a module's name
+REUSE = Range(1, 1000)  # steps
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class HiddenStateBus:
     overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made;
     "cpu": host memory, pinned when they come from CUDA). new_frames: stages behind the first run on the frames that
     they insert, beside what layers that mix frames had of the others in the stage before; nothing is corrected then.
+    reuse: of so many steps the inner levels of a network run in one, and what they made stands in the others.
     """
 
     def __init__(
@@ -60,21 +63,24 @@ class HiddenStateBus:
         correction: Correction = Correction(),
         device: str | torch.device | None = None,
         new_frames: bool = False,
+        reuse: int = 1,
     ) -> None:
         check("frames", frames, int, Range(1, 2**63))
         scales = tuple(scales) if isinstance(scales, list) else scales
         check("scales", scales, tuple[int, ...], Range(2, 2**63))
         check("overlap", overlap, int | None)
         check("correction", correction, Correction)
+        check("reuse", reuse, int, REUSE)
         self.frames, self.scales = frames, scales
         self.overlap = frames // 2 if overlap is None else overlap
         if not 0 <= self.overlap < frames:
             raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")
-        self.correction, self.new_frames = correction, new_frames
+        self.correction, self.new_frames, self.reuse = correction, new_frames, reuse
         self.device = None if device is None else torch.device(device)
         self.held_bytes = 0  # states that wait to be read
         self.peak_bytes = 0  # the most that ever waited
         self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
+        self._kept: dict[tuple[int, int], Tensor] = {}  # of inner levels, by stage and branch
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
         """The bus as stage `index` sees it at denoising step `step` with w_t = `strength` (0 to 1)."""
@@ -103,9 +109,29 @@ class HiddenStateBus:
         self.held_bytes -= _bytes(states)
         return {name: state.to(home[name], non_blocking=True) for name, state in states.items()}
 
+    def keep(self, stage: int, branch: int, h: Tensor | None) -> None:
+        """Keep what the inner levels of a network made, for steps to come; None: forget what they made before."""
+        before = self._kept.pop((stage, branch), None)
+        self.held_bytes -= 0 if before is None else before.nbytes
+        if h is not None:
+            self._kept[stage, branch] = parked = self._park(h)
+            self.held_bytes += parked.nbytes
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+
+    def kept(self, stage: int, branch: int) -> Tensor | None:
+        return self._kept.get((stage, branch))
+
+    def check_served(self, stage: int) -> None:
+        """BusError if the network that ran a stage takes no part in what this bus is set to."""
+        if self.reuse > 1 and self.kept(stage, 0) is None:
+            raise BusError("reuse: this network does not hand its inner levels to stage.inner (docs/new_backbone.md)")
+        if self.new_frames and stage < len(self.scales) and (stage, 0, OUTPUT) not in self._waiting:
+            raise BusError("new_frames: this network does not end with stage.complete (docs/new_backbone.md)")
+
     def clear(self) -> None:
         """Forget all that waits, for instance after an interrupted step."""
         self._waiting.clear()
+        self._kept.clear()
         self.held_bytes = 0
 
     def _park(self, state: Tensor) -> Tensor:
@@ -191,10 +217,26 @@ class Stage:
         if not self.bus.new_frames:
             return y
         if self.index > 0:
-            y = S(self.n).among(self.bus.take(self.index - 1, "output", self.branch)["y"], y)
+            y = S(self.n).among(self.bus.take(self.index - 1, OUTPUT, self.branch)["y"], y)
         if self.index < len(self.bus.scales):
-            self.bus.publish(self.index, "output", {"y": y}, self.branch)
+            self.bus.publish(self.index, OUTPUT, {"y": y}, self.branch)
         return y
+
+    def inner(self, levels: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """What the inner levels of a network make of h; with `reuse`, between the steps in which they run, what they
+        made last.
+
+        Source: DeepCache (Ma et al. 2023, arXiv 2312.00858)."""
+        bus = self.bus
+        if bus.reuse == 1:
+            return levels(h)
+        kept = bus.kept(self.index, self.branch)
+        if kept is not None and self.step % bus.reuse:
+            return kept.to(h.device, non_blocking=True)
+        bus.keep(self.index, self.branch, None)
+        h = levels(h)
+        bus.keep(self.index, self.branch, h)
+        return h
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
         """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""

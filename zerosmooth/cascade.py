@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bus import Correction, HiddenStateBus, Stage
+from .bus import REUSE, Correction, HiddenStateBus, Stage
 from .fields import PART, Range, check_fields
 from .operators import Interpolated, S, back_project
 
@@ -28,7 +28,7 @@ OURS = ("correction", "prediction", "new_frames", "strength", "strength_schedule
 IDLE = {  # fields of `Cascade` that do nothing to a method
     "zerosmooth": (),
     "windowed": OURS,
-    "direct": (*OURS, "overlap"),
+    "direct": (*OURS, "overlap", "reuse"),
     "ddnm": OURS,
     "freenoise": (*OURS, "color_correction", "join"),
 }
@@ -53,6 +53,11 @@ class Cascade:
     new_frames: Annotated[
         bool, "compute inserted frames alone, beside states that key frames had: not in the paper"
     ] = False
+    reuse: Annotated[
+        int,
+        "of so many steps inner levels of the network run in one, as their output changes little: not in the paper",
+        REUSE,
+    ] = 1
     join: Annotated[float, "share of the steps after which longer videos begin, from predicted key frames", PART] = 0.0
 
     def __post_init__(self) -> None:
@@ -95,7 +100,8 @@ class Cascade:
         states wait, if not where they are made."""
         if self.method == "direct":
             return None
-        return HiddenStateBus(self.frames, self.scales, self.overlap, self.correction, device, self.new_frames)
+        own = self.overlap, self.correction, device, self.new_frames, self.reuse
+        return HiddenStateBus(self.frames, self.scales, *own)
 
 
 class Sampler(Protocol):
@@ -126,8 +132,13 @@ def cascade_step(
     if bus is not None and len(xs) != len(bus.scales) + 1:
         raise ValueError(f"{len(xs)} stages on a bus of {len(bus.scales) + 1}")
     views = [None if bus is None else bus.stage(s, step, strength) for s in range(len(xs))]
+    outputs = []
     try:
-        return [network(s, x, view) for s, (x, view) in enumerate(zip(xs, views))]
+        for s, (x, view) in enumerate(zip(xs, views)):
+            outputs.append(network(s, x, view))
+            if bus is not None:
+                bus.check_served(s)
+        return outputs
     except BaseException:  # Ctrl-C too: what waits belongs to no later step
         if bus is not None:
             bus.clear()

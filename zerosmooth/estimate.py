@@ -30,7 +30,7 @@ FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to rea
 class Needs:
     """weights, step, bus, decoding: bytes, all but the first at their highest. step: activations, and the hidden states
     that wait beside them, unless those wait elsewhere; bus: the hidden states that wait, at another moment perhaps.
-    flops: of a step of all stages, guided."""
+    flops: of a step of all stages, guided; the mean step, where some reuse what others made."""
 
     weights: int
     step: int
@@ -122,14 +122,16 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
     weight = cascade.strength_at(1.0)
     bus, offloads = cascade.bus(), running.offload
     if bus is not None and offloads:
-        bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction, new_frames=bus.new_frames)
+        bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction, None, bus.new_frames, bus.reuse)
     with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
         with FlopCounterMode(display=False) as counter:
-            step = peak(
-                lambda: cascade_step(network, xs, bus, 0, weight),
-                elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0,
-            )
-        flops = counter.get_total_flops() + attention.flops
+
+            def work() -> None:
+                for i in range(cascade.reuse):
+                    cascade_step(network, xs, bus, i, weight)
+
+            step = peak(work, elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0)
+        flops = (counter.get_total_flops() + attention.flops) // cascade.reuse
         held = 0 if bus is None else bus.peak_bytes
         step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
         held *= runs

@@ -159,7 +159,8 @@ def _kept(family: Family, config: ModelConfig, before: Settings, asked: dict[str
 def _idle(settings: Settings) -> Iterator[tuple[str, str]]:
     """Names of settings that decide nothing beside the others, and why."""
     cascade, correction = settings.cascade, settings.cascade.correction
-    every = [option.name for option in options(Cascade) if option.name not in ("frames", "scales", "method")]
+    any_scale = ("frames", "scales", "method", "reuse")
+    every = [option.name for option in options(Cascade) if option.name not in any_scale]
     parts = [option.name for option in options(Correction)]
     drawn = ["a1_probability", "draw_seed"]
     states = ["strength", "strength_schedule", "kv_operator", *drawn]  # settings of how hidden states are corrected

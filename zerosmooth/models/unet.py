@@ -130,13 +130,25 @@ class Skeleton(nn.Module):
         emb = self.embed(timestep, condition, x.dtype)
         states = self.project_context(context) if isinstance(context, Tensor) else context
         h = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))  # stays so (see kernels.GroupNorm)
+        outer, down, up = self.config.res_blocks, list(self.encoder), list(self.decoder)  # blocks of the first level
+
+        def inner(h: Tensor) -> Tensor:
+            skips = []
+            for block in down[outer:]:
+                h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
+                skips.append(h)
+            h = self.middle(h, emb, states, stage)
+            for block in up[: -outer - 1]:
+                h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
+            return h
+
         h = self.stem(h, b, stage)
         skips = [h]
-        for block in self.encoder:
-            h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
+        for block in down[:outer]:
+            h = block(h, emb, states, stage)
             skips.append(h)
-        h = self.middle(h, emb, states, stage)
-        for block in self.decoder:
+        h = inner(h) if stage is None else stage.inner(inner, h)
+        for block in up[-outer - 1 :]:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
         h = norm_across_frames(self.norm_out, h, f) if self.across_frames else self.norm_out(h)
         y = rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
