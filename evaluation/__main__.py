@@ -47,6 +47,7 @@ from zerosmooth.cli.processes import processes
 from zerosmooth.cli.progress import Progress
 from zerosmooth.fields import Range, check
 from zerosmooth.files import remove_left
+from zerosmooth.page import Page
 from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.results import read_json, versions, write_json, write_text
 from zerosmooth.settings import device_of, options
@@ -126,6 +127,7 @@ def evaluate(args: argparse.Namespace, rank: int, world: int) -> int:
     checkpoint = described(args)
     plan = plan_of(args, checkpoint, world_of(args))
     check_folder(args.outdir, plan.base)
+    Page(args.outdir)  # which refuses another's
     groups = list(jobs_of(args, checkpoint, plan))
     real = None if args.real is None else reference.RealVideos(args.real, args.outdir / "real", plan.detectors["FVD"])
     common = agree(args, checkpoint, plan)

@@ -459,6 +459,11 @@ def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, tiny):
         _, err = process.communicate(timeout=120)
         assert process.returncode == 1 and message in err and "Traceback" not in err
         assert not (tmp_path / "out/videos").exists()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out/index.html").write_text("<p>another's")
+    process = evaluate(*experiment, "--outdir", tmp_path / "out")
+    assert "is a page of something else" in process.communicate(timeout=120)[1] and process.returncode == 1
+    assert not (tmp_path / "out/videos").exists()
 
 
 @pytest.mark.parametrize("ckpt", ["vc2-small", "svd-small"])

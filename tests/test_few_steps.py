@@ -17,7 +17,7 @@ from weights_convert.videocrafter import GUIDANCE, NETWORK, place
 from zerosmooth.cascade import Cascade, by_stage, nested_noise, sample_cascade
 from zerosmooth.checkpoint import describe, load
 from zerosmooth.samplers import DDIMConfig, EulerConfig
-from zerosmooth.settings import settings_for
+from zerosmooth.settings import Running, settings_for
 
 from .parity import weight
 from .test_convert import SMALL, convert_main, published, small_family  # noqa: F401 (a fixture)
@@ -90,6 +90,10 @@ def test_a_network_that_is_told_the_guidance_scale_runs_in_one_branch(turbo):
     for name, value in {"negative_prompt": "blur", "guidance_rescale": 0.5, "first_guidance_scale": 1.0}.items():
         with pytest.raises(ValueError, match=f"{name} does nothing to a network that is told"):
             pipeline.settings(**{name: value})
+    settings = pipeline.settings()
+    assert settings.guided and not pipeline.family.guided(pipeline.config, settings)
+    (said,) = Running(sequential_guidance=True).idle(settings, pipeline.family.guided(pipeline.config, settings))
+    assert "sequential_guidance does nothing here" in said
 
 
 def test_another_unet_replaces_the_files_own(turbo, tmp_path, monkeypatch):

@@ -268,6 +268,8 @@ def test_a_long_negative_prompt_is_said(run):
         ("--strength 0 --strength_schedule constant", "strength_schedule does nothing at strength=0"),
         ("--no_spatial --no_temporal --strength 1", "strength does nothing where no hidden states are"),
         ("--method direct --strength 0.8", "strength does nothing to direct"),
+        ("--preset anchored --join 0.01", "join=0.01 is less than half of one of 25 steps"),
+        ("--method direct --reuse 2", "reuse does nothing to direct"),
         ("--guidance_scale 1 --negative_prompt blue", "negative_prompt does nothing without guidance"),
         (f"--prompt {'x' * 10_001}", "a prompt has 10,001 letters"),
         (f"--outdir {__file__}", "is a file; name a folder"),

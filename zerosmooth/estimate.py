@@ -97,7 +97,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
     cascade, dtype = settings.cascade, getattr(torch, settings.dtype)
     with torch.device("meta"):
         networks = Networks(family, config).cast(dtype).requires_grad_(False)
-        branches = 2 if settings.guided and not family.told_guidance(config) else 1
+        branches = 2 if family.guided(config, settings) else 1
         runs = branches if running.sequential_guidance else 1  # of the network, for a step of a stage
         b, factor = branches // runs, config.vae.factor
         shape = (settings.height // factor, settings.width // factor)

@@ -97,6 +97,10 @@ class Family:
         """Whether the network is told the guidance scale, and so runs in the conditional branch alone."""
         return False
 
+    def guided(self, config: ModelConfig, settings: Sampling) -> bool:
+        """Whether the network runs in two branches of guidance."""
+        return settings.guided and not self.told_guidance(config)
+
     def condition(self, config: ModelConfig, fps: float, settings: Sampling) -> Tensor | None:
         """The numbers that the network is told of a stage of `fps` frames a second, of any shape; None if it takes
         none."""

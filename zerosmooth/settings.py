@@ -101,16 +101,16 @@ class Running:
         if device_of(self.device).type == "cpu" and self.compile and not has_compiler():
             raise ValueError("compile needs a C++ compiler (g++, or what CXX names), and none is there; leave it out")
 
-    def idle(self, settings: Settings) -> Iterator[str]:
-        """What does nothing to a video of such settings, in words."""
+    def idle(self, settings: Settings, guided: bool) -> Iterator[str]:
+        """What does nothing to a video of such settings, in words. guided: whether the network runs in two branches."""
         if self.offload and device_of(self.device).type == "cpu":
             yield "offload does nothing on the CPU, whose memory is where hidden states wait anyway"
         elif self.offload and (not settings.cascade.scales or settings.cascade.method == "direct"):
             yield "offload does nothing here: no stage waits for the hidden states of another"
         if self.compile and device_of(self.device).type == "cpu":
             yield "compile takes minutes at first and makes nothing faster on a CPU (docs/speed.md)"
-        if self.sequential_guidance and not settings.guided:
-            yield "sequential_guidance does nothing without guidance, which has one branch then"
+        if self.sequential_guidance and not guided:
+            yield "sequential_guidance does nothing here: the network runs in one branch of guidance alone"
 
 
 def settings_for(family: Family, config: ModelConfig, before: Settings | None = None, **asked: Any) -> Settings:
@@ -139,6 +139,9 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
         raise ValueError(f"preset={preset!r}; use one of {', '.join(PRESETS)}")
     settings = change(Settings(), **{**own, **PRESETS[preset], **said, "preset": preset})
     settings.check(config)
+    steps = len(config.sampler.sampler(settings.steps, settings.eta))
+    if settings.cascade.join > 0 and settings.cascade.first_step(steps) == 0 < len(settings.cascade.scales):
+        raise ValueError(f"join={settings.cascade.join} is less than half of one of {steps} steps; use more, or 0")
     for name, reason in _idle(settings):
         if name in asked:
             raise ValueError(f"{name} does nothing {reason}; leave it out")

@@ -149,7 +149,7 @@ def read_settings(
         print(f"note: {len(sampler)} steps begin at {first}, where noise is not yet all; a divisor begins at the end")
     given = {o.name: getattr(args, o.name) for o in options(Running) if getattr(args, o.name) is not None}
     running = Running(**{**given, "device": str(device)})
-    for text in running.idle(settings):
+    for text in running.idle(settings, checkpoint.family.guided(checkpoint.config, settings)):
         print(f"note: {text}")
     return settings, running
 
