@@ -50,6 +50,7 @@ ROWS = {  # name, limit
     "cascade": ("four times the frames, new ones alone: a guided step / of the first stage", 5.0),
     "join": ("the same, all frames in a share of the steps (--join): a mean step", 3.5),
     "both": ("the same, new ones alone and in that share of the steps", 3.5),
+    "reuse": ("the same, all frames, inner levels in every second step (--reuse 2): a mean step", 5.0),
     "correction": ("a step of the cascade of 16, 32, 64 frames / three plain windowed forwards", 1.15),
     "memory": ("peak memory of that step / of the plain forward of 64 frames", 1.2),
     "decode": ("decoding 64 frames: ours / diffusers' AutoencoderKL", 1.0),
@@ -96,6 +97,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # cascades, by the settings that make the
     "first stage": {"scales": ()},
     "anchored": {"preset": "anchored"},
     "new frames": {"preset": "anchored", "new_frames": True},
+    "reuse": {"preset": "anchored", "reuse": 2},
 }
 
 
@@ -110,11 +112,13 @@ def cascade(args: argparse.Namespace) -> dict[str, float]:
         print(f"    {name}: " + ", ".join(f"{kind} {x:.2f}" for kind, x in ratios.items()), flush=True)
         worst = {kind: max(x, worst.get(kind, 0)) for kind, x in ratios.items()}
     joined = {kind: args.join + (1 - args.join) * x for kind, x in worst.items()}
-    return {"cascade": worst["new frames"], "join": joined["anchored"], "both": joined["new frames"]}
+    rows = {"cascade": worst["new frames"], "reuse": worst["reuse"]}
+    return {**rows, "join": joined["anchored"], "both": joined["new frames"]}
 
 
 def steps(family: Family, config: ModelConfig, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a guided step of each of SHAPES, run by turns; or operations, where there are no repeats."""
+    """Median seconds of a guided step of each of SHAPES, run by turns; or operations, where there are no repeats. Of
+    steps that are not alike, the mean."""
     setup(args)
     height, width = (n * config.vae.factor for n in args.size)
     asked = {kind: settings_for(family, config, height=height, width=width, **own) for kind, own in SHAPES.items()}
@@ -136,10 +140,17 @@ def steps(family: Family, config: ModelConfig, args: argparse.Namespace) -> dict
         shape, guided = settings.cascade, Guidance(network, branches, settings)
         told = [family.condition(config, settings.fps_of(s), settings) for s in range(shape.stages)]
         xs = [torch.randn(1, shape.frames_of(s), config.vae.latent_channels, *args.size) for s in range(shape.stages)]
-        return lambda: cascade_step(lambda s, x, view: guided(x, 500.0, told[s], view), xs, shape.bus(), 0, 0.8)
+
+        def run() -> None:
+            bus = shape.bus()
+            for i in range(shape.reuse):
+                cascade_step(lambda s, x, view: guided(x, 500.0, told[s], view), xs, bus, i, 0.8)
+
+        return run
 
     work = {kind: step(settings) for kind, settings in asked.items()}
     seconds = by_turns({kind: (lambda: None, run) for kind, run in work.items()}, args.repeats)
+    seconds = {kind: [t / asked[kind].cascade.reuse for t in times] for kind, times in seconds.items()}
     say(seconds)
     return {kind: median(times) for kind, times in seconds.items()}
 
@@ -334,7 +345,7 @@ def arguments() -> argparse.ArgumentParser:
 
 MEASURES: dict[str, Callable[[argparse.Namespace], float | dict[str, float]]] = {
     **{family: partial(unet, family) for family in ("svd", "vc2", "lavie")},
-    "cascade": cascade,  # and rows join and both
+    "cascade": cascade,  # and rows reuse, join and both
     "correction": correction,
     "memory": memory,
     "decode": decode,
