@@ -34,6 +34,15 @@ NAME, SIZE, RATE = "lavie-interpolation-small", 64, 8  # pixels; key frames a se
 SLOWER = 0.25  # share of clips of a part of a scene, as if it went slower: then the prompt names no speed
 KEY_NOISE = 0.02  # deviation, on key frames' latents: that of the autoencoder's posterior, of which they are samples
 NO_PROMPT = 0.2  # share of clips without their prompts: key frames alone must do
+# Which of the four frames beside one key frame is which, only the frame before can tell: nothing here knows positions.
+# At the world's own pace the four hardly differ, and it is not learnt. So at first clips have every fourth frame alone,
+# as if all went four times as fast, and noise from which nothing else could be read.
+LESSONS = (  # up to which share of the steps; one of how many frames is taken; lowest noise, a share of all timesteps
+    (0.1, (4,), 0.6),
+    (0.6, (1, 2, 4), 0.0),
+    (1.0, (1,), 0.0),
+)
+LEAST_WEIGHT = 0.02  # of v's error where there is little noise, over that of the data's
 RESIDUAL_ENDS = ("proj_out", "conv2", "conv_out", "to_out")  # last layers of residual branches, and of the network
 SAMPLER = DDIMConfig(beta_end=0.03, prediction="v")  # as all that is small here
 
@@ -108,20 +117,26 @@ def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
 
     def loss_at(step: int) -> Tensor:
         rng, generator = random.Random(f"step/{step}"), torch.Generator(device).manual_seed(step)
-        chosen = [rng.randrange(len(scenes)) for _ in range(batch)]
-        x0 = clips[chosen].float()
+        each, lowest = next((each, lowest) for share, each, lowest in LESSONS if step < share * trainer.steps)
+        n = rng.choice(each)
+        frames = lavie.BETWEEN * ((lavie.FRAMES - 1) // n // lavie.BETWEEN) + 1
+        count = batch * lavie.FRAMES // frames
+        chosen = [rng.randrange(len(scenes)) for _ in range(count)]
+        first = rng.randrange(lavie.FRAMES - n * (frames - 1))
+        x0 = clips[chosen, first::n][:, :frames].float()
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        spread = (torch.arange(batch) + torch.rand(batch, generator=torch.Generator().manual_seed(step))) / batch
-        t = (spread * TRAIN_STEPS).long()
+        spread = (torch.arange(count) + torch.rand(count, generator=torch.Generator().manual_seed(step))) / count
+        t = ((lowest + (1 - lowest) * spread) * TRAIN_STEPS).long()
         a, s = (v.to(device)[:, None, None, None, None] for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
-        prompts = ["" if rng.random() < NO_PROMPT else scenes[i].prompt(speed=paces[i] == 1) for i in chosen]
+        prompts = ["" if rng.random() < NO_PROMPT else scenes[i].prompt(speed=n * paces[i] == 1) for i in chosen]
         keys = x0[:, :: lavie.BETWEEN]
         keys = keys + KEY_NOISE * torch.randn(keys.shape, generator=generator, device=device)
         held = lavie.beside(keys)
         shown = torch.cat([a * x0 + s * noise, held], dim=2)
         v = networks.unet(shown, t.to(device), networks.encoder.encode(prompts))
         moving = (x0 - held).abs().amax(2, keepdim=True)  # few places are more than copies of a key frame's
-        return ((1 + 10 * moving) * (v - (a * noise - s * x0)).square()).mean()
+        weight = (1 + 10 * moving) * (s * s).clamp(min=LEAST_WEIGHT)  # so that mostly the error of x0 counts
+        return (weight * (v - (a * noise - s * x0)).square()).mean()
 
     def show(step: int, networks: Any) -> None:
         """Of scenes that were not drawn for training, without their prompts: how far frames are off."""
