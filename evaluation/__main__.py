@@ -232,7 +232,8 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
     known: dict[str, Interpolator] = {}
     if args.interpolator or set(names) & set(interpolators.ROWS):
         device, dtype = device_of(running.device), getattr(torch, base.dtype)
-        known = interpolators.open_interpolators(args.interpolator, device, dtype)
+        own = [] if world is None or interpolators.LAVIE not in names else world.interpolators
+        known = interpolators.open_interpolators([*own, *args.interpolator], device, dtype)
         names = interpolating(args, names, known)
     used = {row: known[row] for row in names if row in known}
     rows = {row: base if row in used else settings_of_row(row, checkpoint, said) for row in dict.fromkeys(names)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,10 @@ from .detectors import Detector
 
 
 class World(Protocol):
-    """A scene is whatever the world says it is; `scene.prompt()` is what people call it."""
+    """A scene is whatever the world says it is; `scene.prompt()` is what people call it. interpolators: checkpoints of
+    some that were trained on it, for their rows where the user brings no others."""
+
+    interpolators: Sequence[Path]
 
     def scenes(self, checkpoint: Checkpoint, seed: int, n: int) -> list[Any]:
         """Scenes that a checkpoint can be asked for. ValueError if there are none."""

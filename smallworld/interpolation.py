@@ -30,6 +30,7 @@ from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig
 from .draw import SECONDS, Scene, frame_times, random_scene, render
 from .trainer import Schedule, Trainer, lay_out
 
+SHIPPED = Path(__file__).parent / "lavie-interpolation-small.safetensors"
 NAME, SIZE, RATE = "lavie-interpolation-small", 64, 8  # pixels; key frames a second
 SLOWER = 0.25  # share of clips of a part of a scene, as if it went slower: then the prompt names no speed
 KEY_NOISE = 0.02  # deviation, on key frames' latents: that of the autoencoder's posterior, of which they are samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.pipeline import Pipeline, Video
 from zerosmooth.settings import Running, Settings
 
-from . import classifier, gate
+from . import classifier, gate, interpolation
 from .draw import Scene, frame_times, random_scene, render
 from .motion import jitter, redrawn_psnr, smoothness
 from .read import read
@@ -24,6 +25,8 @@ REFERENCES = 256  # true renderings a frame rate that FVD compares with
 
 class SmallWorld:
     """An `evaluation.world.World`."""
+
+    interpolators: Sequence[Path] = (interpolation.SHIPPED,)
 
     def scenes(self, checkpoint: Checkpoint, seed: int, n: int) -> list[Any]:
         own = checkpoint.config.defaults
