@@ -165,6 +165,15 @@ class PadsFrames(tiny_dit.TinyDiT):
         return super().forward(padded, t, label, bus)[:, : x.shape[1]]
 
 
+class ReusedInPlace(tiny_dit.TinyDiT):
+    """Changes what the bus keeps."""
+
+    def forward(self, x, t, label, bus=None):
+        y = super().forward(x, t, label, bus)
+        y = y if bus is None else bus.inner(torch.clone, y)
+        return y.add_(0.1)
+
+
 class Unnamed(tiny_dit.TinyDiT):
     def __init__(self):
         super().__init__()
@@ -177,6 +186,7 @@ class Unnamed(tiny_dit.TinyDiT):
         ("positions", "", UncompressedPositions),
         ("plain", "", BusChangesStage0),
         ("batch", "", BatchNormalised),
+        ("reuse", "", ReusedInPlace),
         ("frames", "", PadsFrames),
         ("hand-over", "blocks.2.temporal", Unnamed),
     ],

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, fusion_matrix, windows
-from .bus import BusError, HiddenStateBus, Stage
+from .bus import BusError, Correction, HiddenStateBus, Stage
 from .cascade import Cascade, by_stage
 from .families import FAMILIES
 from .family import Family, load_family
@@ -46,6 +46,7 @@ RULES = {
     "noise": "key frames see the same noise in every stage (Eq. 23), if noise was passed",
     "batch": "videos in a batch do not see each other",
     "new frames": "of a stage's inserted frames alone, beside states that key frames had, whose output is the old one",
+    "reuse": "what inner levels made stands as it was: the next step of the same input has the same output",
     "freed": "nothing waits on the bus when the last stage has run",
     "frames": "frames that are not n times the key frames are refused with a ValueError",
 }
@@ -108,6 +109,7 @@ def check(
             break
     broken += _frames(run, xs, frames, scales)
     broken += _new_frames({path for _, path, part, *_ in bus.exchanges if part == "temporal"}, run, xs, frames, scales)
+    broken += _reuse(run, xs, frames, scales)
     for s, n in enumerate(scales, start=1):
         if noise is not None and not torch.equal(noise(s)[:, ::n], noise(s - 1)):
             broken.append(Broken("noise", "", f"of the key frames in stage {s} is not that of stage {s - 1}"))
@@ -321,6 +323,18 @@ def _new_frames(
         for path in sorted(temporal)
         if any(bus.taken[s, path] != 1 for s in range(len(scales)))
     ]
+
+
+def _reuse(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
+    """Of a network that hands its inner levels to the bus; one that does not is refused where that is asked for."""
+    bus = HiddenStateBus(frames, scales, correction=Correction(kv_operator="S"), reuse=2)
+    try:
+        first, second = ([run(x, bus.stage(s, step)).clone() for s, x in enumerate(xs)] for step in (0, 1))
+    except (BusError, ValueError, RuntimeError) as error:
+        return [Broken("reuse", "", f"fails: {error}")]
+    if all(torch.equal(a, b) for a, b in zip(first, second)):
+        return []
+    return [Broken("reuse", "", "changes in place what stage.inner gave, or has more in it than depends on its input")]
 
 
 def _noise(batch: int, frames: int, scales: tuple[int, ...], shape: tuple[int, int, int]) -> Tensor:
