@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from zerosmooth.files import remove_left
 from zerosmooth.page import Page
 from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.results import read_json, versions, write_json, write_text
-from zerosmooth.settings import device_of, options
+from zerosmooth.settings import Settings, device_of, options
 
 from . import detectors, figures, interpolators, reference, tables
 from .compare import compare
@@ -232,9 +232,10 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
     known: dict[str, Interpolator] = {}
     if args.interpolator or set(names) & set(interpolators.ROWS):
         device, dtype = device_of(running.device), getattr(torch, base.dtype)
-        own = [] if world is None or interpolators.LAVIE not in names else world.interpolators
+        brought = any(path.suffix == ".safetensors" for path in args.interpolator)
+        own = [] if world is None or brought or interpolators.LAVIE not in names else world.interpolators
         known = interpolators.open_interpolators([*own, *args.interpolator], device, dtype)
-        names = interpolating(args, names, known)
+        names = interpolating(args, names, known, base)
     used = {row: known[row] for row in names if row in known}
     rows = {row: base if row in used else settings_of_row(row, checkpoint, said) for row in dict.fromkeys(names)}
     for interpolator in used.values():
@@ -242,14 +243,22 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
     return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
 
 
-def interpolating(args: argparse.Namespace, names: Sequence[str], known: Collection[str]) -> list[str]:
-    """The rows that can be made: of a table, those whose weights are there; those of files that users bring besides.
-    ValueError for one that was asked for and has none."""
-    missing = [row for row in names if row in interpolators.ROWS and row not in known]
-    if missing and args.rows:
-        raise ValueError(f"the row {missing[0]} needs its weights: --interpolator FILE")
-    for row in missing:
-        print(f"without the row {row}, which needs its weights: --interpolator FILE", file=sys.stderr)
+def interpolating(
+    args: argparse.Namespace, names: Sequence[str], known: Mapping[str, Interpolator], base: Settings
+) -> list[str]:
+    """The rows that can be made: of a table, those whose weights are there and fit; those of files that users bring
+    besides. ValueError for one that was asked for and cannot be."""
+    missing = {row: "needs its weights: --interpolator FILE" for row in names if row in interpolators.ROWS}
+    for row in [row for row in missing if row in known]:
+        try:
+            known[row].check(base)
+            del missing[row]
+        except ValueError as error:
+            missing[row] = f"cannot be: {error}"
+    for row, reason in missing.items():
+        if args.rows or args.interpolator and row in known:
+            raise ValueError(f"the row {row} {reason}")
+        print(f"without the row {row}, which {reason}", file=sys.stderr)
     brought = [row for row in known if row not in interpolators.ROWS]
     return [row for row in (*names, *brought) if row not in missing]
 

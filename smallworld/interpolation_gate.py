@@ -1,6 +1,6 @@
 """Measures an interpolator of the small world on scenes that nobody looked at, whose frames between are known.
 
-    python -m smallworld.interpolation_gate        # what smallworld.interpolation trained; some minutes on two cores
+    python -m smallworld.interpolation_gate        # of the one that ships; some minutes on two cores
 
 It is given the key frames of true renderings, sent through its autoencoder. One line a measure: value, limit, and
 beside it the values of a linear blend and of the true rendering through the autoencoder. Exit status 1 if a limit is
@@ -25,10 +25,10 @@ from evaluation.metrics import psnr
 
 from .draw import Scene, frame_times, random_scene, render
 from .gate import LIMITS, measures
+from .interpolation import SHIPPED
 from .motion import smoothness
 from .read import read
 
-TRAINED = Path("runs/lavie-interpolation-small/lavie-interpolation-small.safetensors")
 RATE = 8  # key frames a second
 MORE = {"off path": 0.3, "PSNR": 30.0}  # limits: pixels at most; dB at least, of inserted frames against the true ones
 
@@ -36,7 +36,7 @@ MORE = {"off path": 0.3, "PSNR": 30.0}  # limits: pixels at most; dB at least, o
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", type=Path, default=TRAINED, help=f"the checkpoint (default: {TRAINED})")
+    parser.add_argument("--ckpt", type=Path, default=SHIPPED, help="the checkpoint (default: the one that ships)")
     parser.add_argument("--n", type=int, default=100, help="scenes (default: 100)")
     parser.add_argument("--seed", type=int, default=1000, help="of the scenes and the noise (default: 1000)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")

@@ -309,7 +309,7 @@ def test_new_frames_in_less_memory_are_the_same(any_pipeline, running, monkeypat
 
 
 def test_the_first_stage_runs_alone_until_longer_videos_join(any_pipeline):
-    """Key frames stay the base video's, bitwise; a share of no step is off, bitwise; progress ends where it did."""
+    """Key frames stay the base video's, bitwise; progress ends where it did."""
     ran, done = [], []
     network = any_pipeline.networks.unet
     hook = network.register_forward_pre_hook(lambda _, args: ran.append(args[0].shape[1] // FRAMES))
@@ -323,12 +323,11 @@ def test_the_first_stage_runs_alone_until_longer_videos_join(any_pipeline):
             join=join,
             progress=lambda i, of: done.append(i == of),
         )[0].latents
-        for join in (0.0, 0.1, 0.5, 1.0)
+        for join in (0.0, 0.5, 1.0)
     }
     hook.remove()
     each = [1, 2, 4]
-    assert ran == [*each * 4, *each * 4, 1, 1, *each * 2, 1, 1, 1, *each] and done[-1] and sum(done) == 4
-    assert all(torch.equal(a, b) for a, b in zip(made[0.0], made[0.1]))
+    assert ran == [*each * 4, 1, 1, *each * 2, 1, 1, 1, *each] and done[-1] and sum(done) == 3
     for x in made.values():
         assert torch.equal(x[1][::2], made[0.0][0]) and torch.equal(x[2][::2], x[1])
     assert not torch.allclose(made[0.5][1], made[0.0][1])
@@ -416,6 +415,22 @@ def test_a_video_that_joins_late_begins_with_inner_levels_of_its_own(any_pipelin
     first = Cascade(join=0.5).first_step(len(steps))
     both = [i for i in range(first, len(steps)) if i == first or i % 2 == 0]
     assert ran == [*range(first), *(i for i in both for _ in "ab")]  # the first stage alone, then two stages
+
+
+def test_nothing_of_one_video_stays_on_its_bus_for_the_next():
+    sampler, bus = FAMILIES["lavie"].config.sampler.sampler(5, 0.0), HiddenStateBus(4, (2,), reuse=2)
+    cascade = Cascade(4, (2,), prediction=True, join=0.6, reuse=2)
+
+    def made(seed, bus):
+        def network(step, index, x, stage):
+            return x if stage is None else stage.inner(lambda h: 2 * h, x)
+
+        return sample_cascade(network, sampler, cascade, lambda step: latents(8, seed=seed), bus)
+
+    made(0, bus)
+    assert bus.held_bytes == 0 < bus.peak_bytes
+    bus.keep(0, 0, latents(2))  # as after an interruption
+    assert all(torch.equal(a, b) for a, b in zip(made(1, bus), made(1, None)))
 
 
 def test_a_network_that_does_not_take_part_is_refused_rather_than_believed():

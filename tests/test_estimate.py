@@ -61,6 +61,18 @@ def test_settings_that_save_memory_are_counted(any_pipeline):
     assert sequential.bus == video.bus_peak_bytes and abs(sequential.flops / plain.flops - 1) < 0.01
 
 
+@pytest.mark.parametrize("more", [dict(preset="paper"), dict(preset="anchored", new_frames=True)])
+def test_inner_levels_that_wait_for_steps_to_come_are_counted(any_pipeline, more):
+    settings = any_pipeline.settings(scales=(2, 2), height=32, width=48, steps=4, reuse=3, **more)
+    plain = any_pipeline.settings(scales=(2, 2), height=32, width=48, steps=4, **more)
+    of = any_pipeline.family, any_pipeline.config
+    (video,) = any_pipeline.sample(**subject(any_pipeline), settings=settings)
+    guess, without = needs(*of, settings), needs(*of, plain)
+    assert guess.bus == video.bus_peak_bytes > without.bus and guess.step > without.step
+    assert 0.4 < guess.flops / without.flops < 0.9
+    assert needs(*of, replace(settings, cascade=replace(settings.cascade, reuse=500))).flops < guess.flops
+
+
 MEASURE = """
 import torch
 from tests.test_estimate import LARGER, cascade_step, Cascade

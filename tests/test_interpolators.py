@@ -284,6 +284,16 @@ def test_interpolators_fill_in_the_key_frames_of_the_other_rows(tmp_path, capsys
     assert "another frames" in capsys.readouterr().err
 
 
+def test_table_2_leaves_out_what_cannot_be(tmp_path, capsys):
+    """LaVie's interpolation takes 16 key frames, svd-small makes 14."""
+    arguments = ["--ckpt", "svd-small", "--scenes", "1", "--steps", "2", "--show", "0", "--outdir", str(tmp_path)]
+    assert command.main([*arguments, "--table", "2"]) == 0
+    said = capsys.readouterr().err
+    assert "without the row lavie-interpolation, which cannot be" in said and "without the row ldmvfi" in said
+    assert command.main([*arguments, "--rows", "lavie-interpolation"]) == 1
+    assert "the row lavie-interpolation cannot be: " in capsys.readouterr().err
+
+
 def test_a_row_without_its_weights_is_told(tmp_path, capsys):
     arguments = ["--scenes", "1", "--outdir", str(tmp_path)]
     assert command.main([*arguments, "--rows", "ldmvfi"]) == 1

@@ -160,6 +160,8 @@ def sample_cascade(
     each step with the latents that the stages predict there. ValueError for noise of other frames.
     """
     bus = cascade.bus() if bus is None else bus
+    if bus is not None:
+        bus.clear()  # of what an interrupted video left
     start, frames = noise(-1), cascade.frames_of(cascade.stages - 1)
     if start.ndim != 5 or start.shape[1] != frames:
         raise ValueError(f"noise of shape {tuple(start.shape)}; b {frames} c h w is needed, the last stage's frames")
@@ -195,6 +197,8 @@ def sample_cascade(
         if cascade.color_correction:
             for s in range(1, len(xs)):
                 xs[s] = match_color(xs[s], xs[s - 1])
+    if bus is not None:
+        bus.clear()
     return xs
 
 

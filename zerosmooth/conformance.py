@@ -46,7 +46,7 @@ RULES = {
     "noise": "key frames see the same noise in every stage (Eq. 23), if noise was passed",
     "batch": "videos in a batch do not see each other",
     "new frames": "of a stage's inserted frames alone, beside states that key frames had, whose output is the old one",
-    "reuse": "what inner levels made stands as it was: the next step of the same input has the same output",
+    "reuse": "what inner levels made, where they are on the bus, stands: the same input has the same output",
     "freed": "nothing waits on the bus when the last stage has run",
     "frames": "frames that are not n times the key frames are refused with a ValueError",
 }
@@ -332,7 +332,7 @@ def _reuse(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...])
         first, second = ([run(x, bus.stage(s, step)).clone() for s, x in enumerate(xs)] for step in (0, 1))
     except (BusError, ValueError, RuntimeError) as error:
         return [Broken("reuse", "", f"fails: {error}")]
-    if all(torch.equal(a, b) for a, b in zip(first, second)):
+    if all(torch.equal(a, b) for a, b in zip(first, second)):  # as without inner levels on the bus, which is refused
         return []
     return [Broken("reuse", "", "changes in place what stage.inner gave, or has more in it than depends on its input")]
 

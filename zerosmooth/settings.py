@@ -89,7 +89,7 @@ class Running:
     """Where and in which pieces a video is computed: less memory, the same video up to rounding."""
 
     device: Annotated[str, "cpu, cuda, cuda:1, .."] = "cpu"
-    offload: Annotated[bool, "keep hidden states that wait for the next stage in CPU memory"] = False
+    offload: Annotated[bool, "keep hidden states that wait for the next stage or step in CPU memory"] = False
     sequential_guidance: Annotated[bool, "run the branches of guidance one after the other: half the activations"] = (
         False
     )
@@ -106,7 +106,8 @@ class Running:
         if self.offload and device_of(self.device).type == "cpu":
             yield "offload does nothing on the CPU, whose memory is where hidden states wait anyway"
         elif self.offload and (not settings.cascade.scales or settings.cascade.method == "direct"):
-            yield "offload does nothing here: no stage waits for the hidden states of another"
+            if settings.cascade.reuse == 1:
+                yield "offload does nothing here: no stage waits for the hidden states of another"
         if self.compile and device_of(self.device).type == "cpu":
             yield "compile takes minutes at first and makes nothing faster on a CPU (docs/speed.md)"
         if self.sequential_guidance and not guided:
@@ -139,12 +140,15 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
         raise ValueError(f"preset={preset!r}; use one of {', '.join(PRESETS)}")
     settings = change(Settings(), **{**own, **PRESETS[preset], **said, "preset": preset})
     settings.check(config)
-    steps = len(config.sampler.sampler(settings.steps, settings.eta))
-    if settings.cascade.join > 0 and settings.cascade.first_step(steps) == 0 < len(settings.cascade.scales):
-        raise ValueError(f"join={settings.cascade.join} is less than half of one of {steps} steps; use more, or 0")
     for name, reason in _idle(settings):
         if name in asked:
             raise ValueError(f"{name} does nothing {reason}; leave it out")
+    cascade, steps = settings.cascade, len(config.sampler.sampler(settings.steps, settings.eta))
+    first = cascade.first_step(steps)
+    if "join" in asked and cascade.join > 0 == first:
+        raise ValueError(f"join={cascade.join} comes to none of {steps} steps; use more, or leave it out")
+    if "reuse" in asked and cascade.reuse > 1 and not any(i % cascade.reuse for i in range(first + 1, steps)):
+        raise ValueError(f"reuse={cascade.reuse} does nothing in {steps - first} of {steps} steps; leave it out")
     return settings
 
 
