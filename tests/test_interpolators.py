@@ -284,6 +284,19 @@ def test_interpolators_fill_in_the_key_frames_of_the_other_rows(tmp_path, capsys
     assert "another frames" in capsys.readouterr().err
 
 
+def test_the_small_world_brings_an_interpolator_of_its_own(tmp_path):
+    """Between few key frames of a scene that it never saw it moves the shape where a blend fades."""
+    assert interpolation.SHIPPED.stat().st_size < 8_000_000
+    arguments = ["--scenes", "1", "--seed", "77", "--show", "1", "--outdir", str(tmp_path), "--device", "cpu"]
+    assert command.main([*arguments, "--rows", "blend", "lavie-interpolation"]) == 0
+    records = {r["row"]: r for r in (json.loads(p.read_text()) for p in (tmp_path / "videos").glob("*.json"))}
+    small, blend = records["lavie-interpolation"], records["blend"]
+    assert interpolation.SHIPPED.name in small["settings"]["interpolator"]
+    last, faded = small["stages"][-1], blend["stages"][-1]
+    assert last["off path"] < 0.3 and last["PSNR"] > 30 and last["lost"] == 0
+    assert last["color"] < faded["color"] and 30 < last["blend"] < 60
+
+
 def test_table_2_leaves_out_what_cannot_be(tmp_path, capsys):
     """LaVie's interpolation takes 16 key frames, svd-small makes 14."""
     arguments = ["--ckpt", "svd-small", "--scenes", "1", "--steps", "2", "--show", "0", "--outdir", str(tmp_path)]
