@@ -429,7 +429,7 @@ def test_nothing_of_one_video_stays_on_its_bus_for_the_next():
 
     made(0, bus)
     assert bus.held_bytes == 0 < bus.peak_bytes
-    bus.keep(0, 0, latents(2))  # as after an interruption
+    bus.keep((0, 0), lambda: latents(2))  # as after an interruption
     assert all(torch.equal(a, b) for a, b in zip(made(1, bus), made(1, None)))
 
 

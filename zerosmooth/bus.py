@@ -32,9 +32,7 @@ class Correction:
     spatial: Annotated[bool, "correct spatial self- and cross-attention (Eq. 10-14)"] = True
     temporal: Annotated[bool, "correct temporal attention (Eq. 9)"] = True
     kv_operator: Annotated[Literal["A1/A2", "S"], "for spatial keys and values; A1 or A2 is drawn for each"] = "A1/A2"
-    a1_probability: Annotated[float, "of A1 against A2; 'p > 0.5, p ~ N(0, 1)' is 0.309", PART] = 1 - NormalDist().cdf(
-        0.5
-    )
+    a1_probability: Annotated[float, "of A1 over A2; 'p > 0.5, p ~ N(0, 1)' is 0.309", PART] = 1 - NormalDist().cdf(0.5)
     draw_seed: Annotated[int, "of the draws of A1 and A2; else they depend on module, stage and step alone", SEED] = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +78,7 @@ class HiddenStateBus:
         self.held_bytes = 0  # states that wait to be read
         self.peak_bytes = 0  # the most that ever waited
         self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
-        self._kept: dict[tuple[int, int], Tensor] = {}  # of inner levels, by stage and branch
+        self.kept: dict[tuple[int, int], Tensor] = {}  # of inner levels, by stage and branch
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
         """The bus as stage `index` sees it at denoising step `step` with w_t = `strength` (0 to 1)."""
@@ -97,7 +95,7 @@ class HiddenStateBus:
             raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
         home = {name: state.device for name, state in states.items()}
         self._waiting[key] = ({name: self._park(state) for name, state in states.items()}, home)
-        self.held_bytes += _bytes(self._waiting[key][0])
+        self.held_bytes += sum(x.nbytes for x in self._waiting[key][0].values())
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
     def take(self, stage: int, module: str, branch: int = 0) -> State:
@@ -106,32 +104,29 @@ class HiddenStateBus:
         if key not in self._waiting:
             raise BusError(f"stage {stage} published nothing for {module!r}; run the stages of a step in order")
         states, home = self._waiting.pop(key)
-        self.held_bytes -= _bytes(states)
+        self.held_bytes -= sum(x.nbytes for x in states.values())
         return {name: state.to(home[name], non_blocking=True) for name, state in states.items()}
 
-    def keep(self, stage: int, branch: int, h: Tensor | None) -> None:
-        """Keep what the inner levels of a network made, for steps to come; None: forget what they made before."""
-        before = self._kept.pop((stage, branch), None)
-        self.held_bytes -= 0 if before is None else before.nbytes
-        if h is not None:
-            self._kept[stage, branch] = parked = self._park(h)
-            self.held_bytes += parked.nbytes
-            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-
-    def kept(self, stage: int, branch: int) -> Tensor | None:
-        return self._kept.get((stage, branch))
+    def keep(self, key: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
+        """Keep what inner levels make, for steps to come, instead of what they made before. key: stage and branch."""
+        self.held_bytes -= self.kept.pop(key, torch.empty(0)).nbytes
+        h = make()
+        self.kept[key] = self._park(h)
+        self.held_bytes += self.kept[key].nbytes
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        return h
 
     def check_served(self, stage: int) -> None:
         """BusError if the network that ran a stage takes no part in what this bus is set to."""
-        if self.reuse > 1 and self.kept(stage, 0) is None:
-            raise BusError("reuse: this network does not hand its inner levels to stage.inner (docs/new_backbone.md)")
+        if self.reuse > 1 and (stage, 0) not in self.kept:
+            raise BusError("reuse: this network does not call stage.inner (docs/new_backbone.md)")
         if self.new_frames and stage < len(self.scales) and (stage, 0, OUTPUT) not in self._waiting:
-            raise BusError("new_frames: this network does not end with stage.complete (docs/new_backbone.md)")
+            raise BusError("new_frames: this network does not call stage.complete (docs/new_backbone.md)")
 
     def clear(self) -> None:
         """Forget all that waits, for instance after an interrupted step."""
         self._waiting.clear()
-        self._kept.clear()
+        self.kept.clear()
         self.held_bytes = 0
 
     def _park(self, state: Tensor) -> Tensor:
@@ -224,19 +219,13 @@ class Stage:
 
     def inner(self, levels: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
         """What the inner levels of a network make of h; with `reuse`, between the steps in which they run, what they
-        made last.
-
-        Source: DeepCache (Ma et al. 2023, arXiv 2312.00858)."""
-        bus = self.bus
+        made last (DeepCache, Ma et al. 2023, arXiv 2312.00858)."""
+        bus, key = self.bus, (self.index, self.branch)
         if bus.reuse == 1:
             return levels(h)
-        kept = bus.kept(self.index, self.branch)
-        if kept is not None and self.step % bus.reuse:
+        if self.step % bus.reuse and (kept := bus.kept.get(key)) is not None:
             return kept.to(h.device, non_blocking=True)
-        bus.keep(self.index, self.branch, None)
-        h = levels(h)
-        bus.keep(self.index, self.branch, h)
-        return h
+        return bus.keep(key, lambda: levels(h))
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
         """o~ = o + w_t (o^ - o), both before the output projection (Eq. 15)."""
@@ -257,7 +246,3 @@ def name_modules(network: nn.Module) -> None:
     for path, module in network.named_modules():
         if isinstance(module, OnBus):
             module.name = path
-
-
-def _bytes(states: State) -> int:
-    return sum(state.numel() * state.element_size() for state in states.values())

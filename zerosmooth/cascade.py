@@ -53,11 +53,7 @@ class Cascade:
     new_frames: Annotated[
         bool, "compute inserted frames alone, beside states that key frames had: not in the paper"
     ] = False
-    reuse: Annotated[
-        int,
-        "of so many steps inner levels of the network run in one, as their output changes little: not in the paper",
-        REUSE,
-    ] = 1
+    reuse: Annotated[int, "inner levels of the network run in one of so many steps: not in the paper", REUSE] = 1
     join: Annotated[float, "share of the steps after which longer videos begin, from predicted key frames", PART] = 0.0
 
     def __post_init__(self) -> None:

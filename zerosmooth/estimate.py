@@ -124,18 +124,17 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
     if bus is not None and offloads:
         bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction, None, bus.new_frames, bus.reuse)
     with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
-        each = []  # operations of a whole step; of one with inner levels of the one before; of one that makes them anew
+        done = [0]  # operations before and after a whole step; with inner levels of the one before; when made anew
+        with FlopCounterMode(display=False) as counter:
 
-        def work() -> None:
-            for i in (0,) if cascade.reuse == 1 else (0, 1, cascade.reuse):
-                before = attention.flops
-                with FlopCounterMode(display=False) as counter:
+            def work() -> None:
+                for i in (0,) if cascade.reuse == 1 else (0, 1, cascade.reuse):
                     cascade_step(network, xs, bus, i, weight)
-                each.append(counter.get_total_flops() + attention.flops - before)
+                    done.append(counter.get_total_flops() + attention.flops)
 
-        step = peak(work, elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0)
+            step = peak(work, elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0)
         whole = 1 / min(cascade.reuse, settings.steps)  # share of the steps, about
-        flops = round(whole * each[0] + (1 - whole) * each[min(1, len(each) - 1)])
+        flops = done[1] if cascade.reuse == 1 else round(whole * done[1] + (1 - whole) * (done[2] - done[1]))
         held = 0 if bus is None else bus.peak_bytes
         step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
         held *= runs
