@@ -158,9 +158,9 @@ def check_names(work: Work) -> None:
     if args.side_by_side and not work.settings.cascade.scales:
         raise ValueError("--side_by_side does nothing at scale 1, where there is one video; leave it out")
     if "digest" in used(args.name, work.settings):
-        for longest in sorted(work.shown, key=lambda one: len(slug(one.name)))[-1:]:
-            for _, result in replace(work, shown=[longest], seeds=work.seeds[-1:]).results():
-                result.path()  # ValueError if it is too long
+        longest = max(work.shown, key=lambda one: len(slug(one.name)))
+        _, result = next(replace(work, shown=[longest], seeds=work.seeds[-1:]).results())
+        result.path()  # ValueError if it is too long; of the last seed, which has the most digits
         return
     check("videos without {digest} in --name", len(work.shown) * len(work.seeds), int, NAMED)
     names: set[Path] = set()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,35 +232,34 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: World | Non
     known: dict[str, Interpolator] = {}
     if args.interpolator or set(names) & set(interpolators.ROWS):
         device, dtype = device_of(running.device), getattr(torch, base.dtype)
-        brought = any(path.suffix == ".safetensors" for path in args.interpolator)
-        own = [] if world is None or brought or interpolators.LAVIE not in names else world.interpolators
-        known = interpolators.open_interpolators([*own, *args.interpolator], device, dtype)
-        names = interpolating(args, names, known, base)
+        known = interpolators.open_interpolators(args.interpolator, device, dtype)
+        required = {*(args.rows or ()), *known}
+        if world is not None and interpolators.LAVIE in names:  # the world's own, unless the user brings one
+            known = {**interpolators.open_interpolators(world.interpolators, device, dtype), **known}
+        names = interpolating(names, known, required, base)
     used = {row: known[row] for row in names if row in known}
     rows = {row: base if row in used else settings_of_row(row, checkpoint, said) for row in dict.fromkeys(names)}
-    for interpolator in used.values():
-        interpolator.check(base)
     return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
 
 
 def interpolating(
-    args: argparse.Namespace, names: Sequence[str], known: Mapping[str, Interpolator], base: Settings
+    names: Sequence[str], known: Mapping[str, Interpolator], required: Collection[str], base: Settings
 ) -> list[str]:
-    """The rows that can be made: of a table, those whose weights are there and fit; those of files that users bring
-    besides. ValueError for one that was asked for and cannot be."""
-    missing = {row: "needs its weights: --interpolator FILE" for row in names if row in interpolators.ROWS}
-    for row in [row for row in missing if row in known]:
+    """Those of the rows, and of interpolators that have rows of their own, that can be made. ValueError for one that is
+    required and cannot be."""
+    rows = []
+    for row in dict.fromkeys([*names, *(row for row in known if row not in interpolators.ROWS)]):
         try:
-            known[row].check(base)
-            del missing[row]
+            if row in known:
+                known[row].check(base)
+            elif row in interpolators.ROWS:
+                raise ValueError("it needs its weights: --interpolator FILE")
+            rows.append(row)
         except ValueError as error:
-            missing[row] = f"cannot be: {error}"
-    for row, reason in missing.items():
-        if args.rows or args.interpolator and row in known:
-            raise ValueError(f"the row {row} {reason}")
-        print(f"without the row {row}, which {reason}", file=sys.stderr)
-    brought = [row for row in known if row not in interpolators.ROWS]
-    return [row for row in (*names, *brought) if row not in missing]
+            if row in required:
+                raise ValueError(f"the row {row} cannot be: {error}") from error
+            print(f"without the row {row}: {error}", file=sys.stderr)
+    return rows
 
 
 def jobs_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> Iterator[list[Job]]:

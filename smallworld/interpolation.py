@@ -1,7 +1,7 @@
 """Trains lavie-interpolation-small, LaVie's interpolation network in a small size, on the drawn world.
 
     python -m smallworld.interpolation --device cuda        # resumes where it was stopped
-    python -m smallworld.interpolation --clips 1024 --batch 2
+    python -m smallworld.interpolation --clips 1024 --batch 4
 
 It learns to fill in vc2-small's key frames: autoencoder and encoder of prompts are that checkpoint's own, frozen. State
 lies in --runs.
@@ -121,12 +121,12 @@ def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
         each, lowest = next((each, lowest) for share, each, lowest in LESSONS if step < share * trainer.steps)
         n = rng.choice(each)
         frames = lavie.BETWEEN * ((lavie.FRAMES - 1) // n // lavie.BETWEEN) + 1
-        count = batch * lavie.FRAMES // frames
-        chosen = [rng.randrange(len(scenes)) for _ in range(count)]
+        size = batch * lavie.FRAMES // frames  # as many frames in every step
+        chosen = [rng.randrange(len(scenes)) for _ in range(size)]
         first = rng.randrange(lavie.FRAMES - n * (frames - 1))
         x0 = clips[chosen, first::n][:, :frames].float()
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        spread = (torch.arange(count) + torch.rand(count, generator=torch.Generator().manual_seed(step))) / count
+        spread = (torch.arange(size) + torch.rand(size, generator=torch.Generator().manual_seed(step))) / size
         t = ((lowest + (1 - lowest) * spread) * TRAIN_STEPS).long()
         a, s = (v.to(device)[:, None, None, None, None] for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
         prompts = ["" if rng.random() < NO_PROMPT else scenes[i].prompt(speed=n * paces[i] == 1) for i in chosen]
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000, help="of training (default: 6000)")
     parser.add_argument("--clips", type=int, default=8192, help="scenes to train on (default: 8192)")
-    parser.add_argument("--batch", type=int, default=16, help="clips a step (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, help="whole clips a step, or more shorter ones (default: 16)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: 1.5e-3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")

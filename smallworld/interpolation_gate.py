@@ -25,11 +25,10 @@ from evaluation.metrics import psnr
 
 from .draw import Scene, frame_times, random_scene, render
 from .gate import LIMITS, measures
-from .interpolation import SHIPPED
+from .interpolation import RATE, SHIPPED
 from .motion import smoothness
 from .read import read
 
-RATE = 8  # key frames a second
 MORE = {"off path": 0.3, "PSNR": 30.0}  # limits: pixels at most; dB at least, of inserted frames against the true ones
 
 

@@ -392,7 +392,6 @@ def test_videos_reuse_inner_levels_alike_in_every_way_of_running(any_pipeline, m
         return any_pipeline.sample(**subject(any_pipeline), running=running, **settings, **asked)[0].latents
 
     plain, reused = made(), made(reuse=2)
-    assert all(torch.equal(a, b) for a, b in zip(plain, made(reuse=1)))
     assert not torch.allclose(plain[0], reused[0])
     for running in (Running(sequential_guidance=True), Running(frame_chunk=1), Running(offload=True)):
         for x, y in zip(reused, made(running, reuse=2)):  # sums run in another order

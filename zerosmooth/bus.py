@@ -3,7 +3,7 @@
 A stage `s` of the cascade runs the network with `bus.stage(s, ...)` as its `stage` argument. Each attention module
 calls `exchange`, which takes what the same module of stage s-1 published, corrects this stage's states with it (Eq.
 9-14) and publishes the corrected ones for stage s+1; and `blend`, which mixes the two attention outputs (Eq. 15).
-States are handed over, not kept: taking them frees them.
+States are handed over: taking them frees them. What a network's inner levels made may be kept for later steps.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Correction:
 
 
 class BusError(RuntimeError):
-    """A module read what was never published, or published twice before it was read."""
+    """A module read what was never published, or published twice before it was read; or a network takes no part."""
 
 
 class HiddenStateBus:
@@ -75,7 +75,7 @@ class HiddenStateBus:
             raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")
         self.correction, self.new_frames, self.reuse = correction, new_frames, reuse
         self.device = None if device is None else torch.device(device)
-        self.held_bytes = 0  # states that wait to be read
+        self.held_bytes = 0  # states that wait to be read or are kept
         self.peak_bytes = 0  # the most that ever waited
         self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
         self.kept: dict[tuple[int, int], Tensor] = {}  # of inner levels, by stage and branch
@@ -95,8 +95,7 @@ class HiddenStateBus:
             raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
         home = {name: state.device for name, state in states.items()}
         self._waiting[key] = ({name: self._park(state) for name, state in states.items()}, home)
-        self.held_bytes += sum(x.nbytes for x in self._waiting[key][0].values())
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        self._hold(*self._waiting[key][0].values())
 
     def take(self, stage: int, module: str, branch: int = 0) -> State:
         """What a module of `stage` published, which the bus then forgets. BusError if there is nothing."""
@@ -109,11 +108,9 @@ class HiddenStateBus:
 
     def keep(self, key: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
         """Keep what inner levels make, for steps to come, instead of what they made before. key: stage and branch."""
-        self.held_bytes -= self.kept.pop(key, torch.empty(0)).nbytes
-        h = make()
-        self.kept[key] = self._park(h)
-        self.held_bytes += self.kept[key].nbytes
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        self.held_bytes -= self.kept.pop(key).nbytes if key in self.kept else 0
+        self.kept[key] = self._park(h := make())
+        self._hold(self.kept[key])
         return h
 
     def check_served(self, stage: int) -> None:
@@ -128,6 +125,10 @@ class HiddenStateBus:
         self._waiting.clear()
         self.kept.clear()
         self.held_bytes = 0
+
+    def _hold(self, *states: Tensor) -> None:
+        self.held_bytes += sum(x.nbytes for x in states)
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
     def _park(self, state: Tensor) -> Tensor:
         if self.device is None or state.device == self.device:

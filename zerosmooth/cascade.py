@@ -91,13 +91,13 @@ class Cascade:
             return 0.0
         return self.strength * (share if self.strength_schedule == "linear" else 1.0)
 
-    def bus(self, device: str | None = None) -> HiddenStateBus | None:
+    def bus(self, device: str | None = None, kind: type[HiddenStateBus] = HiddenStateBus) -> HiddenStateBus | None:
         """The bus of a run; None for direct inference, where every stage is the plain network. device: where hidden
         states wait, if not where they are made."""
         if self.method == "direct":
             return None
         own = self.overlap, self.correction, device, self.new_frames, self.reuse
-        return HiddenStateBus(self.frames, self.scales, *own)
+        return kind(self.frames, self.scales, *own)
 
 
 class Sampler(Protocol):
@@ -123,7 +123,7 @@ def cascade_step(
     """The network's output for all stages at one denoising step. xs: b t_s c h w of stage s = 0, 1, ..
 
     Stages run one after the other, each freeing the states of the one before as it reads them. ValueError if the bus is
-    of another cascade.
+    of another cascade; BusError if the network takes no part in what it is set to.
     """
     if bus is not None and len(xs) != len(bus.scales) + 1:
         raise ValueError(f"{len(xs)} stages on a bus of {len(bus.scales) + 1}")

@@ -46,7 +46,7 @@ RULES = {
     "noise": "key frames see the same noise in every stage (Eq. 23), if noise was passed",
     "batch": "videos in a batch do not see each other",
     "new frames": "of a stage's inserted frames alone, beside states that key frames had, whose output is the old one",
-    "reuse": "what inner levels made, where they are on the bus, stands: the same input has the same output",
+    "reuse": "what inner levels made stands, if the network calls stage.inner: the same input has the same output",
     "freed": "nothing waits on the bus when the last stage has run",
     "frames": "frames that are not n times the key frames are refused with a ValueError",
 }
@@ -326,15 +326,15 @@ def _new_frames(
 
 
 def _reuse(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
-    """Of a network that hands its inner levels to the bus; one that does not is refused where that is asked for."""
+    """A step after one of the same input. A network that does not call stage.inner passes, and is refused --reuse."""
     bus = HiddenStateBus(frames, scales, correction=Correction(kv_operator="S"), reuse=2)
     try:
         first, second = ([run(x, bus.stage(s, step)).clone() for s, x in enumerate(xs)] for step in (0, 1))
     except (BusError, ValueError, RuntimeError) as error:
         return [Broken("reuse", "", f"fails: {error}")]
-    if all(torch.equal(a, b) for a, b in zip(first, second)):  # as without inner levels on the bus, which is refused
+    if all(torch.equal(a, b) for a, b in zip(first, second)):
         return []
-    return [Broken("reuse", "", "changes in place what stage.inner gave, or has more in it than depends on its input")]
+    return [Broken("reuse", "", "changes in place what stage.inner gave, or does more in it than to return a value")]
 
 
 def _noise(batch: int, frames: int, scales: tuple[int, ...], shape: tuple[int, int, int]) -> Tensor:

@@ -120,11 +120,10 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
         return memory.peak
 
     weight = cascade.strength_at(1.0)
-    bus, offloads = cascade.bus(), running.offload
-    if bus is not None and offloads:
-        bus = _Elsewhere(bus.frames, bus.scales, bus.overlap, bus.correction, None, bus.new_frames, bus.reuse)
+    offloads = running.offload
+    bus = cascade.bus(kind=_Elsewhere if offloads else HiddenStateBus)
     with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
-        done = [0]  # operations before and after a whole step; with inner levels of the one before; when made anew
+        done: list[int] = []  # operations after a whole step, one that reuses its inner levels, and another whole one
         with FlopCounterMode(display=False) as counter:
 
             def work() -> None:
@@ -134,7 +133,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
 
             step = peak(work, elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0)
         whole = 1 / min(cascade.reuse, settings.steps)  # share of the steps, about
-        flops = done[1] if cascade.reuse == 1 else round(whole * done[1] + (1 - whole) * (done[2] - done[1]))
+        flops = done[0] if cascade.reuse == 1 else round(whole * done[0] + (1 - whole) * (done[1] - done[0]))
         held = 0 if bus is None else bus.peak_bytes
         step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
         held *= runs

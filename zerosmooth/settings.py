@@ -103,11 +103,11 @@ class Running:
 
     def idle(self, settings: Settings, guided: bool) -> Iterator[str]:
         """What does nothing to a video of such settings, in words. guided: whether the network runs in two branches."""
+        cascade = settings.cascade
         if self.offload and device_of(self.device).type == "cpu":
             yield "offload does nothing on the CPU, whose memory is where hidden states wait anyway"
-        elif self.offload and (not settings.cascade.scales or settings.cascade.method == "direct"):
-            if settings.cascade.reuse == 1:
-                yield "offload does nothing here: no stage waits for the hidden states of another"
+        elif self.offload and cascade.reuse == 1 and (not cascade.scales or cascade.method == "direct"):
+            yield "offload does nothing here: no stage waits for the hidden states of another"
         if self.compile and device_of(self.device).type == "cpu":
             yield "compile takes minutes at first and makes nothing faster on a CPU (docs/speed.md)"
         if self.sequential_guidance and not guided:
@@ -148,7 +148,7 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     if "join" in asked and cascade.join > 0 == first:
         raise ValueError(f"join={cascade.join} comes to none of {steps} steps; use more, or leave it out")
     if "reuse" in asked and cascade.reuse > 1 and not any(i % cascade.reuse for i in range(first + 1, steps)):
-        raise ValueError(f"reuse={cascade.reuse} does nothing in {steps - first} of {steps} steps; leave it out")
+        raise ValueError(f"reuse={cascade.reuse} reuses nothing in {steps - first} steps of all stages; leave it out")
     return settings
 
 

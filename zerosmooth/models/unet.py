@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,9 @@ class SkeletonConfig:
     context_dim: int = 1024  # channels of a token of the condition
     frames: int = 16  # frames the network was trained on
     groups: int = 32  # of all group norms
+
+
+Layers = Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
@@ -129,27 +133,26 @@ class Skeleton(nn.Module):
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
         emb = self.embed(timestep, condition, x.dtype)
         states = self.project_context(context) if isinstance(context, Tensor) else context
-        h = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))  # stays so (see kernels.GroupNorm)
-        outer, down, up = self.config.res_blocks, list(self.encoder), list(self.decoder)  # blocks of the first level
+        x = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))  # stays so (see kernels.GroupNorm)
 
-        def inner(h: Tensor) -> Tensor:
-            skips = []
-            for block in down[outer:]:
+        def run(skips: list[Tensor], down: nn.ModuleList, within: Layers, up: nn.ModuleList) -> Tensor:
+            h = skips[-1]
+            for block in down:
                 h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
                 skips.append(h)
-            h = self.middle(h, emb, states, stage)
-            for block in up[: -outer - 1]:
+            h = within(h)
+            for block in up:
                 h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
             return h
 
-        h = self.stem(h, b, stage)
-        skips = [h]
-        for block in down[:outer]:
-            h = block(h, emb, states, stage)
-            skips.append(h)
-        h = inner(h) if stage is None else stage.inner(inner, h)
-        for block in up[-outer - 1 :]:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
+        n = self.config.res_blocks  # of the outer level, on the way down
+
+        def inner(h: Tensor) -> Tensor:
+            middle = partial(self.middle, emb=emb, context=states, stage=stage)
+            return run([h], self.encoder[n:], middle, self.decoder[: -n - 1])
+
+        within = inner if stage is None else partial(stage.inner, inner)
+        h = run([self.stem(x, b, stage)], self.encoder[:n], within, self.decoder[-n - 1 :])
         h = norm_across_frames(self.norm_out, h, f) if self.across_frames else self.norm_out(h)
         y = rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
         return y if stage is None else stage.complete(y)
