@@ -507,11 +507,23 @@ def work():
     Callback()
     time.sleep(20)
     return 0
+"""
+CONVERTED = """
+import os, signal, time
+from zerosmooth.cli.command import run_command
 
-raise SystemExit(run_command("name", work, "it went on"))
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+    except KeyboardInterrupt:  # as torch does where it asks an object for its shape
+        pass
+    raise ERROR("could not determine the shape of object type 'torch.storage.UntypedStorage'")
 """
 
 
-def test_an_interruption_that_a_callback_swallows_still_ends_the_run():
-    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60, cwd=ROOT)
+@pytest.mark.parametrize("program", [SWALLOWED, *(CONVERTED.replace("ERROR", e) for e in ("ValueError", "KeyError"))])
+def test_an_interruption_that_other_code_swallows_still_ends_the_run(program):
+    command = [sys.executable, "-c", program + "raise SystemExit(run_command('name', work, 'it went on'))"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 143 and "name: stopped; it went on" in done.stderr

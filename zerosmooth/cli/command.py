@@ -26,20 +26,24 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
     with _patient_output(), _ends() as ended:
         try:
             return work()
-        except (ValueError, OSError) as error:
-            if not is_said(error):
+        except (Exception, KeyboardInterrupt) as error:
+            if ended or isinstance(error, KeyboardInterrupt):  # of which other code may have made an error of its own
+                if interrupted:
+                    print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
+                return 128 + ended[0] if ended else 130
+            if (said := told(error)) is None:
                 raise
-            print(f"{name}: {text_of(error)}", file=sys.stderr)
+            print(f"{name}: {said}", file=sys.stderr)
             return 1
-        except (RuntimeError, MemoryError) as error:
-            if (what := out_of_memory(error)) is None:
-                raise
-            print(f"{name}: {what}; {MEMORY}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            if interrupted:
-                print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
-            return 128 + ended[0] if ended else 130
+
+
+def told(error: BaseException) -> str | None:
+    """What to say of an error that is not our fault; None of one that is."""
+    if isinstance(error, (ValueError, OSError)):
+        return text_of(error) if is_said(error) else None
+    if isinstance(error, (RuntimeError, MemoryError)) and (what := out_of_memory(error)) is not None:
+        return f"{what}; {MEMORY}"
+    return None
 
 
 def is_said(error: BaseException) -> bool:

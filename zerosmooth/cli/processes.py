@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from ..settings import device_of
-from .command import is_said, text_of
+from .command import text_of, told
 
 T = TypeVar("T")
 
@@ -83,13 +83,12 @@ def agreed(name: str, check: Callable[[], T]) -> T:
     the first process that met it says it. name: of the command."""
     if not _several():
         return check()
-    found, said = None, ""
+    found, said = None, None
     try:
         found = check()
-    except (ValueError, OSError) as error:
-        if not is_said(error):
+    except Exception as error:
+        if (said := told(error)) is None:
             raise
-        said = text_of(error)
     everyone = together(said)
     if not any(everyone):
         return found  # type: ignore[return-value]
