@@ -10,8 +10,11 @@ import ctypes
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +63,8 @@ class Card(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.known: set[int] = set()
+        self.pinned = 0  # bytes of the host, as torch rounds them up
+        self.streams = Streams()
 
     def there(self, tensors: Iterable[Tensor]) -> None:
         """What lives already, and is not counted."""
@@ -74,6 +79,8 @@ class Card(TorchDispatchMode):
         if func in (aten._local_scalar_dense.default, aten.is_nonzero.default):
             self.waits += given[0].device.type == "cuda"
             return True if given[0].dtype == torch.bool else 1
+        if kwargs.get("pin_memory"):
+            self.pinned += 1 << (prod(args[0]) * kwargs["dtype"].itemsize - 1).bit_length()
         if name == "index" and args[0].device.type == "cuda":
             self.copies["cpu to cuda"] += sum(x.device.type == "cpu" for x in given[1:])
         out = func(*args, **kwargs)
@@ -101,6 +108,98 @@ class Card(TorchDispatchMode):
     def forget(self, key: int, kind: str, size: int) -> None:
         self.known.discard(key)
         self.live[kind] -= size
+
+
+class Stream:
+    """A queue of the card. clock: how far it knows every queue to have come."""
+
+    def __init__(self, of: Streams) -> None:
+        self.of, self.clock = of, Counter[Stream]()
+
+    def record_event(self) -> Event:
+        return Event(self.clock.copy(), self.of.products)
+
+    def wait_event(self, event: Event) -> None:
+        self.clock |= event.clock
+        if event.products is not None:
+            self.of.meanwhile.append(self.of.products - event.products)
+        event.products = None  # later waits are for nothing
+
+    def wait_stream(self, other: Stream) -> None:
+        self.clock |= other.clock
+
+
+@dataclass
+class Event:
+    clock: Counter[Stream]
+    products: int | None
+
+
+class Streams(TorchDispatchMode):
+    """The card's queues, of which none waits for another unless it is told to. Sees, where it is entered, what could
+    meet in memory: an access that need not come after another one of the same bytes, of which one writes; and memory
+    given back to the queue that it was taken for while another one may still use it.
+
+    meanwhile: for each event, matrix products and convolutions between its recording and the first wait for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = self.current = Stream(self)
+        self.products, self.meanwhile = 0, list[int]()
+        self.races: list[str] = []
+        self.log: dict[int, dict[tuple[int, int, Stream, bool], int]] = {}  # first and last byte, .. -> when
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def patched(self) -> AbstractContextManager:
+        """Within, torch.cuda has these queues."""
+        return patch.multiple(
+            torch.cuda, Stream=lambda _: Stream(self), current_stream=lambda _: self.current, stream=self.stream
+        )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        self.products += name in OF_ONE_DTYPE
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        for x in made:
+            if x.is_cuda and (key := x.untyped_storage()._cdata) not in self.log:
+                self.log[key] = {}
+                weakref.finalize(x.untyped_storage(), self.given_back, key, self.current)
+        if func.is_view or name.startswith("empty"):
+            return out
+        self.current.clock[self.current] += 1
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        changed = {x.untyped_storage()._cdata for x in made}
+        later = name == "copy_" and (
+            kwargs.get("non_blocking") or args[2:] == (True,)
+        )  # other copies wait for the host
+        for x in [*given, *made]:
+            if x.is_cuda or later:
+                self.access(x, x.untyped_storage()._cdata in changed, name)
+        return out
+
+    def access(self, x: Tensor, writes: bool, name: str) -> None:
+        first = x.storage_offset() * x.element_size()
+        last = first + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride())) * x.element_size()
+        log, stream = self.log.setdefault(x.untyped_storage()._cdata, {}), self.current
+        for (begin, end, other, wrote), when in log.items():
+            if (writes or wrote) and begin <= last and first <= end and stream.clock[other] < when:
+                self.races.append(f"{name} {'writes' if writes else 'reads'} what another stream may be using")
+        log[first, last, stream, writes] = stream.clock[stream]
+
+    def given_back(self, key: int, home: Stream) -> None:
+        for (_, _, other, _), when in self.log.pop(key).items():
+            if home.clock[other] < when:
+                self.races.append("memory is given back that another stream may be using")
 
 
 class Attention(TorchFunctionMode):
@@ -147,7 +246,7 @@ def fake_cuda() -> Iterator[tuple[Card, Attention]]:
     before, table[CUDA] = table[CUDA], table[META]
     kernels.forget()
     try:
-        with FakeTensorMode(), Card() as card, Attention() as attention:
+        with FakeTensorMode(), Card() as card, Attention() as attention, card.streams.patched():
             yield card, attention
     finally:
         table[CUDA] = before

@@ -89,8 +89,8 @@ def test_operators_can_be_fixed():
 def test_states_wait_where_they_are_told_to():
     bus = HiddenStateBus(4, (2,), device="meta")
     bus.stage(0).exchange("m", "temporal", h=(h(4), S(1)))
-    ((states, home),) = bus._waiting.values()
-    assert states["h"].device.type == "meta" and home["h"].type == "cpu"
+    ((waiting,),) = (states.values() for states in bus._waiting.values())
+    assert waiting.x.device.type == "meta" and waiting.home.type == "cpu"
 
 
 def test_settings_out_of_range_are_refused():

@@ -24,7 +24,7 @@ from zerosmooth.settings import Running, settings_for
 from .conftest import TINY_FAMILIES
 from .fake_cuda import Attention, Card, fake_cuda, guards
 
-pytestmark = pytest.mark.skipif(
+pytestmark = needs_no_card = pytest.mark.skipif(
     torch.cuda.is_available() or guards() is None, reason="needs a torch without CUDA, whose table of devices is found"
 )
 RUNS = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .fields import PART, SEED, Range, check, check_fields
+from .offload import Memory, Waiting
 from .operators import A1, A2, Interpolated, Operator, S, back_project
 
 State = dict[str, Tensor]
@@ -47,10 +48,11 @@ class HiddenStateBus:
     """The hand-over of hidden states between the stages of a cascade.
 
     frames: t0, frames of stage 0 and of a temporal attention window. scales: n of stages 1, 2, ...
-    overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made;
-    "cpu": host memory, pinned when they come from CUDA). new_frames: stages behind the first run on the frames that
-    they insert, beside what layers that mix frames had of the others in the stage before; nothing is corrected then.
-    reuse: of so many steps the inner levels of a network run in one, and what they made stands in the others.
+    overlap: frames that two neighbouring windows share. device: where states wait (None: where they are made; "cpu":
+    host memory, to and from which those of CUDA move beside the network's work). new_frames: stages behind the first
+    run on the frames that they insert, beside what layers that mix frames had of the others in the stage before;
+    nothing is corrected then. reuse: of so many steps the inner levels of a network run in one, and what they made
+    stands in the others.
     """
 
     def __init__(
@@ -74,11 +76,9 @@ class HiddenStateBus:
         if not 0 <= self.overlap < frames:
             raise ValueError(f"overlap={self.overlap} of windows of {frames} frames; use 0 to {frames - 1}")
         self.correction, self.new_frames, self.reuse = correction, new_frames, reuse
-        self.device = None if device is None else torch.device(device)
-        self.held_bytes = 0  # states that wait to be read or are kept
-        self.peak_bytes = 0  # the most that ever waited
-        self._waiting: dict[tuple[int, int, str], tuple[State, dict[str, torch.device]]] = {}
-        self.kept: dict[tuple[int, int], Tensor] = {}  # of inner levels, by stage and branch
+        self.memory = Memory(None if device is None else torch.device(device))
+        self._waiting: dict[tuple[int, int, str], dict[str, Waiting]] = {}
+        self.kept: dict[tuple[int, int], Waiting] = {}  # of inner levels, by stage and branch
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
         """The bus as stage `index` sees it at denoising step `step` with w_t = `strength` (0 to 1)."""
@@ -93,24 +93,23 @@ class HiddenStateBus:
         key = (stage, branch, module)
         if key in self._waiting:
             raise BusError(f"stage {stage} published {module!r} twice before stage {stage + 1} read it")
-        home = {name: state.device for name, state in states.items()}
-        self._waiting[key] = ({name: self._park(state) for name, state in states.items()}, home)
-        self._hold(*self._waiting[key][0].values())
+        self._waiting[key] = self.memory.put(states)
 
     def take(self, stage: int, module: str, branch: int = 0) -> State:
         """What a module of `stage` published, which the bus then forgets. BusError if there is nothing."""
         key = (stage, branch, module)
         if key not in self._waiting:
             raise BusError(f"stage {stage} published nothing for {module!r}; run the stages of a step in order")
-        states, home = self._waiting.pop(key)
-        self.held_bytes -= sum(x.nbytes for x in states.values())
-        return {name: state.to(home[name], non_blocking=True) for name, state in states.items()}
+        states = self._waiting.pop(key)
+        left = (others for at, others in self._waiting.items() if at[:2] == (stage, branch))  # in the order of taking
+        return self.memory.take(states, ahead=next(left, {}))
 
     def keep(self, key: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
         """Keep what inner levels make, for steps to come, instead of what they made before. key: stage and branch."""
-        self.held_bytes -= self.kept.pop(key).nbytes if key in self.kept else 0
-        self.kept[key] = self._park(h := make())
-        self._hold(self.kept[key])
+        if key in self.kept:
+            self.memory.free(self.kept.pop(key))
+        h = make()
+        self.kept[key] = self.memory.put({"h": h})["h"]
         return h
 
     def check_served(self, stage: int) -> None:
@@ -122,20 +121,19 @@ class HiddenStateBus:
 
     def clear(self) -> None:
         """Forget all that waits, for instance after an interrupted step."""
+        self.memory.clear()
         self._waiting.clear()
         self.kept.clear()
-        self.held_bytes = 0
 
-    def _hold(self, *states: Tensor) -> None:
-        self.held_bytes += sum(x.nbytes for x in states)
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+    @property
+    def held_bytes(self) -> int:
+        """Of states that wait to be read or are kept."""
+        return self.memory.held_bytes
 
-    def _park(self, state: Tensor) -> Tensor:
-        if self.device is None or state.device == self.device:
-            return state
-        if state.is_cuda and self.device.type == "cpu":  # pinned, so that the copy need not wait for the host
-            return torch.empty(state.shape, dtype=state.dtype, pin_memory=True).copy_(state, non_blocking=True)
-        return state.to(self.device, non_blocking=True)
+    @property
+    def peak_bytes(self) -> int:
+        """The most that ever waited."""
+        return self.memory.peak_bytes
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Stage:
         if bus.reuse == 1:
             return levels(h)
         if self.step % bus.reuse and (kept := bus.kept.get(key)) is not None:
-            return kept.to(h.device, non_blocking=True)
+            return kept.get()
         return bus.keep(key, lambda: levels(h))
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:

@@ -91,13 +91,13 @@ class Cascade:
             return 0.0
         return self.strength * (share if self.strength_schedule == "linear" else 1.0)
 
-    def bus(self, device: str | None = None, kind: type[HiddenStateBus] = HiddenStateBus) -> HiddenStateBus | None:
+    def bus(self, device: str | None = None) -> HiddenStateBus | None:
         """The bus of a run; None for direct inference, where every stage is the plain network. device: where hidden
         states wait, if not where they are made."""
         if self.method == "direct":
             return None
         own = self.overlap, self.correction, device, self.new_frames, self.reuse
-        return kind(self.frames, self.scales, *own)
+        return HiddenStateBus(self.frames, self.scales, *own)
 
 
 class Sampler(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bus import HiddenStateBus, Stage
+from .bus import Stage
 from .cascade import cascade_step
 from .config import ModelConfig
 from .family import Family, Networks
 from .models.layers import frame_chunks
+from .offload import Memory, Offloaded, PinnedMemory, Waiting
 from .settings import Running, Settings
 
 FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to reach
@@ -40,15 +41,14 @@ class Needs:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that come alive, and their peak, without those among them that are elsewhere.
+    """Counts the bytes of the storages that come alive, and their peak.
 
     there: tensors that are there before, whose views are therefore nothing new.
     """
 
-    def __init__(self, there: Iterable[Tensor], elsewhere: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.elsewhere = elsewhere
         self.known = {tensor.untyped_storage()._cdata for tensor in there}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -62,7 +62,7 @@ class _LiveBytes(TorchDispatchMode):
         if storage._cdata not in self.known:
             self.known.add(storage._cdata)
             self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live - self.elsewhere())
+            self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:
@@ -70,11 +70,25 @@ class _LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-class _Elsewhere(HiddenStateBus):
-    """A bus on which copies wait, as they do in another memory."""
+class _Nowhere(PinnedMemory):
+    """Takes up no bytes, and copies none."""
 
-    def _park(self, state: Tensor) -> Tensor:
-        return state.clone()
+    def __init__(self) -> None:
+        self.free = []
+
+    def pages(self, nbytes: int) -> list[Tensor]:
+        return []
+
+    def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None: ...
+
+    def wait(self, event: None) -> None: ...
+
+
+class _Elsewhere(Memory):
+    """Another memory; on the device tensors are on their way there and back."""
+
+    def wait(self, x: Tensor) -> Waiting:
+        return Offloaded(x, _Nowhere())
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -114,14 +128,15 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
     def network(index: int, x: Tensor, stage: Stage | None) -> Tensor:
         return networks.unet(x, torch.empty(b, device="meta"), context, told, stage)
 
-    def peak(work: Callable[[], object], elsewhere: Callable[[], int] = lambda: 0) -> int:
-        with _LiveBytes(networks.parameters(), elsewhere) as memory:
+    def peak(work: Callable[[], object]) -> int:
+        with _LiveBytes(networks.parameters()) as memory:
             work()
         return memory.peak
 
     weight = cascade.strength_at(1.0)
-    offloads = running.offload
-    bus = cascade.bus(kind=_Elsewhere if offloads else HiddenStateBus)
+    bus = cascade.bus()
+    if bus is not None and running.offload:
+        bus.memory = _Elsewhere(None)
     with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
         done: list[int] = []  # operations after a whole step, one that reuses its inner levels, and another whole one
         with FlopCounterMode(display=False) as counter:
@@ -131,11 +146,11 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
                     cascade_step(network, xs, bus, i, weight)
                     done.append(counter.get_total_flops() + attention.flops)
 
-            step = peak(work, elsewhere=lambda: bus.held_bytes if bus is not None and offloads else 0)
+            step = peak(work)
         whole = 1 / min(cascade.reuse, settings.steps)  # share of the steps, about
         flops = done[0] if cascade.reuse == 1 else round(whole * done[0] + (1 - whole) * (done[1] - done[0]))
         held = 0 if bus is None else bus.peak_bytes
-        step += 0 if offloads else (runs - 1) * held  # those of the branch that does not run
+        step += 0 if running.offload else (runs - 1) * held  # those of the branch that does not run
         held *= runs
         decoding = peak(lambda: networks.vae.decode_raw(z))
     weights = sum(p.numel() * p.dtype.itemsize for p in networks.parameters())

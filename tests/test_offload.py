@@ -1,0 +1,153 @@
+"""States that wait in the host's memory: they come back as they were, in time, and take up what was counted."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+from zerosmooth import offload
+from zerosmooth.offload import Memory, Offloaded, PinnedMemory
+from zerosmooth.settings import Running
+
+from .conftest import TINY_FAMILIES, subject
+from .fake_cuda import Stream
+from .test_cascade import NEW
+from .test_cuda_fake import card_with, needs_no_card, sample
+
+KINDS = {
+    "the paper's": {"scales": (2, 2)},
+    "new frames": {"scales": (2, 2), **NEW},
+    "inner levels": {"scales": (2,), "reuse": 2, "steps": 3},
+}
+
+
+class Nothing:
+    """A stream or an event where all is done at once."""
+
+    def __getattr__(self, _):
+        return lambda *_: self
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """Everything waits in pages of 64 bytes, of the CPU's own memory: the same ways without a card."""
+    monkeypatch.setattr(offload, "pin", partial(torch.empty, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Nothing())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Nothing())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(PinnedMemory, "PAGE", 64)
+    monkeypatch.setattr(PinnedMemory, "PAGES", 4)
+    own = Memory.wait
+    monkeypatch.setattr(
+        Memory, "wait", lambda self, x: Offloaded(x, self.pinned(x.device)) if self.device else own(self, x)
+    )
+
+
+def test_tensors_come_back_as_they_were(on_the_cpu):
+    made = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    tensors = {"a": made(3, 7), "b": made(5, 6).half()[:, ::2], "c": made(1).bfloat16(), "d": made(2, 8, 4).mT}
+    memory = Memory(torch.device("cpu"))
+    waiting = memory.put(tensors)
+    waiting["c"].fetch()  # one before its turn
+    assert torch.equal(waiting["a"].get(), tensors["a"])  # and one twice
+    assert memory.held_bytes == sum(x.nbytes for x in tensors.values())
+    for name, x in memory.take(waiting, {}).items():
+        assert x.dtype == tensors[name].dtype and torch.equal(x, tensors[name])
+        assert x.stride() == torch.empty_like(tensors[name]).stride()  # and lie as they lay
+    assert memory.held_bytes == 0
+
+
+def test_pages_are_used_again(on_the_cpu):
+    memory = Memory(torch.device("cpu"))
+    for _ in range(5):
+        waiting = memory.put({str(n): torch.ones(16 * n) for n in (1, 3, 2)})  # 6 pages of 16 numbers
+        assert [len(x) for x in memory.take(waiting, {}).values()] == [16, 48, 32]
+    assert len(memory.pinned(torch.device("cpu")).free) == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind):
+    for sequential in (False, True):
+        ways = [Running(sequential_guidance=sequential, offload=offload) for offload in (False, True)]
+        settings = {"seeds": 3, "steps": 2, "guidance_scale": 3.0, **KINDS[kind]}
+        here, there = (any_pipeline.sample(**subject(any_pipeline), running=way, **settings)[0] for way in ways)
+        assert all(torch.equal(a, b) for a, b in zip(here.latents, there.latents))
+
+
+def races(family: str, running: Running = Running(offload=True), **asked) -> tuple[set[str], list[int]]:
+    """What could meet on a card, and how many products it has to do while each copy is under way."""
+    with card_with(family) as (pipeline, card, _), card.streams:
+        sample(pipeline, running, **{"scales": (2,), **asked})
+    return set(card.streams.races), card.streams.meanwhile
+
+
+@needs_no_card
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_copies_meet_nothing_and_have_time(family):
+    """All but those of the first module of a stage, and of the last one, are under way while the card multiplies."""
+    met, meanwhile = races(family)
+    assert not met and len(meanwhile) > 20 and sum(not n for n in meanwhile) / len(meanwhile) < 0.1
+
+
+@needs_no_card
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sequential", [False, True])
+def test_copies_meet_nothing_in_any_order(kind, sequential):
+    met, meanwhile = races("vc2", Running(offload=True, sequential_guidance=sequential), **KINDS[kind])
+    assert not met and meanwhile
+
+
+def no_wait_before(self, other):
+    pass
+
+
+def no_wait_after(self, event):
+    pass
+
+
+def forget(self):
+    self.leaving = None
+
+
+@needs_no_card
+@pytest.mark.parametrize(
+    "fault, met",
+    [
+        ((Stream, "wait_stream", no_wait_before), "copy_ reads what"),
+        ((PinnedMemory, "wait", no_wait_after), "reads what"),
+        ((Offloaded, "settle", forget), "memory is given back"),
+    ],
+)
+def test_a_missing_wait_is_caught(monkeypatch, fault, met):
+    monkeypatch.setattr(*fault)
+    assert any(met in race for race in races("vc2", scales=(2, 2))[0])
+
+
+@needs_no_card
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_is_under_way_when_a_step_breaks_off_meets_nothing(monkeypatch, waits):
+    own, count = Offloaded.get, []
+
+    def third(self):
+        count.append(1)
+        if len(count) == 3:
+            monkeypatch.setattr(Offloaded, "settle", own_settle if waits else forget)
+            raise KeyboardInterrupt
+        return own(self)
+
+    own_settle = Offloaded.settle
+    monkeypatch.setattr(Offloaded, "get", third)
+    with card_with("vc2") as (pipeline, card, _), card.streams:
+        with pytest.raises(KeyboardInterrupt):
+            sample(pipeline, Running(offload=True))
+    assert bool(card.streams.races) != waits
+
+
+@needs_no_card
+def test_the_host_pins_what_was_counted():
+    """Of a video of published size; torch pins powers of two. Beside what waits: ends of pages, and some of the pages
+    that are pinned at once."""
+    with card_with("vc2") as (pipeline, card, _):
+        video = sample(pipeline, Running(offload=True), height=320, width=512, scales=(2, 2))
+    assert video.bus_peak_bytes <= card.pinned <= 1.1 * video.bus_peak_bytes + PinnedMemory.PAGE * PinnedMemory.PAGES
