@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -28,17 +28,8 @@ from zerosmooth import kernels
 
 CUDA, META = 1, 14  # places in torch's list of kinds of devices
 GUARDS = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
-OF_ONE_DTYPE = (
-    "linear",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "convolution",
-    "native_group_norm",
-    "native_layer_norm",
-    "lerp",
-)
+PRODUCTS = ("linear", "mm", "bmm", "addmm", "baddbmm", "convolution")
+OF_ONE_DTYPE = (*PRODUCTS, "native_group_norm", "native_layer_norm", "lerp")
 ATTENTION, aten = F.scaled_dot_product_attention, torch.ops.aten
 
 
@@ -64,6 +55,7 @@ class Card(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         self.known: set[int] = set()
         self.pinned = 0  # bytes of the host, as torch rounds them up
+        self.doubles: set[str] = set()  # operations that make float64 on the device, which others (MPS) have not
         self.streams = Streams()
 
     def there(self, tensors: Iterable[Tensor]) -> None:
@@ -86,6 +78,8 @@ class Card(TorchDispatchMode):
         out = func(*args, **kwargs)
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         for x in made:
+            if x.is_cuda and x.dtype == torch.float64:
+                self.doubles.add(name)
             if isinstance(x, FakeTensor):
                 x.constant = None  # else what follows would be computed, with copies to a device that is not there
             self.count(x)
@@ -138,9 +132,9 @@ class Event:
 class Streams(TorchDispatchMode):
     """The card's queues, of which none waits for another unless it is told to. Sees, where it is entered, what could
     meet in memory: an access that need not come after another one of the same bytes, of which one writes; and memory
-    given back to the queue that it was taken for while another one may still use it.
+    given back to the queue that it was taken for while another one may still use it. To take memory is to write it.
 
-    meanwhile: for each event, matrix products and convolutions between its recording and the first wait for it.
+    meanwhile: for each event, products and convolutions between its recording and the first wait for it.
     """
 
     def __init__(self) -> None:
@@ -168,37 +162,38 @@ class Streams(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        self.products += name in OF_ONE_DTYPE
+        self.products += name in PRODUCTS
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        for x in made:
-            if x.is_cuda and (key := x.untyped_storage()._cdata) not in self.log:
-                self.log[key] = {}
-                weakref.finalize(x.untyped_storage(), self.given_back, key, self.current)
-        if func.is_view or name.startswith("empty"):
+        if func.is_view or func.namespace == "prim":  # which asks for a device
             return out
-        self.current.clock[self.current] += 1
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         changed = {x.untyped_storage()._cdata for x in made}
         later = name == "copy_" and (
             kwargs.get("non_blocking") or args[2:] == (True,)
         )  # other copies wait for the host
-        for x in [*given, *made]:
-            if x.is_cuda or later:
-                self.access(x, x.untyped_storage()._cdata in changed, name)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        self.access([x for x in [*given, *made] if x.is_cuda or later], changed, name)
         return out
 
-    def access(self, x: Tensor, writes: bool, name: str) -> None:
-        first = x.storage_offset() * x.element_size()
-        last = first + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride())) * x.element_size()
-        log, stream = self.log.setdefault(x.untyped_storage()._cdata, {}), self.current
-        for (begin, end, other, wrote), when in log.items():
-            if (writes or wrote) and begin <= last and first <= end and stream.clock[other] < when:
-                self.races.append(f"{name} {'writes' if writes else 'reads'} what another stream may be using")
-        log[first, last, stream, writes] = stream.clock[stream]
+    def access(self, tensors: Iterable[Tensor], changed: Collection[int], name: str) -> None:
+        """changed: storages that are written."""
+        stream = self.current
+        stream.clock[stream] += 1
+        for x in tensors:
+            key, size = x.untyped_storage()._cdata, x.element_size()
+            if key not in self.log:
+                self.log[key] = {}
+                weakref.finalize(x.untyped_storage(), self.given_back, key, stream if x.is_cuda else None)
+            first, writes = x.storage_offset() * size, key in changed
+            last = first + (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride()))) * size - 1
+            for (begin, end, other, wrote), when in self.log[key].items():
+                if (writes or wrote) and begin <= last and first <= end and stream.clock[other] < when:
+                    self.races.append(f"{name} {'writes' if writes else 'reads'} what another stream may be using")
+            self.log[key][first, last, stream, writes] = stream.clock[stream]
 
-    def given_back(self, key: int, home: Stream) -> None:
+    def given_back(self, key: int, home: Stream | None) -> None:
+        """home: the queue of a device's memory."""
         for (_, _, other, _), when in self.log.pop(key).items():
-            if home.clock[other] < when:
+            if home is not None and home.clock[other] < when:
                 self.races.append("memory is given back that another stream may be using")
 
 
@@ -208,9 +203,9 @@ class Attention(TorchFunctionMode):
     taken: kernel -> the largest number of logits of one sequence. ValueError for more sequences than a kernel takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Streams) -> None:
         super().__init__()
-        self.taken: dict[str, int] = {}
+        self.streams, self.taken = streams, dict[str, int]()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -225,6 +220,8 @@ class Attention(TorchFunctionMode):
         self.taken[kernel] = max(self.taken.get(kernel, 0), q.shape[-2] * k.shape[-2])
         if kernel == "math":
             return func(*args, **kwargs)  # which forms the logits
+        self.streams.products += 1
+        self.streams.access((q, k, v), (), "attention")
         return torch.empty_like(q)
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
@@ -246,7 +243,7 @@ def fake_cuda() -> Iterator[tuple[Card, Attention]]:
     before, table[CUDA] = table[CUDA], table[META]
     kernels.forget()
     try:
-        with FakeTensorMode(), Card() as card, Attention() as attention, card.streams.patched():
+        with FakeTensorMode(), Card() as card, Attention(card.streams) as attention, card.streams.patched():
             yield card, attention
     finally:
         table[CUDA] = before

@@ -302,7 +302,7 @@ def test_a_layer_that_mixes_frames_sees_all_and_corrects_new_ones_by_what_lies_b
 
 @pytest.mark.parametrize("running", [Running(sequential_guidance=True), Running(frame_chunk=1), Running(offload=True)])
 def test_new_frames_in_less_memory_are_the_same(any_pipeline, running, monkeypatch):
-    monkeypatch.setattr(Memory, "wait", lambda self, x: Waiting(x.clone() if self.device else x))
+    monkeypatch.setattr(Memory, "hold", lambda self, x: Waiting(x.clone() if self.device else x))
     settings = dict(seeds=3, steps=2, scales=(2, 2), **NEW)
     a, b = (any_pipeline.sample(**subject(any_pipeline), running=r, **settings)[0] for r in (Running(), running))
     for x, y in zip(a.latents, b.latents):  # sums run in another order, on numbers that begin at 700
@@ -386,7 +386,7 @@ def test_inner_levels_that_are_reused_hold_where_nothing_changed(unet, ask):
 
 @pytest.mark.parametrize("more", [{}, NEW], ids=["all frames", "new frames"])
 def test_videos_reuse_inner_levels_alike_in_every_way_of_running(any_pipeline, more, monkeypatch):
-    monkeypatch.setattr(Memory, "wait", lambda self, x: Waiting(x.clone() if self.device else x))
+    monkeypatch.setattr(Memory, "hold", lambda self, x: Waiting(x.clone() if self.device else x))
     settings = dict(seeds=3, steps=3, scales=(2,), **more)
 
     def made(running=Running(), **asked):

@@ -74,10 +74,13 @@ def sample(pipeline: Pipeline, running: Running = Running(), **asked):
 def test_every_family_goes_from_its_subject_to_frames(family, run):
     asked, running = RUNS[run]
     dtype = torch.bfloat16 if run == "other settings" else torch.float16
-    with card_with(family, dtype) as (pipeline, _, attention):
-        video = sample(pipeline, running, **asked)
+    seen: list[torch.Tensor] = []
+    with card_with(family, dtype) as (pipeline, card, attention):
+        video = sample(pipeline, running, preview=lambda look: seen.extend(look()), **asked)
     assert [x.device.type for x in [*video.frames, *video.latents]] == ["cpu"] * 4
     assert [tuple(x.shape) for x in video.frames] == [(8, 16, 24, 3), (16, 16, 24, 3)]
+    assert [(x.device.type, tuple(x.shape)) for x in seen] == [("cpu", (8, 8, 12, 3))]
+    assert not card.doubles  # which a device of another kind may lack
     assert "math" not in attention.taken and ("flash" in attention.taken) == bool(attention.taken)
 
 

@@ -11,7 +11,7 @@ from zerosmooth.offload import Memory, Offloaded, PinnedMemory
 from zerosmooth.settings import Running
 
 from .conftest import TINY_FAMILIES, subject
-from .fake_cuda import Stream
+from .fake_cuda import Stream, fake_cuda
 from .test_cascade import NEW
 from .test_cuda_fake import card_with, needs_no_card, sample
 
@@ -38,10 +38,13 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(PinnedMemory, "PAGE", 64)
     monkeypatch.setattr(PinnedMemory, "PAGES", 4)
-    own = Memory.wait
-    monkeypatch.setattr(
-        Memory, "wait", lambda self, x: Offloaded(x, self.pinned(x.device)) if self.device else own(self, x)
-    )
+    own = Memory.hold
+
+    def hold(self, x):
+        memory = self.pinned.setdefault(x.device, PinnedMemory(x.device))
+        return Offloaded(x, memory) if self.device else own(self, x)
+
+    monkeypatch.setattr(Memory, "hold", hold)
 
 
 def test_tensors_come_back_as_they_were(on_the_cpu):
@@ -63,7 +66,7 @@ def test_pages_are_used_again(on_the_cpu):
     for _ in range(5):
         waiting = memory.put({str(n): torch.ones(16 * n) for n in (1, 3, 2)})  # 6 pages of 16 numbers
         assert [len(x) for x in memory.take(waiting, {}).values()] == [16, 48, 32]
-    assert len(memory.pinned(torch.device("cpu")).free) == 8
+    assert len(memory.pinned[torch.device("cpu")].unused) == 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +110,18 @@ def no_wait_after(self, event):
 
 
 def forget(self):
-    self.leaving = None
+    self.source = None
+
+
+def fetch_at_once(self):
+    before, self.memory.stream.wait_stream = self.memory.stream.wait_stream, lambda other: None
+    try:
+        return OWN_FETCH(self)
+    finally:
+        self.memory.stream.wait_stream = before
+
+
+OWN_FETCH = Offloaded.fetch
 
 
 @needs_no_card
@@ -115,6 +129,7 @@ def forget(self):
     "fault, met",
     [
         ((Stream, "wait_stream", no_wait_before), "copy_ reads what"),
+        ((Offloaded, "fetch", fetch_at_once), "copy_ writes what"),
         ((PinnedMemory, "wait", no_wait_after), "reads what"),
         ((Offloaded, "settle", forget), "memory is given back"),
     ],
@@ -125,23 +140,52 @@ def test_a_missing_wait_is_caught(monkeypatch, fault, met):
 
 
 @needs_no_card
+def test_attention_reads_what_it_is_given():
+    with fake_cuda() as (card, _), card.streams:
+        q, memory = torch.empty(1, 2, 8, 16, dtype=torch.float16, device="cuda"), PinnedMemory(torch.device("cuda"))
+        with torch.cuda.stream(memory.stream):
+            q.zero_()
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert "attention reads what another stream may be using" in card.streams.races
+
+
+@needs_no_card
+@pytest.mark.parametrize("where", ["get", "copy"])
 @pytest.mark.parametrize("waits", [True, False])
-def test_what_is_under_way_when_a_step_breaks_off_meets_nothing(monkeypatch, waits):
-    own, count = Offloaded.get, []
+def test_what_is_under_way_when_a_step_breaks_off_meets_nothing(monkeypatch, where, waits):
+    """Within a copy too, whose event is not there yet."""
+    owner = {"get": Offloaded, "copy": PinnedMemory}[where]
+    own, count = getattr(owner, where), []
 
-    def third(self):
-        count.append(1)
-        if len(count) == 3:
-            monkeypatch.setattr(Offloaded, "settle", own_settle if waits else forget)
+    def broken(self, *args):
+        if where == "copy":
+            result = own(self, *args)
+        count.append(where == "get" or args[0][0].is_cuda)  # to the card
+        if sum(count) == 3:
             raise KeyboardInterrupt
-        return own(self)
+        return result if where == "copy" else own(self, *args)
 
-    own_settle = Offloaded.settle
-    monkeypatch.setattr(Offloaded, "get", third)
+    monkeypatch.setattr(owner, where, broken)
+    if not waits:
+        monkeypatch.setattr(PinnedMemory, "wait_for_all", lambda self: None)
     with card_with("vc2") as (pipeline, card, _), card.streams:
         with pytest.raises(KeyboardInterrupt):
             sample(pipeline, Running(offload=True))
     assert bool(card.streams.races) != waits
+
+
+def test_pages_are_used_outside_inference_mode_too(on_the_cpu):
+    memory, x = Memory(torch.device("cpu")), torch.ones(7)
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            assert torch.equal(memory.take(memory.put({"a": x}), {})["a"], x)
+
+
+def test_a_memory_that_was_cleared_holds_nothing(on_the_cpu):
+    memory = Memory(torch.device("cpu"))
+    memory.put({"a": torch.ones(5)})
+    memory.clear()
+    assert memory.held_bytes == 0 and not memory.leaving and not memory.pinned
 
 
 @needs_no_card

@@ -522,8 +522,33 @@ def work():
 """
 
 
-@pytest.mark.parametrize("program", [SWALLOWED, *(CONVERTED.replace("ERROR", e) for e in ("ValueError", "KeyError"))])
+TWICE = SWALLOWED.replace("time.sleep(20)", "raise OSError(28, 'No space left on device', 'x')")
+
+
+@pytest.mark.parametrize(
+    "program", [SWALLOWED, TWICE, *(CONVERTED.replace("ERROR", e) for e in ("ValueError", "KeyError"))]
+)
 def test_an_interruption_that_other_code_swallows_still_ends_the_run(program):
+    """What it became is said, since it may be another fault."""
     command = [sys.executable, "-c", program + "raise SystemExit(run_command('name', work, 'it went on'))"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 143 and "name: stopped; it went on" in done.stderr
+    if program is not SWALLOWED:
+        assert "name: while stopping, " in done.stderr and "Traceback" not in done.stderr.partition("name: stopped")[2]
+
+
+def test_processes_do_not_agree_on_what_an_interruption_became(monkeypatch):
+    monkeypatch.setattr(zerosmooth.cli.processes, "_several", lambda: True)
+    monkeypatch.setattr(zerosmooth.cli.processes, "together", lambda value: pytest.fail(f"{value} was told"))
+
+    def work():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("not reached")
+
+    def converted():
+        try:
+            return work()
+        except KeyboardInterrupt:
+            raise ValueError("of another kind") from None
+
+    assert run_command("name", lambda: zerosmooth.cli.processes.agreed("name", converted), "") == 143

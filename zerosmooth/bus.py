@@ -101,8 +101,8 @@ class HiddenStateBus:
         if key not in self._waiting:
             raise BusError(f"stage {stage} published nothing for {module!r}; run the stages of a step in order")
         states = self._waiting.pop(key)
-        left = (others for at, others in self._waiting.items() if at[:2] == (stage, branch))  # in the order of taking
-        return self.memory.take(states, ahead=next(left, {}))
+        others = (held for at, held in self._waiting.items() if at[:2] == (stage, branch))  # in the order of publishing
+        return self.memory.take(states, ahead=next(others, {}))
 
     def keep(self, key: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
         """Keep what inner levels make, for steps to come, instead of what they made before. key: stage and branch."""

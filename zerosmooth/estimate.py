@@ -74,7 +74,7 @@ class _Nowhere(PinnedMemory):
     """Takes up no bytes, and copies none."""
 
     def __init__(self) -> None:
-        self.free = []
+        self.unused = []
 
     def pages(self, nbytes: int) -> list[Tensor]:
         return []
@@ -87,7 +87,7 @@ class _Nowhere(PinnedMemory):
 class _Elsewhere(Memory):
     """Another memory; on the device tensors are on their way there and back."""
 
-    def wait(self, x: Tensor) -> Waiting:
+    def hold(self, x: Tensor) -> Waiting:
         return Offloaded(x, _Nowhere())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -31,18 +30,13 @@ class Waiting:
         """It will not be fetched again."""
 
 
-def pin(nbytes: int) -> Tensor:
-    """Bytes of the host that stay where they are, so that a device can copy them by itself."""
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
-
 class PinnedMemory:
     """Memory of the host from which a CUDA device copies beside its other work, in pages of one size.
 
     torch rounds what it pins up to powers of two, tensor by tensor; here a tensor takes as many pages as it needs, and
-    a later one takes them again. Copies run on a stream of their own. Memory of the device belongs to the network's
-    stream: copies begin when that has come to where they are asked for, and it waits for them before it reads what they
-    brought or gives away what they took.
+    a later one takes them again. Copies run on a stream of their own, one after the other. Memory of the device belongs
+    to the network's stream: copies begin when that has come to where they are asked for, and it waits for them before
+    it reads what they brought or gives away what they took.
     """
 
     PAGE = 2**22  # bytes
@@ -50,14 +44,15 @@ class PinnedMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
-        self.free: list[Tensor] = []
+        self.unused: list[Tensor] = []
 
     def pages(self, nbytes: int) -> list[Tensor]:
         """Pages for so many bytes."""
         count = -(-nbytes // self.PAGE)
-        while len(self.free) < count:
-            self.free += pin(self.PAGES * self.PAGE).split(self.PAGE)
-        return [self.free.pop() for _ in range(count)]
+        with torch.inference_mode(False), torch.device("cpu"):  # they may come to be used outside it
+            while len(self.unused) < count:
+                self.unused += pin(self.PAGES * self.PAGE).split(self.PAGE)
+        return [self.unused.pop() for _ in range(count)]
 
     def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Any:
         """Begin to copy bytes piece by piece, of which the last may fill a part of its page. Returns the event of
@@ -70,11 +65,20 @@ class PinnedMemory:
         return self.stream.record_event()
 
     def wait(self, event: Any) -> None:
+        """Have the network's stream wait for copies."""
         torch.cuda.current_stream(self.device).wait_event(event)
+
+    def wait_for_all(self) -> None:
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+
+def pin(nbytes: int) -> Tensor:
+    """Bytes of the host that stay where they are, so that a device can copy them by itself."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
 class Offloaded(Waiting):
-    """A tensor of a CUDA device that waits in pages of the host; its way there has begun."""
+    """A tensor of a CUDA device that waits in pages of the host; its way there has begun. Gradients do not pass."""
 
     def __init__(self, x: Tensor, memory: PinnedMemory) -> None:
         self.home, self.nbytes, self.dtype = x.device, x.nbytes, x.dtype
@@ -82,29 +86,29 @@ class Offloaded(Waiting):
         x = x.permute(self.order)
         self.shape = x.shape
         self.memory, self.pages = memory, memory.pages(x.nbytes)
-        self.leaving: Tensor | None = x.contiguous().flatten().view(torch.uint8)
-        self.coming: Tensor | None = None
-        self.event = memory.copy(self.pages, self.leaving.split(memory.PAGE))
+        self.source: Tensor | None = x.contiguous().flatten().view(torch.uint8)
+        self.target: Tensor | None = None
+        self.event = memory.copy(self.pages, self.source.split(memory.PAGE))
 
     def fetch(self) -> None:
-        if self.coming is None:
-            self.coming = torch.empty(self.nbytes, dtype=torch.uint8, device=self.home)
-            self.event = self.memory.copy(self.coming.split(self.memory.PAGE), self.pages)
+        if self.target is None:
+            self.target = torch.empty(self.nbytes, dtype=torch.uint8, device=self.home)
+            self.event = self.memory.copy(self.target.split(self.memory.PAGE), self.pages)
 
     def settle(self) -> None:
         self.memory.wait(self.event)
-        self.leaving = None
+        self.source = None
 
     def get(self) -> Tensor:
         self.fetch()
         self.settle()
-        assert self.coming is not None
-        x = self.coming.view(self.dtype).view(self.shape)
-        self.coming = None
+        assert self.target is not None
+        x = self.target.view(self.dtype).view(self.shape)
+        self.target = None
         return x.permute([self.order.index(axis) for axis in range(x.ndim)])
 
     def free(self) -> None:
-        self.memory.free += self.pages
+        self.memory.unused += self.pages
 
 
 class Memory:
@@ -117,15 +121,13 @@ class Memory:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self.held_bytes = self.peak_bytes = 0  # of what waits, and the most that ever did
-        self.waiting: set[Waiting] = set()
-        self.leaving: list[Waiting] = []  # of these, what was put last
-        self.pinned = cache(PinnedMemory)  # by the device whose tensors wait
+        self.leaving: list[Waiting] = []  # what was put last
+        self.pinned: dict[torch.device, PinnedMemory] = {}  # by the device whose tensors wait
 
     def put(self, tensors: Mapping[str, Tensor]) -> dict[str, Waiting]:
         """Let tensors wait, by name."""
         self._settle()
-        waiting = {name: self.wait(x) for name, x in tensors.items()}
-        self.waiting |= set(waiting.values())
+        waiting = {name: self.hold(x) for name, x in tensors.items()}
         self.leaving += waiting.values()
         self.held_bytes += sum(x.nbytes for x in waiting.values())
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
@@ -133,7 +135,6 @@ class Memory:
 
     def take(self, waiting: Mapping[str, Waiting], ahead: Mapping[str, Waiting]) -> dict[str, Tensor]:
         """What waits, each on its own device, and no longer here. ahead: what will be taken next."""
-        self._settle()
         tensors = {name: x.get() for name, x in waiting.items()}
         self.free(*waiting.values())
         for x in ahead.values():
@@ -142,23 +143,24 @@ class Memory:
 
     def free(self, *waiting: Waiting) -> None:
         """Forget what waits."""
+        self._settle()
         for x in waiting:
             x.free()
             self.held_bytes -= x.nbytes
-            self.waiting.remove(x)
 
     def clear(self) -> None:
         """Forget all, whatever is on its way."""
-        for x in self.waiting:
-            x.settle()
-        self.free(*self.waiting)
-        self.leaving.clear()
+        for memory in self.pinned.values():
+            memory.wait_for_all()
+        self.pinned, self.leaving, self.held_bytes = {}, [], 0
 
-    def wait(self, x: Tensor) -> Waiting:
+    def hold(self, x: Tensor) -> Waiting:
         """Let one tensor wait."""
-        if x.is_cuda and self.device is not None and self.device.type == "cpu":
-            return Offloaded(x, self.pinned(x.device))
-        return Waiting(x, self.device)
+        if not (x.is_cuda and self.device is not None and self.device.type == "cpu"):
+            return Waiting(x, self.device)
+        if x.device not in self.pinned:
+            self.pinned[x.device] = PinnedMemory(x.device)
+        return Offloaded(x, self.pinned[x.device])
 
     def _settle(self) -> None:
         """Give away on their devices what was put last."""

@@ -22,8 +22,8 @@ def coarse(latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
     pixels = decode(one.to(latents)).float().nan_to_num().clamp(-1, 1)
     colors = F.interpolate(pixels, (h, w), mode="area")
     known = torch.cat([one, torch.ones_like(one[:, :1])], dim=1)  # and a constant
-    a, b = (x[0].flatten(1).double().cpu() for x in (known, colors))
+    a, b = (x[0].flatten(1).cpu().double() for x in (known, colors))
     linear = b @ torch.linalg.pinv(a)  # 3 c+1
-    every = torch.cat([z, torch.ones_like(z[:, :1])], dim=1).double().cpu()
+    every = torch.cat([z, torch.ones_like(z[:, :1])], dim=1).cpu().double()
     x = torch.einsum("rc,fchw->fhwr", linear, every)
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()

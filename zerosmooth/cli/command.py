@@ -15,6 +15,7 @@ import torch
 
 MEMORY = "try --offload, --sequential_guidance, --frame_chunk 4, a smaller --decode_chunk_size or size"
 OURS = ("__main__", "sample", "zerosmooth", "weights_convert", "evaluation", "smallworld")  # packages
+_ended: list[int] = []  # signals that asked this process to end, since its command began
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -23,14 +24,16 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
 
     interrupted: what holds after Ctrl-C, SIGTERM or SIGHUP, which all end it in the same way; empty to say nothing.
     """
-    with _patient_output(), _ends() as ended:
+    with _patient_output(), _ends():
         try:
             return work()
         except (Exception, KeyboardInterrupt) as error:
-            if ended or isinstance(error, KeyboardInterrupt):  # of which other code may have made an error of its own
+            if _ended or isinstance(error, KeyboardInterrupt):
                 if interrupted:
                     print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
-                return 128 + ended[0] if ended else 130
+                if not isinstance(error, KeyboardInterrupt):  # other code may have made it of the interruption
+                    print(f"{name}: while stopping, {type(error).__name__}: {text_of(error)}", file=sys.stderr)
+                return 128 + _ended[0] if _ended else 130
             if (said := told(error)) is None:
                 raise
             print(f"{name}: {said}", file=sys.stderr)
@@ -38,7 +41,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
 
 
 def told(error: BaseException) -> str | None:
-    """What to say of an error that is not our fault; None of one that is."""
+    """What to say of an error that is not our fault; None of one that is, or that may come of an interruption."""
+    if _ended:
+        return None
     if isinstance(error, (ValueError, OSError)):
         return text_of(error) if is_said(error) else None
     if isinstance(error, (RuntimeError, MemoryError)) and (what := out_of_memory(error)) is not None:
@@ -76,13 +81,12 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _ends() -> Iterator[list[int]]:
-    """Signals that ask a process to end raise KeyboardInterrupt; the first one is put into the list. What is ignored,
-    as under nohup, stays so. The second one ends the process at once."""
-    ended: list[int] = []
+def _ends() -> Iterator[None]:
+    """Signals that ask a process to end raise KeyboardInterrupt and are put into `_ended`. What is ignored, as under
+    nohup, stays so. The second one ends the process at once."""
 
     def end(number: int, _: Any) -> None:
-        ended.append(number)
+        _ended.append(number)
         for other in before:
             signal.signal(other, signal.SIG_DFL)
         raise KeyboardInterrupt
@@ -90,10 +94,13 @@ def _ends() -> Iterator[list[int]]:
     def swallowed(unraisable: Any) -> None:
         """Raised in a callback that goes on, such as those of a fork, it is to be raised again a little later."""
         hook(unraisable)
-        if ended and unraisable.exc_type is KeyboardInterrupt:
-            signal.signal(ended[0], end)
-            threading.Timer(0.1, os.kill, (os.getpid(), ended[0])).start()
+        if _ended and unraisable.exc_type is KeyboardInterrupt:
+            signal.signal(_ended[0], end)
+            again.append(threading.Timer(0.1, os.kill, (os.getpid(), _ended[0])))
+            again[-1].start()
 
+    _ended.clear()
+    again: list[threading.Timer] = []
     hook, before = sys.unraisablehook, {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in ENDS}
@@ -102,9 +109,11 @@ def _ends() -> Iterator[list[int]]:
         signal.signal(number, end)
     sys.unraisablehook = swallowed
     try:
-        yield ended
+        yield
     finally:
         sys.unraisablehook = hook
+        for timer in again:
+            timer.cancel()
         for number, old in before.items():
             signal.signal(number, old)
 

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from ..settings import device_of
-from .command import text_of, told
+from .command import told
 
 T = TypeVar("T")
 
@@ -66,12 +66,13 @@ def together(value: T) -> list[T]:
 def once(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, given to all: of what can be read only once, such as a pipe. A
     ValueError or OSError that it raises there is a ValueError in all."""
-    found, error = None, ""
+    found, error = None, None
     if first():
         try:
             found = work()
         except (ValueError, OSError) as raised:
-            error = text_of(raised)
+            if (error := told(raised)) is None:
+                raise
     found, error = together((found, error))[0]
     if error:
         raise ValueError(error)
