@@ -19,6 +19,7 @@ from zerosmooth.cascade import Cascade
 from zerosmooth.cli import again
 from zerosmooth.cli.again import Record
 from zerosmooth.comments import as_comment, read_comment
+from zerosmooth.families import FAMILIES
 from zerosmooth.pipeline import Pipeline
 from zerosmooth.settings import Settings, settings_for
 from zerosmooth.video import read_video, side_by_side, write_picture, write_video
@@ -290,7 +291,6 @@ def change(record: dict, path: str, value) -> dict:
         ("settings.cascade", [], "settings.cascade. is [], not an object"),
         ("settings.height", 1 << 40, "height"),
         ("settings.preset", "magic", "use one of paper, anchored"),
-        ("settings.motion_bucket_id", 3, "motion_bucket_id does nothing to vc2"),
         ("seed", 1 << 70, "seed"),
         ("seed", True, "seed=True is bool"),
         ("prompt", "x" * 10_001, "10,001 letters"),
@@ -422,3 +422,13 @@ def test_another_scale_keeps_the_seconds(tmp_path):
     said = {"prompt_file": None, "image": None, "fps": None, "ckpt": None}
     found = [again.defaults(tmp_path, made, Namespace(**said, scales=n))["save_fps"] for n in (None, 8, 1)]
     assert found == [12.0, 24.0, 3.0]
+
+
+def test_what_another_family_knows_nothing_of_is_left_out():
+    """Nobody asked it of this one."""
+    svd, vc2 = FAMILIES["svd"], FAMILIES["vc2"]
+    before = settings_for(svd, svd.config, motion_bucket_id=100, steps=7)
+    settings = settings_for(vc2, vc2.config, before, frames=16)
+    assert settings.steps == 7 and settings.motion_bucket_id == settings_for(vc2, vc2.config).motion_bucket_id
+    with pytest.raises(ValueError, match="motion_bucket_id does nothing to vc2"):
+        settings_for(vc2, vc2.config, before, motion_bucket_id=90)

@@ -122,7 +122,7 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     if unknown := [name for name in asked if name not in known]:
         raise ValueError(f"there is no setting {unknown[0]!r}; use one of {', '.join(known)}")
     kept = {} if before is None else _kept(family, config, before, asked)
-    if idle := [name for name in {**kept, **asked} if name in family.idle]:
+    if idle := [name for name in asked if name in family.idle]:
         source = " and ".join(f"{kind}s" for kind in family.takes)
         raise ValueError(f"{idle[0]} does nothing to {family.name}, which makes videos from {source}; leave it out")
     if family.told_guidance(config):
@@ -156,7 +156,7 @@ def _kept(family: Family, config: ModelConfig, before: Settings, asked: dict[str
     """What was asked for when settings were made that `asked` is to change, as far as it still has a meaning."""
     made_by = {"method": before.cascade.method, "preset": before.preset}
     plain = values(settings_for(family, config, None, **made_by))
-    kept = {name: value for name, value in values(before).items() if value != plain[name]}
+    kept = {name: value for name, value in values(before).items() if value != plain[name] and name not in family.idle}
     if any(asked.get(name, value) != value for name, value in made_by.items()):
         own = values(Cascade())
         return {name: value for name, value in kept.items() if name not in own or name in ("frames", "scales")}
