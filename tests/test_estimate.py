@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from zerosmooth.cascade import Cascade, cascade_step
 from zerosmooth.estimate import needs
 from zerosmooth.families import FAMILIES
+from zerosmooth.models.layers import FeedForward
 from zerosmooth.settings import Running, settings_for
 
 from .conftest import FRAMES, TINY_CONFIG, subject
@@ -103,3 +106,26 @@ def test_memory_is_about_what_a_process_takes():
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout)
     assert 0.7 < taken / guess.step < 2.5
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        return out
+
+
+def test_no_tensor_has_too_many_elements_for_a_kernel(monkeypatch):
+    """Of four times the frames of Stable Video Diffusion, guided: in one piece, its feed-forward would."""
+    svd, largest = FAMILIES["svd"], []
+    settings = settings_for(svd, svd.config, preset="paper", dtype="float16")
+    for pieces in (FeedForward.LARGEST, 2**62):
+        monkeypatch.setattr(FeedForward, "LARGEST", pieces)
+        with Largest() as mode:
+            needs(svd, svd.config, settings)
+        largest.append(mode.elements)
+    assert largest[0] < 2**31 < largest[1]
