@@ -70,12 +70,12 @@ def test_pages_are_used_again(on_the_cpu):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind):
-    for sequential in (False, True):
-        ways = [Running(sequential_guidance=sequential, offload=offload) for offload in (False, True)]
-        settings = {"seeds": 3, "steps": 2, "guidance_scale": 3.0, **KINDS[kind]}
-        here, there = (any_pipeline.sample(**subject(any_pipeline), running=way, **settings)[0] for way in ways)
-        assert all(torch.equal(a, b) for a, b in zip(here.latents, there.latents))
+def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind, monkeypatch):
+    monkeypatch.setattr(PinnedMemory, "PAGE", 1000)
+    ways = [Running(sequential_guidance=kind != "new frames", offload=offload) for offload in (False, True)]
+    settings = {"seeds": 3, "steps": 2, "guidance_scale": 3.0, **KINDS[kind]}
+    here, there = (any_pipeline.sample(**subject(any_pipeline), running=way, **settings)[0] for way in ways)
+    assert all(torch.equal(a, b) for a, b in zip(here.latents, there.latents))
 
 
 def races(family: str, running: Running = Running(offload=True), **asked) -> tuple[set[str], list[int]]:
@@ -95,9 +95,9 @@ def test_copies_meet_nothing_and_have_time(family):
 
 @needs_no_card
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sequential", [False, True])
-def test_copies_meet_nothing_in_any_order(kind, sequential):
-    met, meanwhile = races("vc2", Running(offload=True, sequential_guidance=sequential), **KINDS[kind])
+def test_copies_meet_nothing_in_any_order(kind):
+    """With two branches that have states of their own."""
+    met, meanwhile = races("svd", Running(offload=True, sequential_guidance=True), guidance_scale=3.0, **KINDS[kind])
     assert not met and meanwhile
 
 
@@ -136,7 +136,7 @@ OWN_FETCH = Offloaded.fetch
 )
 def test_a_missing_wait_is_caught(monkeypatch, fault, met):
     monkeypatch.setattr(*fault)
-    assert any(met in race for race in races("vc2", scales=(2, 2))[0])
+    assert any(met in race for race in races("svd", scales=(2, 2))[0])
 
 
 @needs_no_card
