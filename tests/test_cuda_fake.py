@@ -134,8 +134,8 @@ SAVING = {
     "plain": Running(),
     "offload": Running(offload=True),
     "sequential": Running(sequential_guidance=True),
-    "chunks": Running(frame_chunk=2),
-    "all": Running(offload=True, sequential_guidance=True, frame_chunk=2),
+    "chunks": Running(frame_chunk=4),
+    "all": Running(offload=True, sequential_guidance=True, frame_chunk=4),
 }
 
 
