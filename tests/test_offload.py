@@ -31,7 +31,7 @@ class Nothing:
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """Everything waits in pages of 64 bytes, of the CPU's own memory: the same ways without a card."""
+    """Everything waits in small pages of the CPU's own memory: the same ways without a card."""
     monkeypatch.setattr(offload, "pin", partial(torch.empty, dtype=torch.uint8))
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: Nothing())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Nothing())
@@ -88,9 +88,9 @@ def races(family: str, running: Running = Running(offload=True), **asked) -> tup
 @needs_no_card
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_copies_meet_nothing_and_have_time(family):
-    """All but those of the first module of a stage, and of the last one, are under way while the card multiplies."""
+    """All but those of a stage's first module, of three states at most, are under way while the card multiplies."""
     met, meanwhile = races(family)
-    assert not met and len(meanwhile) > 20 and sum(not n for n in meanwhile) / len(meanwhile) < 0.1
+    assert not met and len(meanwhile) > 20 and sum(not n for n in meanwhile) <= 3
 
 
 @needs_no_card

@@ -15,7 +15,7 @@ import torch
 
 MEMORY = "try --offload, --sequential_guidance, --frame_chunk 4, a smaller --decode_chunk_size or size"
 OURS = ("__main__", "sample", "zerosmooth", "weights_convert", "evaluation", "smallworld")  # packages
-_ended: list[int] = []  # signals that asked this process to end, since its command began
+_ended: list[int] = []  # signals that asked to end the command that runs
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -99,7 +99,6 @@ def _ends() -> Iterator[None]:
             again.append(threading.Timer(0.1, os.kill, (os.getpid(), _ended[0])))
             again[-1].start()
 
-    _ended.clear()
     again: list[threading.Timer] = []
     hook, before = sys.unraisablehook, {}
     if threading.current_thread() is threading.main_thread():
@@ -111,6 +110,7 @@ def _ends() -> Iterator[None]:
     try:
         yield
     finally:
+        _ended.clear()
         sys.unraisablehook = hook
         for timer in again:
             timer.cancel()
