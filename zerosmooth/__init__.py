@@ -19,11 +19,12 @@ from .bus import Correction, HiddenStateBus
 from .cascade import Cascade, cascade_step, nested_noise
 from .checkpoint import CheckpointError, describe, load, shipped
 from .config import Defaults, ModelConfig
+from .fields import UserError
 from .families import FAMILIES
 from .family import Family, load_family
 from .images import read_image
 from .pipeline import NonFiniteError, Pipeline, Subject, Video
-from .settings import PRESETS, Running, Settings
+from .settings import PRESETS, Output, Running, Settings
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,10 +38,12 @@ __all__ = [
     "HiddenStateBus",
     "ModelConfig",
     "NonFiniteError",
+    "Output",
     "Pipeline",
     "Running",
     "Settings",
     "Subject",
+    "UserError",
     "Video",
     "cascade_step",
     "describe",

@@ -1,7 +1,7 @@
-"""The attention modules that hold a bus, and temporal attention in windows (paper Sec. 4.1, Eq. 16-22).
+"""The attention modules that hold a bus, and temporal attention in windows (Sec. 4.1, Eq. 16-22).
 
-All take hidden states h as b f l d and an optional `stage` (a `bus.Stage`: the bus as one stage sees it); without one
-they are plain attention. Attention among tokens is `scaled_dot_product_attention`, which keeps no l x l matrix.
+All take hidden states h as b f l d and an optional `stage` (a `bus.Stage`: the bus as one stage
+sees it); without one they are plain attention.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from .bus import OnBus, Stage, State
 from .kernels import Linear, once
-from .operators import S
+from .operators import S, back_project
 
 Attend = Callable[..., Tensor]
-ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention module: what it needs of a prompt or an image
+ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention: its part of a prompt or image
 
 
 class Attention(OnBus):
@@ -31,8 +31,11 @@ class Attention(OnBus):
         self.heads = heads
         self.to_out = Linear(heads * head_dim, dim)
 
-    def output(self, stage: Stage | None, attend: Attend, states: State, corrected: State | None) -> Tensor:
-        """The module's output from its plain states, or from them and the corrected ones. Returns b f l d."""
+    def output(self, stage: Stage | None, attend: Attend, states: State,
+               corrected: State | None) -> Tensor:
+        """The module's output from its own states, blended with that from the corrected ones.
+
+        Returns b f l d."""
         o = attend(**states)
         if stage is not None and corrected is not None:
             o = stage.blend(o, attend(**corrected))
@@ -40,7 +43,9 @@ class Attention(OnBus):
 
 
 class SpatialSelfAttention(Attention):
-    """Attention among the tokens of a frame. Query corrected with S (Eq. 10), key and value with A1 or A2 (11-14)."""
+    """Attention among the tokens of a frame.
+
+    The query is corrected with S (Eq. 10), key and value with A1 or A2 (Eq. 11-14)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
@@ -51,7 +56,8 @@ class SpatialSelfAttention(Attention):
         corrected = None
         if stage is not None:
             A = stage.kv_operator(self.name)
-            corrected = stage.exchange(self.name, "spatial", q=(q, S(stage.n)), k=(k, A), v=(v, A))
+            corrected = stage.exchange(
+                self.name, "spatial", q=(q, S(stage.n)), k=(k, A), v=(v, A))
         return self.output(stage, self.attend, {"q": q, "k": k, "v": v}, corrected)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -61,10 +67,11 @@ class SpatialSelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention from the tokens of all frames to a prompt's. Query corrected with S; the prompt's keys and values stay.
+    """Attention from the tokens of all frames to a prompt's.
 
-    The prompt does not depend on frame, step or stage: `project` it once and pass the result to every forward. What
-    attends to more than a prompt overrides `project` and `attend`, which takes what the former made.
+    The query is corrected with S; the prompt's keys and values stay. They depend on no frame, step
+    or stage: `project` them once and pass the result to every forward. A module that attends to
+    more than a prompt overrides `project` and `attend`, which gets what `project` returned.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
@@ -79,12 +86,13 @@ class CrossAttention(Attention):
 
     def forward(self, h: Tensor, context: ContextStates, stage: Stage | None = None) -> Tensor:
         q = self.to_q(h)
-        corrected = None if stage is None else stage.exchange(self.name, "spatial", q=(q, S(stage.n)))
         states = context[self.name]
         o = self.attend(q, *states)
-        if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
-            keys = slice(None, None, stage.n)
-            o[:, keys] = stage.blend(o[:, keys], self.attend(corrected["q"][:, keys], *states))
+        if stage is not None:
+            corrected = stage.exchange(self.name, "spatial", q=(q, S(stage.n)))
+            if corrected is not None:  # only key frames differ
+                o_hat = self.attend(corrected["q"][:, :: stage.n], *states)
+                o = back_project(o, stage.blend(o[:, :: stage.n], o_hat), S(stage.n))
         return self.to_out(o)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,8 +104,8 @@ class CrossAttention(Attention):
 class TokenCrossAttention(OnBus):
     """Attention to a context of one token (Stable Video Diffusion's image), spatial or temporal.
 
-    Softmax over one token is 1: every query gets that token's value, so there are no queries and keys, nothing can be
-    corrected, and the output is the same for every frame and step: `project` makes it, once a video.
+    Softmax over one token is 1: every query gets that token's value. So there are no queries and
+    keys, nothing to correct, and `project` makes the output once for all frames and steps.
     """
 
     def __init__(self, dim: int, context_dim: int) -> None:
@@ -106,9 +114,10 @@ class TokenCrossAttention(OnBus):
         self.to_out = Linear(dim, dim)
 
     def project(self, context: Tensor) -> tuple[Tensor]:
-        """The output for an image. context: b 1 c; returns b 1 1 d. ValueError if it has more tokens."""
+        """The output for an image. context: b 1 c; returns b 1 1 d. ValueError if it has more
+        tokens."""
         if context.shape[1] != 1:
-            raise ValueError(f"a context of {context.shape[1]} tokens; this network was trained with one")
+            raise ValueError(f"a context of {context.shape[1]} tokens; this network takes one")
         return (self.to_out(self.to_v(context))[:, None],)
 
     def forward(self, h: Tensor, context: ContextStates, stage: Stage | None = None) -> Tensor:
@@ -118,28 +127,26 @@ class TokenCrossAttention(OnBus):
 class TemporalAttention(Attention):
     """Attention along the frames of each token; the hidden state is corrected with S (Eq. 9).
 
-    On a bus, attention runs in overlapping windows of as many frames as there are key frames (Eq. 18-22).
-    position: a module (q, k, v) -> o that attends with relative positions, which so restart in every window; None
+    On a bus, attention runs in overlapping windows of t0 frames (Eq. 18-22). position: a module
+    (q, k, v) -> o that attends with relative positions, which so restart in every window; None
     attends without. Absolute positions are the network's to add: see `frame_positions`.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, position: nn.Module | None = None) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int,
+                 position: nn.Module | None = None) -> None:
         super().__init__(dim, heads, head_dim)
         self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
         self.position = position
 
     def forward(self, h: Tensor, stage: Stage | None = None) -> Tensor:
-        along = partial(self.along_frames, stage=stage)
-        return along(h) if stage is None else stage.mix(self.name, along, h)
-
-    def along_frames(self, h: Tensor, stage: Stage | None) -> Tensor:
-        corrected = None if stage is None else stage.exchange(self.name, "temporal", h=(h, S(stage.n)))
-        qkv, again = self.to_qkv(h), None
-        if stage is not None and corrected is not None:  # S replaces key frames and leaves the others as they are
-            again = {"qkv": qkv.clone()}
-            again["qkv"][:, :: stage.n] = self.to_qkv(corrected["h"][:, :: stage.n])
-        spans = [(0, h.shape[1])] if stage is None else windows(h.shape[1], stage.window, stage.overlap)
-        return self.output(stage, partial(self.attend, spans), {"qkv": qkv}, again)
+        qkv, corrected, spans = self.to_qkv(h), None, [(0, h.shape[1])]
+        if stage is not None:
+            spans = windows(h.shape[1], stage.window, stage.overlap)
+            states = stage.exchange(self.name, "temporal", h=(h, S(stage.n)))
+            if states is not None:  # only key frames differ
+                keys = self.to_qkv(states["h"][:, :: stage.n])
+                corrected = {"qkv": back_project(qkv, keys, S(stage.n))}
+        return self.output(stage, partial(self.attend, spans), {"qkv": qkv}, corrected)
 
     def attend(self, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
         def one(qkv: Tensor) -> Tensor:
@@ -147,13 +154,13 @@ class TemporalAttention(Attention):
             o = windowed(self.position or attend_frames, q, k, v, spans)
             return rearrange(o, "l h f d -> f l h d")
 
-        return torch.stack([one(x) for x in qkv]).flatten(-2)  # sample by sample, or their frames would be copied
+        return torch.stack([one(x) for x in qkv]).flatten(-2)  # one by one: fewer copies
 
 
 def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention among few frames. q, k, v: ... f d; bias: added to the f x f logits.
 
-    Written out on the CPU, where the fused kernel, which is made for long sequences, takes four times as long.
+    Written out on the CPU, where the fused kernel for long sequences takes four times as long.
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -162,15 +169,15 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -
 
 
 def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
-    """Start and end of each attention window (Eq. 18): stride window - overlap, the last one clamped to end at f.
+    """Start and end of each attention window (Eq. 18): ceil((f - window) / stride) + 1 of them.
 
-    There are ceil((f - window) / stride) + 1 of them; one, if f fits in a window.
-    """
+    The stride is window - overlap; the last window is clamped to end at f."""
     if f <= window:
         return [(0, f)]
     stride = window - overlap
     count = ceil((f - window) / stride) + 1
-    return [(start, start + window) for start in (min(i * stride, f - window) for i in range(count))]
+    starts = (min(i * stride, f - window) for i in range(count))
+    return [(start, start + window) for start in starts]
 
 
 def fusion_weights(window: int) -> Tensor:
@@ -189,8 +196,10 @@ def fusion_matrix(spans: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([shares[i, start:end] for i, (start, end) in enumerate(spans)])
 
 
-def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tuple[int, int]]) -> Tensor:
-    """Attend within each window and fuse the outputs (Eq. 18-20). q, k, v: ... h f d; returns ... h f d."""
+def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor,
+             spans: list[tuple[int, int]]) -> Tensor:
+    """Attend within each window and fuse the outputs (Eq. 18-20). q, k, v: ... h f d; returns ... h
+    f d."""
     if len(spans) == 1:
         return attention(q, k, v)
     shares = once(fusion_matrix, tuple(spans), device=q.device, dtype=q.dtype)
@@ -202,16 +211,13 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor, spans: list[tup
 
 
 def frame_positions(f: int, stage: Stage | None, device: torch.device | None = None) -> Tensor:
-    """Positions of f frames for absolute embeddings: 0, 1, .. without a bus, pos * t0 / f on one (Eq. 16-17).
-
-    f: of the frames that the network runs on, see `bus.Stage.inserted`."""
-    if stage is not None and stage.bus.new_frames and stage.index > 0:
-        f = f * stage.n // (stage.n - 1)
+    """Positions of f frames for absolute embeddings: 0, 1, .., and pos * t0 / f on a bus (Eq.
+    16-17)."""
     frame = torch.arange(f, dtype=torch.float32, device=device)
-    return frame if stage is None else stage.inserted(frame[None])[0] * (stage.window / f)
+    return frame if stage is None else frame * (stage.window / f)
 
 
 def project_context(network: nn.Module, context: Tensor) -> ContextStates:
     """What every cross-attention of a network needs of a prompt or an image. context: b m c."""
-    cross = (CrossAttention, TokenCrossAttention)
-    return {module.name: module.project(context) for module in network.modules() if isinstance(module, cross)}
+    cross = [m for m in network.modules() if isinstance(m, (CrossAttention, TokenCrossAttention))]
+    return {module.name: module.project(context) for module in cross}

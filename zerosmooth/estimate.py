@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .bus import Stage
 from .cascade import cascade_step
 from .config import ModelConfig
+from .extensions.reuse import reusing
 from .family import Family, Networks
 from .models.layers import frame_chunks
 from .offload import Memory, Offloaded, PinnedMemory, Waiting
@@ -133,23 +134,26 @@ def needs(family: Family, config: ModelConfig, settings: Settings, running: Runn
             work()
         return memory.peak
 
-    weight = cascade.strength_at(1.0)
-    bus = cascade.bus()
+    weight, every = cascade.strength_at(1.0), settings.reuse
+    bus = settings.bus()
     if bus is not None and running.offload:
         bus.memory = _Elsewhere(None)
-    with torch.no_grad(), _FusedAttention() as attention, frame_chunks(networks.unet, running.frame_chunk):
-        done: list[int] = []  # operations after a whole step, one that reuses its inner levels, and another whole one
+    memory = Memory(None) if bus is None else bus.memory
+    with (torch.no_grad(), _FusedAttention() as attention, reusing(networks.unet, every, memory),
+          frame_chunks(networks.unet, running.frame_chunk)):
+        done: list[int] = []  # operations after a whole step, one with reuse, and a whole one
         with FlopCounterMode(display=False) as counter:
 
             def work() -> None:
-                for i in (0,) if cascade.reuse == 1 else (0, 1, cascade.reuse):
+                for i in (0,) if every == 1 else (0, 1, every):
                     cascade_step(network, xs, bus, i, weight)
                     done.append(counter.get_total_flops() + attention.flops)
 
             step = peak(work)
-        whole = 1 / min(cascade.reuse, settings.steps)  # share of the steps, about
-        flops = done[0] if cascade.reuse == 1 else round(whole * done[0] + (1 - whole) * (done[1] - done[0]))
-        held = 0 if bus is None else bus.peak_bytes
+        whole = 1 / min(every, settings.steps)  # share of the steps, about
+        reused = done[0] if every == 1 else done[1] - done[0]
+        flops = round(whole * done[0] + (1 - whole) * reused)
+        held = memory.peak_bytes
         step += 0 if running.offload else (runs - 1) * held  # those of the branch that does not run
         held *= runs
         decoding = peak(lambda: networks.vae.decode_raw(z))

@@ -1,10 +1,15 @@
-"""What a field of a dataclass may hold: a value of its type, within the range that its annotation gives."""
+"""What a field of a dataclass may hold: a value of its type, within the range that its annotation
+gives; and the error of a user."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+
+class UserError(ValueError):
+    """Something that a user gave will not do; the text says what, and what would."""
 
 
 class Range(NamedTuple):
@@ -19,8 +24,8 @@ PART = Range(0, 1)
 
 
 def check_fields(value: Any) -> None:
-    """ValueError, which names the field and what would do, for a field of the wrong type or out of its range:
-    `fps: Annotated[int, "key frames a second", Range(1, 1000)] = 8`."""
+    """UserError, which names the field and what would do, for a field of the wrong type or out of
+    its range: `fps: Annotated[int, "key frames a second", Range(1, 1000)] = 8`."""
     hints = get_type_hints(type(value), include_extras=True)
     for field in fields(value):
         hint, limit = hints[field.name], None
@@ -31,27 +36,28 @@ def check_fields(value: Any) -> None:
 
 
 def check(name: str, value: Any, hint: Any, limit: Range | None = None) -> None:
-    """ValueError if a value that is called `name` is not of the type `hint`, or out of the range."""
+    """UserError if a value that is called `name` is not of the type `hint`, or out of the range."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in inner:
             return
         hint = next(kind for kind in inner if kind is not NoneType)
     elif origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{name}={short(value)}; use {' or '.join(map(repr, inner))}")
+        if value not in inner or type(value) is not type(inner[0]):
+            raise UserError(f"{name}={short(value)}; use {' or '.join(map(str, inner))}")
         return
     elif origin is tuple:
         if not isinstance(value, tuple):
-            raise ValueError(f"{name}={short(value)}; a tuple is needed, such as (2, 2)")
+            raise UserError(f"{name}={short(value)}; a tuple is needed, such as (2, 2)")
         for item in value:
             check(name, item, inner[0], limit)
         return
     kinds = (int, float) if hint is float else (hint,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{name}={short(value)} is {type(value).__name__}; {hint.__name__} is needed")
+        kind = type(value).__name__
+        raise UserError(f"{name}={short(value)} is {kind}; {hint.__name__} is needed")
     if limit is not None and not limit.low <= value <= limit.high:
-        raise ValueError(f"{name}={short(value)}; use {limit.low} to {limit.high}")
+        raise UserError(f"{name}={short(value)}; use {limit.low} to {limit.high}")
 
 
 def short(value: Any) -> str:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAYOUTS = {"cuda": torch.channels_last}  # of the networks' images, by device; elsewhere channels-last
 LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # the second is oneDNN
 
 
@@ -78,7 +77,7 @@ class Conv2d(nn.Conv2d):
 
 def laid_out(x: Tensor) -> Tensor:
     """Images in the layout in which a network takes them. x: n c h w."""
-    return x.contiguous(memory_format=LAYOUTS.get(x.device.type, torch.channels_last))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def outweighs(weight: Tensor, x: Tensor) -> bool:

@@ -1,13 +1,13 @@
 """Measurement operators S, A1, A2 and back-projection (paper Eq. 5-8).
 
-An operator M sees k key frames in a video of f = n*k frames. Each of its rows averages a group of frames, and the
-groups do not overlap, so its Moore-Penrose inverse needs no linear algebra: M† copies key frame i to every frame of
-group i and leaves the frames that no group holds at zero.
+An operator M sees k key frames in a video of f = n*k frames. Each of its rows averages a group of
+frames, and the groups do not overlap, so its Moore-Penrose inverse needs no linear algebra: M†
+copies key frame i to every frame of group i and leaves the frames that no group holds at zero.
 
     n = 2      S                A1                   A2
     row 0      1 . . . . .      .5 .5  .  .  .  .     1  .  .  .  .  .
     row 1      . . 1 . . .       .  . .5 .5  .  .     . .5 .5  .  .  .
-    row 2      . . . . 1 .       .  .  .  . .5 .5     .  .  . .5 .5  .     (the last frame is unobserved)
+    row 2      . . . . 1 .       .  .  .  . .5 .5     .  .  . .5 .5  .   (A2 misses the last)
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Operator:
-    """A linear measurement of frames; the frame axis is 1, any axes may follow. n: frames between two key frames."""
+    """A linear measurement of frames; the frame axis is 1, any axes may follow."""
 
-    n: int
+    n: int  # frames from one key frame to the next
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -37,7 +37,7 @@ class Operator:
         raise NotImplementedError
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        """What `back_project` gives, of shapes that fit."""
+        """What `back_project` returns, for shapes that fit."""
         x_hat = x - self.lift(self.measure(x))  # (I - M†M) x (Eq. 5, 6)
         return x_hat.add_(self.lift(y))  # + M† y
 
@@ -64,40 +64,8 @@ class S(Operator):
         return x
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        x_hat = x.clone()  # M†M has ones at key frames and no others
+        x_hat = x.clone()  # S†S has ones at key frames and zeros elsewhere
         x_hat[:, :: self.n] = y
-        return x_hat
-
-    def between(self, x: Tensor) -> Tensor:
-        """What it does not see: x without the key frames, b f-k .."""
-        return x.unflatten(1, (self._keys(x), self.n))[:, :, 1:].flatten(1, 2)
-
-    def among(self, y: Tensor, between: Tensor) -> Tensor:
-        """All frames: key frames y, b k .., and those between. ValueError if there are not n-1 for each."""
-        if between.shape[1] != y.shape[1] * (self.n - 1):
-            raise ValueError(
-                f"{between.shape[1]} frames between {y.shape[1]} key frames; n-1={self.n - 1} for each fit"
-            )
-        parts = [y[:, :, None], between.unflatten(1, (y.shape[1], self.n - 1))]
-        return torch.cat(parts, dim=2).flatten(1, 2)
-
-
-class Interpolated(S):
-    """S with another right inverse, which is not the paper's: `lift` goes linearly from key frame to key frame.
-
-    Behind the last it stays. S lift(y) is y, so what is corrected still measures back, bitwise; but frames between two
-    key frames are corrected by what lies between their corrections, where Moore-Penrose's inverse leaves them alone.
-    """
-
-    def lift(self, y: Tensor) -> Tensor:
-        left = torch.arange(y.shape[1] * self.n, device=y.device).div(self.n, rounding_mode="floor")
-        share = torch.arange(self.n, device=y.device).repeat(y.shape[1]) / self.n
-        right = (left + 1).clamp(max=y.shape[1] - 1)
-        return torch.lerp(y[:, left], y[:, right], share.to(y.dtype).view(-1, *[1] * (y.ndim - 2)))
-
-    def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        x_hat = x + self.lift(y - self.measure(x))  # Eq. 5 with this inverse, both terms lifted at once
-        x_hat[:, :: self.n] = y  # as it is, but for rounding
         return x_hat
 
 
@@ -112,12 +80,13 @@ class A1(Operator):
 
 
 class A2(Operator):
-    """Averaging backward: key frame i is the mean of frames n*i-n+1 .. n*i; key frame 0 is frame 0 (Eq. 8)."""
+    """Averaging backward: key frame i is the mean of frames n*i-n+1 .. n*i; key frame 0 is frame 0
+    (Eq. 8)."""
 
     def measure(self, x: Tensor) -> Tensor:
         k = self._keys(x)
-        pairs = x[:, 1 : x.shape[1] - self.n + 1].unflatten(1, (k - 1, self.n)).mean(2) if k > 1 else x[:, :0]
-        return torch.cat([x[:, :1], pairs], dim=1)
+        groups = x[:, 1 : x.shape[1] - self.n + 1].reshape(x.shape[0], k - 1, self.n, *x.shape[2:])
+        return torch.cat([x[:, :1], groups.mean(2)], dim=1)
 
     def lift(self, y: Tensor) -> Tensor:
         unobserved = y.new_zeros(y.shape[0], self.n - 1, *y.shape[2:])
@@ -130,5 +99,5 @@ def back_project(x: Tensor, y: Tensor, M: Operator) -> Tensor:
     x: b f ..., y: b k ...; returns b f ... ValueError if f is not n*k.
     """
     if x.shape[1] != M.n * y.shape[1]:
-        raise ValueError(f"{x.shape[1]} frames cannot take {y.shape[1]} key frames at n={M.n}; n*k frames are needed")
+        raise ValueError(f"{x.shape[1]} frames cannot take {y.shape[1]} key frames at n={M.n}")
     return M.replace(x, y)

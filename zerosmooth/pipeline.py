@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -11,16 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bus import Stage
-from .cascade import nested_noise, sample_cascade
+from .bus import HiddenStateBus, Stage
+from .cascade import keep, nested_noise
 from .config import ModelConfig, check_text
 from .family import Family, Networks
-from .fields import SEED, check, short
+from .extensions import METHODS
+from .extensions.color import ColorCorrected
+from .extensions.predictions import LIFTS, anchored, lines, sample_late
+from .extensions.preview import coarse
+from .extensions.reuse import reusing
+from .fields import SEED, UserError, check, short
 from .guidance import Guidance, Inputs
 from .images import fit
 from .models.compiled import compiled
 from .models.layers import frame_chunks
-from .preview import coarse
+from .offload import Memory
 from .settings import AT_A_TIME, Running, Settings, settings_for
 
 IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is the noise that sampling starts from
@@ -78,11 +84,11 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3. ValueError
+        """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3. UserError
         for latents of another shape; NonFiniteError."""
         channels = self.config.vae.latent_channels
         if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels or not latents.numel():
-            raise ValueError(f"latents of {_shape(latents)}; a tensor f {channels} h w is needed")
+            raise UserError(f"latents of {_shape(latents)}; a tensor f {channels} h w is needed")
         check("chunk", chunk, int | None, AT_A_TIME)
         latents = latents.to(self.device, self.networks.vae.dtype)
         frames = self.networks.vae.decode(latents, chunk).float()
@@ -113,30 +119,30 @@ class Pipeline:
         the pipeline's own). noise: instead of the seeds' own, see `sample_cascade`; image_noise: n 3 h w, likewise.
         progress: called after each stage of each step with how many are done, and of how many. preview: called after
         each step with a function whose call gives coarse key frames, as far as they are known by then: of each video
-        uint8 k h w 3, a pixel for each latent one. ValueError for what does not fit; NonFiniteError.
+        uint8 k h w 3, a pixel for each latent one. UserError for what does not fit; NonFiniteError.
         """
         if settings is None:
             settings = self.settings(**asked)
         elif not isinstance(settings, Settings):
-            raise ValueError(f"settings={short(settings)}; pipeline.settings(..) makes some")
+            raise UserError(f"settings={short(settings)}; pipeline.settings(..) makes some")
         elif asked:
-            raise ValueError(f"{', '.join(asked)} beside settings; change them there: pipeline.settings(..)")
+            raise UserError(f"{', '.join(asked)} beside settings; change them there: pipeline.settings(..)")
         settings.check(self.config)
         if settings.dtype != _name(self.dtype):
-            raise ValueError(f"settings ask for {settings.dtype}, this pipeline was loaded in {_name(self.dtype)}")
+            raise UserError(f"settings ask for {settings.dtype}, this pipeline was loaded in {_name(self.dtype)}")
         if not isinstance(running, Running):
-            raise ValueError(f"running={short(running)}; Running(..) is needed")
+            raise UserError(f"running={short(running)}; Running(..) is needed")
         if not callable(progress):
-            raise ValueError(f"progress={short(progress)}; a function of two numbers is needed")
+            raise UserError(f"progress={short(progress)}; a function of two numbers is needed")
         if not callable(preview):
-            raise ValueError(f"preview={short(preview)}; a function of a function is needed")
+            raise UserError(f"preview={short(preview)}; a function of a function is needed")
         shown = self._subjects(subjects)
         seeds = _seeds(seeds, len(shown))
         if noise is not None:
             noise = self._checked(noise, len(shown), settings)
         if image_noise is not None:
             if "image" not in self.family.takes:
-                raise ValueError("image_noise does nothing to a checkpoint that takes no image; leave it out")
+                raise UserError("image_noise does nothing to a checkpoint that takes no image; leave it out")
             _check_shape("image_noise", image_noise, (len(shown), 3, settings.height, settings.width))
         unet = self.networks.unet
         with torch.inference_mode(), frame_chunks(unet, running.frame_chunk), compiled(unet, running.compile):
@@ -147,26 +153,26 @@ class Pipeline:
         return videos
 
     def _subjects(self, subjects: AnySubject | Sequence[AnySubject] | None) -> list[Subject]:
-        """One `Subject` a video. ValueError if they are not what the family takes."""
+        """One `Subject` a video. UserError if they are not what the family takes."""
         one = subjects is None or isinstance(subjects, (str, Tensor, np.ndarray, Subject))
         listed: Any = [Subject() if subjects is None else subjects] if one else subjects
         if not isinstance(listed, Sequence) or isinstance(listed, (bytes, bytearray)):
-            raise ValueError(f"{short(subjects)} is no subject; {WANTED}")
+            raise UserError(f"{short(subjects)} is no subject; {WANTED}")
         shown = [_subject(one) for one in listed]
         if not shown:
-            raise ValueError("nothing to make a video from")
+            raise UserError("nothing to make a video from")
         takes, own = self.family.takes, self.config.defaults.prompt
         for subject in shown:
             given = [kind for kind in ("prompt", "image") if getattr(subject, kind) is not None]
             if ("image" in given) != ("image" in takes) or ("prompt" in given and "prompt" not in takes):
                 wanted, got = " and ".join(takes), " and ".join(given) or "nothing"
-                raise ValueError(f"this checkpoint makes videos from {wanted}, not from {got}")
+                raise UserError(f"this checkpoint makes videos from {wanted}, not from {got}")
         return [replace(s, prompt=own if s.prompt is None and "prompt" in takes else s.prompt) for s in shown]
 
     def _checked(self, noise: Callable[[int], Tensor], n: int, settings: Settings) -> Callable[[int], Tensor]:
-        """The noise that a caller gives, each time looked at. ValueError if it is of another shape."""
+        """The noise that a caller gives, each time looked at. UserError if it is of another shape."""
         if not callable(noise):
-            raise ValueError(f"noise={short(noise)}; a function of the step is needed, see sample_cascade")
+            raise UserError(f"noise={short(noise)}; a function of the step is needed, see sample_cascade")
         frames = settings.cascade.frames_of(settings.cascade.stages - 1)
         shape = n, frames, *self._latent_shape(settings)
 
@@ -193,75 +199,92 @@ class Pipeline:
         progress: Callable[[int, int], None],
         preview: Callable[[Callable[[], list[Tensor]]], None],
     ) -> list[Video]:
-        cascade = settings.cascade
+        cascade, vae = settings.cascade, self.networks.vae
         sampler = self.config.sampler.sampler(settings.steps, settings.eta)
         inputs = Inputs([subject.prompt or "" for subject in subjects])
         if "image" in self.family.takes:
-            images = [
-                fit(s.image, settings.height, settings.width, settings.resize) for s in subjects if s.image is not None
-            ]
+            images = [fit(s.image, settings.height, settings.width, settings.resize)
+                      for s in subjects if s.image is not None]
             pixels = (torch.stack(images).float() / 127.5 - 1).permute(0, 3, 1, 2)
             if image_noise is None:
-                image_noise = torch.cat([nested_noise(pixels.shape[1:], 1, (), s, IMAGE_NOISE) for s in seeds])
-            inputs = replace(inputs, pixels=pixels.to(self.device), noise=image_noise.to(self.device))
+                image_noise = torch.cat(
+                    [nested_noise(pixels.shape[1:], 1, (), s, IMAGE_NOISE) for s in seeds])
+            inputs = Inputs(inputs.prompts, pixels.to(self.device), image_noise.to(self.device))
         branches = self.family.branches(self.networks, inputs, settings)
         guided = Guidance(self.networks.unet, branches, settings, running.sequential_guidance)
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]
         told = [x if x is None else x.to(self.device) for x in told]
-        shape, vae = self._latent_shape(settings), self.networks.vae
+        shape = self._latent_shape(settings)
 
         def seeded(step: int) -> Tensor:
-            x = [nested_noise(shape, cascade.frames, cascade.scales, seed, step) for seed in seeds]
+            x = [nested_noise(shape, cascade.key_frames, cascade.scales, s, step) for s in seeds]
             return torch.stack(x).to(self.device)
 
         def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
             output = guided(x, sampler.timestep(step), told[index], stage)
             if not torch.isfinite(output).all():
                 raise NonFiniteError(
-                    f"step {step + 1} of {len(sampler)} made NaN or infinity in stage {index} at {self.dtype}; "
-                    "try dtype bfloat16 or float32, or a lower guidance_scale"
-                )
+                    f"step {step + 1} of {len(sampler)} made NaN or infinity in stage {index} at "
+                    f"{self.dtype}; try dtype bfloat16 or float32, or a lower guidance_scale")
             progress(step * cascade.stages + index + 1, len(sampler) * cascade.stages)
             return output
 
-        def look(step: int, data: list[Tensor]) -> None:
+        def look(data: list[Tensor]) -> None:
             preview(lambda: [coarse(z, lambda one: vae.decode(one.to(vae.dtype))) for z in data[0]])
 
-        bus = cascade.bus("cpu" if running.offload else None)
-        latents = sample_cascade(network, sampler, cascade, noise or seeded, bus, look)
+        bus = settings.bus("cpu" if running.offload else None)
+        memory = Memory(None) if bus is None else bus.memory
+        try:
+            with reusing(self.networks.unet, settings.reuse, memory):
+                xs = sample(network, sampler, settings, noise or seeded, bus, look)
+        finally:
+            memory.clear()
         return [
-            Video(
-                prompt=prompt,
-                seed=seed,
-                frames=[self.decode(z[i], settings.decode_chunk_size) for z in latents],
-                fps=rates,
-                latents=[z[i].float().cpu() for z in latents],
-                settings=settings,
-                bus_peak_bytes=0 if bus is None else bus.peak_bytes,
-            )
+            Video(prompt, seed, [self.decode(z[i], settings.decode_chunk_size) for z in xs], rates,
+                  [z[i].float().cpu() for z in xs], settings, memory.peak_bytes)
             for i, (prompt, seed) in enumerate(zip(inputs.prompts, seeds))
         ]
+
+
+def sample(network: Callable[..., Tensor], sampler: Any, settings: Settings,
+           noise: Callable[[int], Tensor], bus: HiddenStateBus | None,
+           look: Callable[[list[Tensor]], None] = lambda data: None) -> list[Tensor]:
+    """As `sample_cascade`, with all that settings ask for. look: is shown each step's data."""
+    cascade, method = settings.cascade, METHODS[settings.method].sample
+    lift = LIFTS.get(settings.prediction)
+    correct = keep if lift is None else anchored(cascade.scales, lift)
+
+    def hook(step: int, x0s: list[Tensor]) -> list[Tensor]:
+        x0s = correct(step, x0s)
+        look(x0s)
+        return x0s
+
+    if settings.color_correction:
+        sampler = ColorCorrected(sampler, cascade.key_frames)
+    if (first := settings.first_step(len(sampler))) > 0:
+        method = partial(sample_late, first=first, lift=lift or lines, sample=method)
+    return method(network, sampler, cascade, noise, bus, hook)
 
 
 def _subject(shown: Any) -> Subject:
     if isinstance(shown, (str, Tensor, np.ndarray)):
         shown = Subject(shown) if isinstance(shown, str) else Subject(image=torch.as_tensor(shown))
     if not isinstance(shown, Subject):
-        raise ValueError(f"{short(shown)} is no subject; {WANTED}")
+        raise UserError(f"{short(shown)} is no subject; {WANTED}")
     if shown.prompt is not None:
         check_text("a prompt", shown.prompt)
     return shown
 
 
 def _seeds(seeds: Any, n: int) -> list[int]:
-    """One for each of n videos. ValueError if there are not as many, or they are no seeds."""
+    """One for each of n videos. UserError if there are not as many, or they are no seeds."""
     try:
         listed = [index(seed) for seed in seeds] if hasattr(seeds, "__iter__") else [index(seeds)] * n
     except TypeError as error:
-        raise ValueError(f"seeds={short(seeds)}; a whole number is needed, or a list of them") from error
+        raise UserError(f"seeds={short(seeds)}; a whole number is needed, or a list of them") from error
     if len(listed) != n:
-        raise ValueError(f"{len(listed)} seeds for {n} videos; give one seed, or one for each")
+        raise UserError(f"{len(listed)} seeds for {n} videos; give one seed, or one for each")
     for seed in listed:
         check("seeds", seed, int, SEED)
     return listed
@@ -269,7 +292,7 @@ def _seeds(seeds: Any, n: int) -> list[int]:
 
 def _check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
-        raise ValueError(f"{name} is {_shape(x)}; floating-point numbers of {shape} are needed")
+        raise UserError(f"{name} is {_shape(x)}; floating-point numbers of {shape} are needed")
 
 
 def _shape(x: Any) -> str:

@@ -1,16 +1,21 @@
-"""The samplers: what turns a network's outputs, step by step, into latents. They know neither guidance nor stages.
+"""The samplers: what turns a network's outputs, step by step, into latents. They know neither
+guidance nor stages.
 
-A sampler walks over `len(sampler)` steps. At step i the network is shown `network_input(i, x)` at `timestep(i)`; `x0`
-reads its output and `step` moves on; `noised` makes x of that step from data and noise. `share(i)` is the paper's t /
-T: how much of the way to pure noise step i stands (Eq. 24).
+A sampler walks over `len(sampler)` steps. At step i the network is shown `network_input(i, x)` at
+`timestep(i)`; `x0` reads its output and `step` moves on; `noised` makes x of that step from data
+and noise. `share(i)` is the paper's t / T: how much of the way to pure noise step i stands (Eq.
+24).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
+
+from .fields import UserError
 
 TRAIN_STEPS = 1000  # timesteps of every DDIM model here
 SPACINGS = {
@@ -18,6 +23,21 @@ SPACINGS = {
     "trailing": "999, 999 - c, .. with c = 1000 / steps, rounded (Lin et al. 2024)",
     "linspace": "evenly from 0 to 999, rounded",
 }
+
+
+class Sampler(Protocol):
+    """What `cascade.sample_cascade` needs of a sampler, see above."""
+
+    stochastic: bool  # whether a step adds noise
+
+    def __len__(self) -> int: ...
+    def timestep(self, i: int) -> float: ...
+    def share(self, i: int) -> float: ...
+    def start(self, noise: Tensor) -> Tensor: ...
+    def network_input(self, i: int, x: Tensor) -> Tensor: ...
+    def x0(self, i: int, x: Tensor, output: Tensor) -> Tensor: ...
+    def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor: ...
+    def noised(self, i: int, x0: Tensor, noise: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -37,13 +57,13 @@ class DDIMConfig:
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in ("sqrt_linear", "linear"):
-            raise ValueError(f"beta_schedule={self.beta_schedule!r}; use 'sqrt_linear' or 'linear'")
+            raise UserError(f"beta_schedule={self.beta_schedule!r}; use 'sqrt_linear' or 'linear'")
         if self.prediction not in ("noise", "v"):
-            raise ValueError(f"prediction={self.prediction!r}; use 'noise' or 'v'")
+            raise UserError(f"prediction={self.prediction!r}; use 'noise' or 'v'")
         if self.zero_terminal_snr and self.prediction != "v":
-            raise ValueError("zero_terminal_snr with predicted noise, which says nothing of the data there; use 'v'")
+            raise UserError("zero_terminal_snr with predicted noise, which says nothing of the data there; use 'v'")
         if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing={self.spacing!r}; use one of {', '.join(SPACINGS)}")
+            raise UserError(f"spacing={self.spacing!r}; use one of {', '.join(SPACINGS)}")
 
     def sampler(self, steps: int, eta: float) -> DDIM:
         return Consistency(self, steps, eta) if self.consistency else DDIM(self, steps, eta)
@@ -66,8 +86,8 @@ class DDIMConfig:
         return np.append(falling, np.full(TRAIN_STEPS - self.data_scale_steps, self.data_scale))
 
     def timesteps(self, steps: int) -> list[int]:
-        """Timesteps of as many steps, the last one first. With `more_steps` leading ones go on up to 999, as upstream:
-        of 30 steps it makes 31, of 60 it makes 63."""
+        """Timesteps of as many steps, the last one first. With `more_steps` leading ones go on up
+        to 999, as upstream: of 30 steps it makes 31, of 60 it makes 63."""
         if self.spacing == "linspace":
             return np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()[::-1]
         if self.spacing == "trailing":
@@ -82,15 +102,16 @@ class DDIMConfig:
 class DDIM:
     """Song et al. 2020 (arXiv 2010.02502), on x_t = alpha_t x0 + sigma_t noise.
 
-    steps: network evaluations; `DDIMConfig.timesteps` says at which timesteps, and `len` how many those are. A step
-    leads to the next of them, the last one to 0. eta: share of fresh noise, 0 (none) to 1. ValueError if out of range.
+    steps: network evaluations; `DDIMConfig.timesteps` says at which timesteps, and `len` how many
+    those are. A step leads to the next of them, the last one to 0. eta: share of fresh noise, 0
+    (none) to 1. UserError if out of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 50, eta: float = 1.0) -> None:
         if not 1 <= steps <= TRAIN_STEPS:
-            raise ValueError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
+            raise UserError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} is not in [0, 1]")
+            raise UserError(f"eta={eta} is not in [0, 1]")
         self.config, self.stochastic = config, eta > 0
         self.timesteps = config.timesteps(steps)
         a, scale = config.alphas_cumprod(), config.data_scales()
@@ -137,17 +158,20 @@ class DDIM:
         return float(self.alpha[i]) * x0 + float(self.sigma[i]) * noise
 
     def step(self, i: int, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
-        """x of the next step. noise: standard normal, shaped as x; None where the sampler is not stochastic."""
+        """x of the next step. noise: standard normal, shaped as x; None where the sampler is not
+        stochastic."""
         carried = (x - float(self.alpha[i]) * x0) / float(self.sigma[i])
         x = float(self.alpha_prev[i]) * x0 + float(self.sigma_prev[i]) * carried
         return x if noise is None else x + float(self.fresh[i]) * noise
 
 
 class Consistency(DDIM):
-    """Multistep sampling of a latent consistency model (Luo et al. 2023, arXiv 2310.04378), as T2V-Turbo samples: each
-    step leads to data, and from there to the next timestep by fresh noise alone; the last one stays at data.
+    """Multistep sampling of a latent consistency model (Luo et al. 2023, arXiv 2310.04378), as
+    T2V-Turbo samples: each step leads to data, and from there to the next timestep by fresh noise
+    alone; the last one stays at data.
 
-    steps: network evaluations, up to the timesteps that the model was trained at. ValueError if out of range.
+    steps: network evaluations, up to the timesteps that the model was trained at. UserError if out
+    of range.
     """
 
     def __init__(self, config: DDIMConfig, steps: int = 4, eta: float = 1.0) -> None:
@@ -164,16 +188,17 @@ class Consistency(DDIM):
 
 
 def check_consistency(steps: int, most: int, eta: float) -> None:
-    """ValueError for settings that a consistency model's sampler does not have."""
+    """UserError for settings that a consistency model's sampler does not have."""
     if not 1 <= steps <= most:
-        raise ValueError(f"steps={steps}; this consistency model was trained at {most} noise levels: use 1 to {most}")
+        raise UserError(f"steps={steps}; this consistency model was trained at {most} noise levels: use 1 to {most}")
     if eta != 1:
-        raise ValueError(f"eta={eta}; a consistency model's sampler takes fresh noise alone: use 1")
+        raise UserError(f"eta={eta}; a consistency model's sampler takes fresh noise alone: use 1")
 
 
 @dataclass(frozen=True)
 class EulerConfig:
-    """Noise levels from sigma_max down to sigma_min on the curve of Karras et al. 2022 (arXiv 2206.00364, Eq. 5)."""
+    """Noise levels from sigma_max down to sigma_min on the curve of Karras et al. 2022 (arXiv
+    2206.00364, Eq. 5)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 700.0
@@ -184,7 +209,7 @@ class EulerConfig:
         if self.consistency:
             return ConsistencyEuler(self, steps, eta)
         if eta != 0:
-            raise ValueError(f"eta={eta}; this model's sampler adds no noise: use 0")
+            raise UserError(f"eta={eta}; this model's sampler adds no noise: use 0")
         return Euler(self, steps)
 
     def levels(self, n: int) -> np.ndarray:
@@ -194,9 +219,11 @@ class EulerConfig:
 
 
 class Euler:
-    """Euler's method on dx/dsigma = (x - x0) / sigma, x = x0 + sigma noise, for a network that predicts v.
+    """Euler's method on dx/dsigma = (x - x0) / sigma, x = x0 + sigma noise, for a network that
+    predicts v.
 
-    steps: network evaluations, one at each noise level; the last step leads to sigma = 0. ValueError if out of range.
+    steps: network evaluations, one at each noise level; the last step leads to sigma = 0. UserError
+    if out of range.
     """
 
     stochastic = False
@@ -204,7 +231,7 @@ class Euler:
 
     def __init__(self, config: EulerConfig, steps: int = 25) -> None:
         if not 1 <= steps <= TRAIN_STEPS:
-            raise ValueError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
+            raise UserError(f"steps={steps}; use 1 to {TRAIN_STEPS}")
         self.sigmas = np.append(config.levels(steps), 0.0)
 
     def __len__(self) -> int:
@@ -235,8 +262,9 @@ class Euler:
 
 
 class ConsistencyEuler(Euler):
-    """Multistep sampling of a consistency model (Song et al. 2023, arXiv 2303.01469) as AnimateLCM does it with Stable
-    Video Diffusion: each step leads to data, and from there to the next noise level by fresh noise alone."""
+    """Multistep sampling of a consistency model (Song et al. 2023, arXiv 2303.01469) as AnimateLCM
+    does it with Stable Video Diffusion: each step leads to data, and from there to the next noise
+    level by fresh noise alone."""
 
     stochastic = True
 

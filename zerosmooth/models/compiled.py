@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..bus import OnBus
-from .layers import AlongFrames, ResBlock
+from .layers import ResBlock
 from .unet import Block
 
 GRAPHS = 1024  # of one layer's class, at most: one for each size that it is made in
@@ -23,9 +23,7 @@ def compilable(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """The largest layers within a network that are made of others and hold nothing on a bus, or what does the work of
     one that does; and the name of their method that is compiled."""
     for child in module.children():
-        if isinstance(child, AlongFrames):
-            yield child, "along_frames"
-        elif isinstance(child, CONTAINERS) or any(isinstance(inner, OnBus) for inner in child.modules()):
+        if isinstance(child, CONTAINERS) or any(isinstance(inner, OnBus) for inner in child.modules()):
             if isinstance(child, ResBlock):
                 yield child, "convolve"
             yield from compilable(child)

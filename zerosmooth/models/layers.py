@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..bus import OnBus, Stage
 from ..kernels import Conv2d, GroupNorm, Linear, once
 
 
@@ -30,8 +28,8 @@ def frequencies(count: int, period: float) -> Tensor:
     return torch.exp(-math.log(period) * torch.arange(count, dtype=torch.float32) / count)
 
 
-class EmbeddingMLP(nn.Sequential):
-    """Linear, SiLU, Linear: what turns a sinusoid into an embedding."""
+class TimestepEmbedding(nn.Sequential):
+    """Linear, SiLU, Linear: from a sinusoid of timesteps, fps or positions to an embedding."""
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__(Linear(dim, hidden), nn.SiLU(), Linear(hidden, out))
@@ -123,8 +121,7 @@ def taps_of_copies() -> Tensor:
 class ResBlock(PerFrame):
     """Norm, SiLU, convolution, twice, and a residual. x: (b f) c h w, emb: b e where there is an embedding.
 
-    across_frames: all frames of a video that it is given share the norms' statistics; else each has its own. stage:
-    takes no part here, but in ResNet blocks that mix frames besides.
+    across_frames: all frames of a video that it is given share the norms' statistics; else each has its own.
     """
 
     def __init__(
@@ -145,7 +142,7 @@ class ResBlock(PerFrame):
         self.conv2 = Conv2d(out, out, 3, padding=1)
         self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         if self.emb is None or emb is None:
             return self.in_chunks(self.convolve, 0, x)
         f = x.shape[0] // emb.shape[0]
@@ -163,24 +160,7 @@ class ResBlock(PerFrame):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class AlongFrames(OnBus):
-    """A layer that mixes frames, and so has states of key frames on the bus (see `bus.Stage.mix`)."""
-
-    def mix(self, x: Tensor, b: int, stage: Stage | None, *told: Any) -> Tensor:
-        """x: (b f) c h w, as what it returns; told: what `along_frames` takes besides."""
-
-        def layer(x: Tensor) -> Tensor:
-            return self.along_frames(x, *told)
-
-        x = x.unflatten(0, (b, -1))
-        return (layer(x) if stage is None else stage.mix(self.name, layer, x)).flatten(0, 1)
-
-    def along_frames(self, x: Tensor, *told: Any) -> Tensor:
-        """The layer itself. x: b f c h w, as what it returns."""
-        raise NotImplementedError
-
-
-class TemporalResBlock(AlongFrames):
+class TemporalResBlock(nn.Module):
     """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
 
     x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
@@ -194,15 +174,13 @@ class TemporalResBlock(AlongFrames):
         self.norm2 = GroupNorm(groups, channels)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
-        return self.mix(x, 1 if emb is None else emb.shape[0], stage, emb)
-
-    def along_frames(self, x: Tensor, emb: Tensor | None) -> Tensor:  # type: ignore[override]
-        x = x.transpose(1, 2)
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        b = 1 if emb is None else emb.shape[0]
+        x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         h = self.conv1(F.silu(self.norm1(x)))
         if self.emb is not None and emb is not None:
             h = h + self.emb(F.silu(emb))[:, :, None, None, None]
-        return (x + self.conv2(F.silu(self.norm2(h)))).transpose(1, 2)
+        return rearrange(x + self.conv2(F.silu(self.norm2(h))), "b c f h w -> (b f) c h w")
 
 
 class Mix(nn.Module):

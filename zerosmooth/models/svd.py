@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, TemporalAttention, TokenCrossAttention, frame_positions
 from ..bus import Stage, name_modules
-from .layers import EmbeddingMLP, FeedForward, Mix, ResBlock, TemporalResBlock, sinusoid
+from .layers import FeedForward, Mix, ResBlock, TemporalResBlock, TimestepEmbedding, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
 POSITIONS = "positions"  # of the frames: where the states of the context have them, beside those of its modules
@@ -37,7 +37,7 @@ class SVDUNet(Skeleton):
     def __init__(self, config: SVDConfig) -> None:
         c = config
         super().__init__(c, partial(SVDBlock, c))
-        self.condition_embedding = EmbeddingMLP(3 * c.condition_dim, 4 * c.channels, 4 * c.channels)
+        self.condition_embedding = TimestepEmbedding(3 * c.condition_dim, 4 * c.channels, 4 * c.channels)
         down = [block for block in self.encoder if isinstance(block, SVDBlock) and block.transformer is not None]
         for block in [*down, *self.decoder]:
             for norm in block.res.modules():
@@ -86,9 +86,9 @@ class SVDResBlock(nn.Module):
         self.temporal = TemporalResBlock(out, 4 * c.channels, c.groups)
         self.mix = Mix()
 
-    def forward(self, x: Tensor, emb: Tensor, stage: Stage | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.spatial(x, emb)
-        return self.mix(h, self.temporal(h, emb, stage))
+        return self.mix(h, self.temporal(h, emb))
 
 
 class SVDTransformer(Transformer):
@@ -103,7 +103,7 @@ class SVDTransformer(Transformer):
         for _ in range(c.transformer_depth):
             self.blocks.append(SpatialBlock(inner, c.context_dim, heads, c.head_dim, one_token=True))
             self.temporal_blocks.append(SVDTemporalBlock(c, inner, heads))
-        self.position_embedding = EmbeddingMLP(channels, 4 * channels, channels)
+        self.position_embedding = TimestepEmbedding(channels, 4 * channels, channels)
         self.mix = Mix()
 
     def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention, project_context
 from ..bus import Stage
 from ..kernels import Conv2d, GroupNorm, Linear, laid_out
-from .layers import EmbeddingMLP, FeedForward, Upsample, norm_across_frames, sinusoid
+from .layers import FeedForward, TimestepEmbedding, Upsample, norm_across_frames, sinusoid
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ Layers = Callable[[Tensor], Tensor]
 class Block(nn.Module):
     """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
 
-    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb, stage) -> x.
+    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb) -> x.
     """
 
     def __init__(
@@ -55,22 +55,33 @@ class Block(nn.Module):
         self.upsample = Upsample(out) if upsample else None
 
     def forward(self, x: Tensor, emb: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        x = self.attend(self.res(x, emb, stage), emb.shape[0], context, stage)
+        x = self.attend(self.res(x, emb), emb.shape[0], context, stage)
         if self.res2 is not None:
-            x = self.res2(x, emb, stage)
+            x = self.res2(x, emb)
         return x if self.upsample is None else self.upsample(x)
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         raise NotImplementedError
 
 
-class Skeleton(nn.Module):
-    """block: (channels, out, attention, second_res, upsample) -> Block."""
+def run_deep(deep: Layers, stage: Stage | None, h: Tensor) -> Tensor:
+    return deep(h)
 
-    def __init__(self, c: SkeletonConfig, block: Callable[..., Block], across_frames: bool = False) -> None:
+
+class Skeleton(nn.Module):
+    """block: (channels, out, attention, second_res, upsample) -> Block.
+
+    around_deep: (deep, stage, h) -> the deep features of h, by all levels but the outermost one;
+    set from outside to reuse them (see extensions/reuse.py).
+    """
+
+    around_deep = staticmethod(run_deep)
+
+    def __init__(self, c: SkeletonConfig, block: Callable[..., Block],
+                 across_frames: bool = False) -> None:
         super().__init__()
         self.config, self.across_frames = c, across_frames
-        self.time_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
+        self.time_embedding = TimestepEmbedding(c.channels, 4 * c.channels, 4 * c.channels)
         self.conv_in = Conv2d(c.in_channels, c.channels, 3, padding=1)
         ch, factor, skips = c.channels, 1, [c.channels]
         self.encoder = nn.ModuleList()
@@ -126,7 +137,6 @@ class Skeleton(nn.Module):
         context: b m c, the encoder's output, or `project_context` of it; condition: b .., what `Family.condition` says;
         stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w. ValueError if h or w is
         not a multiple of the total downsampling, or a condition is missing."""
-        x = x if stage is None else stage.inserted(x)
         b, f = x.shape[:2]
         factor = 2 ** (len(self.config.channel_mult) - 1)
         if x.shape[-2] % factor or x.shape[-1] % factor:
@@ -135,7 +145,8 @@ class Skeleton(nn.Module):
         states = self.project_context(context) if isinstance(context, Tensor) else context
         x = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))  # stays so (see kernels.GroupNorm)
 
-        def run(skips: list[Tensor], down: nn.ModuleList, within: Layers, up: nn.ModuleList) -> Tensor:
+        def run(skips: list[Tensor], down: nn.ModuleList, within: Layers,
+                up: nn.ModuleList) -> Tensor:
             h = skips[-1]
             for block in down:
                 h = block(h, emb, states, stage) if isinstance(block, Block) else block(h)
@@ -145,17 +156,16 @@ class Skeleton(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), emb, states, stage)
             return h
 
-        n = self.config.res_blocks  # of the outer level, on the way down
+        n = self.config.res_blocks  # of the outermost level, on the way down
 
-        def inner(h: Tensor) -> Tensor:
+        def deep(h: Tensor) -> Tensor:
             middle = partial(self.middle, emb=emb, context=states, stage=stage)
             return run([h], self.encoder[n:], middle, self.decoder[: -n - 1])
 
-        within = inner if stage is None else partial(stage.inner, inner)
+        within = partial(self.around_deep, deep, stage)
         h = run([self.stem(x, b, stage)], self.encoder[:n], within, self.decoder[-n - 1 :])
         h = norm_across_frames(self.norm_out, h, f) if self.across_frames else self.norm_out(h)
-        y = rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
-        return y if stage is None else stage.complete(y)
+        return rearrange(self.conv_out(F.silu(h)), "(b f) c h w -> b f c h w", f=f)
 
 
 class Transformer(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..attention import ContextStates, TemporalAttention
 from ..bus import Stage, name_modules
 from ..kernels import GroupNorm, Linear, once
-from .layers import AlongFrames, EmbeddingMLP, FeedForward, ResBlock, sinusoid
+from .layers import FeedForward, ResBlock, TimestepEmbedding, sinusoid
 from .positions import RelativePosition
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
@@ -30,9 +30,7 @@ class UNetConfig(SkeletonConfig):
     temporal_conv: bool = True
     relative_position: bool = False  # learned relative keys and values in temporal attention
     fps_condition: bool = True
-    guidance_dim: int = (
-        0  # channels of the guidance scale's sinusoid, beside fps (T2V-Turbo: 256); 0: it is not told it
-    )
+    guidance_dim: int = 0  # channels of the guidance scale's sinusoid, if guidance-distilled
     initial_attention: bool = True  # a temporal transformer behind the first convolution, with 8 heads at any width
 
 
@@ -47,7 +45,7 @@ class UNet(Skeleton):
         c = config
         super().__init__(c, partial(VideoCrafterBlock, c))
         if c.fps_condition:
-            self.fps_embedding = EmbeddingMLP(c.channels, 4 * c.channels, 4 * c.channels)
+            self.fps_embedding = TimestepEmbedding(c.channels, 4 * c.channels, 4 * c.channels)
         if c.guidance_dim:
             self.guidance_embedding = Linear(c.guidance_dim, c.channels, bias=False)
         if c.initial_attention:
@@ -106,13 +104,13 @@ class VideoCrafterResBlock(ResBlock):
         super().__init__(channels, out, 4 * c.channels, c.groups)
         self.temporal_conv = TemporalConv(c, out) if c.temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         assert emb is not None  # a UNet gives one to every block
         h = super().forward(x, emb)
-        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0], stage)
+        return h if self.temporal_conv is None else self.temporal_conv(h, emb.shape[0])
 
 
-class TemporalConv(AlongFrames):
+class TemporalConv(nn.Module):
     """Four norm, SiLU, convolution over 3 frames, and a residual. All frames share the norm's statistics."""
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
@@ -120,14 +118,11 @@ class TemporalConv(AlongFrames):
         self.norms = nn.ModuleList(GroupNorm(c.groups, channels) for _ in range(4))
         self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
 
-    def forward(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
-        return self.mix(x, b, stage)
-
-    def along_frames(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        h = x = x.transpose(1, 2)
+    def forward(self, x: Tensor, b: int) -> Tensor:
+        h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         for norm, conv in zip(self.norms, self.convs):
             h = conv(nn.functional.silu(norm(h)))
-        return (x + h).transpose(1, 2)
+        return rearrange(x + h, "b c f h w -> (b f) c h w")
 
 
 class SpatialTransformer(Transformer):

@@ -1,0 +1,39 @@
+"""What is not the paper's method: its baselines, and corrections, savings and previews of ours.
+
+A method is a file with a function of `sample_cascade`'s arguments, and an entry in METHODS. A
+correction of predicted frames is a file with a lift, and an entry in `predictions.LIFTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..cascade import sample_cascade
+from .ddnm import sample_ddnm
+from .freenoise import sample_freenoise
+
+CORRECTION = ("spatial", "temporal", "kv_operator", "a1_probability", "draw_seed")
+OURS = (*CORRECTION, "prediction", "strength", "strength_schedule")
+
+
+@dataclass(frozen=True)
+class Method:
+    text: str  # what every stage after the first does
+    sample: Callable[..., list[Tensor]] = sample_cascade
+    windows: bool = True  # attention in windows; else over all frames, and there is no bus
+    idle: tuple[str, ...] = OURS  # settings that do nothing to it
+
+
+METHODS = {
+    "zerosmooth": Method("attention in windows, corrected by the stage before", idle=()),
+    "windowed": Method("attention in windows, no correction"),
+    "direct": Method("attention over all frames, no correction", windows=False,
+                     idle=(*OURS, "overlap", "reuse")),
+    "ddnm": Method("windows; key frames' predicted data is stage 0's (Eq. 6 on latents)",
+                   sample_ddnm),
+    "freenoise": Method("windows; the first frames' noise, repeated in shuffled order",
+                        sample_freenoise, idle=(*OURS, "color_correction", "join")),
+}

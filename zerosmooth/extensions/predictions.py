@@ -1,0 +1,77 @@
+"""Corrections of predicted frames, not in the paper: the preset `anchored`, and late joining.
+
+In every step the data that the network predicts for key frames is replaced by what the stage before
+predicts for them, and the frames between by a lift of the difference: a right inverse L of S, so
+that S L = 1 and key frames are the base video's, bitwise. A lift is a function (n, y, keys) -> all
+n*k frames, y itself at key frames; y: b k ..; keys: the key frames as predicted, like y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..cascade import Cascade, Hook, by_stage, sample_cascade
+from ..operators import S, back_project
+from ..samplers import Sampler
+
+Lift = Callable[[int, Tensor, Tensor], Tensor]
+
+
+def lines(n: int, y: Tensor, keys: Tensor | None = None) -> Tensor:
+    """Lift in straight lines from key frame to key frame; behind the last one it stays."""
+    left = torch.arange(y.shape[1] * n, device=y.device).div(n, rounding_mode="floor")
+    share = torch.arange(n, device=y.device).repeat(y.shape[1]) / n
+    right = (left + 1).clamp(max=y.shape[1] - 1)
+    return torch.lerp(y[:, left], y[:, right], share.to(y.dtype).view(-1, *[1] * (y.ndim - 2)))
+
+
+LIFTS: dict[str, Lift] = {"lines": lines}
+
+
+def anchored(scales: Sequence[int], lift: Lift) -> Hook:
+    """The hook that corrects each stage's predicted data by that of the stage before."""
+
+    def hook(step: int, x0s: list[Tensor]) -> list[Tensor]:
+        x0s = list(x0s)
+        for s, n in zip(range(1, len(x0s)), scales):
+            x0, y = x0s[s], x0s[s - 1]
+            x0_hat = x0 + lift(n, y - S(n).measure(x0), y)  # x + L (y - S x)
+            x0s[s] = back_project(x0_hat, y, S(n))  # y itself, without rounding
+        return x0s
+
+    return hook
+
+
+def join_step(join: float, steps: int) -> int:
+    """The step at which longer videos join: the last one at the latest."""
+    return min(round(join * steps), steps - 1)
+
+
+def sample_late(network: Callable[..., Tensor], sampler: Sampler, cascade: Cascade,
+                noise: Callable[[int], Tensor], bus: object, hook: Hook, *, first: int, lift: Lift,
+                sample: Callable[..., list[Tensor]] = sample_cascade) -> list[Tensor]:
+    """Sample as `sample` does, where longer videos join at step `first`, from predicted key frames.
+
+    Before, stage 0 runs alone, as the plain network. The others begin as lifts of the data that it
+    predicted last, noised by their own noise to the level of that step.
+    """
+    x0s: list[Tensor] = []
+
+    def watch(step: int, predicted: list[Tensor]) -> list[Tensor]:
+        x0s[:] = hook(step, predicted)
+        return x0s
+
+    def key_noise(step: int) -> Tensor:
+        return by_stage(noise(step), cascade.scales)[0]
+
+    alone = Cascade(cascade.key_frames, ())
+    xs = sample_cascade(network, sampler, alone, key_noise, None, watch, steps=range(first))
+    x0 = x0s[0]
+    for n, e in zip(cascade.scales, by_stage(noise(-1), cascade.scales)[1:]):
+        x0 = lift(n, x0, x0)
+        xs.append(back_project(sampler.noised(first, x0, e), xs[-1], S(n)))
+    rest = range(first, len(sampler))
+    return sample(network, sampler, cascade, noise, bus, hook, xs=xs, steps=rest)
