@@ -1,4 +1,5 @@
-"""Does a network do what the method needs of it? For networks of your own, in seconds on a CPU, with random weights.
+"""Does a network do what the method needs of it? For networks of your own, in seconds on a CPU,
+with random weights.
 
     python -m zerosmooth.conformance --family my_family.py        # a family's network, in a small size
 
@@ -73,11 +74,12 @@ def check(
 ) -> list[Broken]:
     """What a network breaks; empty if it conforms.
 
-    network: with all its attention modules derived from `attention.Attention` and named by `name_modules`.
-    run: (x, bus) -> the network's output for noisy latents x (b f c h w), everything else it needs being fixed and the
-    same for all frames; in evaluation mode. frames: t0, that it was trained on. shape: c h w of x. positions: (f, bus)
-    -> the positions of f frames, if the network adds absolute ones. noise: stage -> its starting noise, b f c h w, if
-    it does not come from `cascade.sample_cascade`. tolerance: relative, for what is not bitwise.
+    network: with all its attention modules derived from `attention.Attention` and named by
+    `name_modules`. run: (x, bus) -> the network's output for noisy latents x (b f c h w),
+    everything else it needs being fixed and the same for all frames; in evaluation mode. frames:
+    t0, that it was trained on. shape: c h w of x. positions: (f, bus) -> the positions of f frames,
+    if the network adds absolute ones. noise: stage -> its starting noise, b f c h w, if it does not
+    come from `cascade.sample_cascade`. tolerance: relative, for what is not bitwise.
     """
     modules = {path: module for path, module in network.named_modules() if isinstance(module, Attention)}
     broken = [
@@ -173,7 +175,8 @@ Call = tuple[tuple, dict[str, Any]]  # arguments of a module
 def _cascade(
     modules: dict[str, Attention], run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
 ) -> tuple[list[Tensor], _Spy, dict[str, Call], list[Broken]]:
-    """All stages at strength 1 on a spying bus: outputs, the bus, the calls of the modules in stage 1, what broke."""
+    """All stages at strength 1 on a spying bus: outputs, the bus, the calls of the modules in stage
+    1, what broke."""
     bus = _Spy(frames, scales)
     calls: dict[str, Call] = {}
     outputs = []
@@ -255,7 +258,8 @@ def _off(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -
 
 
 def _module(path: str, module: Attention, call: Call, bus: _Spy, tolerance: float) -> list[Broken]:
-    """Blending and windows of one module, called again with the arguments that it got in stage 1."""
+    """Blending and windows of one module, called again with the arguments that it got in stage
+    1."""
     broken = []
     keys = next(keys for view, name, *_, keys, _ in bus.exchanges if name == path and view.index == 1)
     part = next(part for _, name, part, *_ in bus.exchanges if name == path)
@@ -309,7 +313,8 @@ def _frames(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
 def _new_frames(
     temporal: set[str], run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
 ) -> list[Broken]:
-    """Stages that run on what they insert. temporal: the modules along the frames, which must see key frames too."""
+    """Stages that run on what they insert. temporal: the modules along the frames, which must see
+    key frames too."""
     bus, outputs = _Spy(frames, scales, new_frames=True), []
     try:
         outputs = [run(x, bus.stage(s)) for s, x in enumerate(xs)]
@@ -326,7 +331,8 @@ def _new_frames(
 
 
 def _reuse(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
-    """A step after one of the same input. A network that does not call stage.inner passes, and is refused --reuse."""
+    """A step after one of the same input. A network that does not call stage.inner passes, and is
+    refused --reuse."""
     bus = HiddenStateBus(frames, scales, correction=Correction(kv_operator="S"), reuse=2)
     try:
         first, second = ([run(x, bus.stage(s, step)).clone() for s, x in enumerate(xs)] for step in (0, 1))
@@ -348,7 +354,8 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 def check_family(family: Family) -> list[Broken]:
-    """What the network of a family breaks, in a small size. ValueError if its config has no such sizes."""
+    """What the network of a family breaks, in a small size. ValueError if its config has no such
+    sizes."""
     small: dict[str, Any] = {
         "channels": 64,
         "channel_mult": (1, 2),
