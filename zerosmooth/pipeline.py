@@ -16,9 +16,9 @@ from torch import Tensor
 from .bus import HiddenStateBus, Stage
 from .cascade import keep, nested_noise
 from .config import ModelConfig, check_text
-from .extensions import METHODS
+from .extensions import LIFTS, METHODS
 from .extensions.color import ColorCorrected
-from .extensions.predictions import LIFTS, anchored, lines, sample_late
+from .extensions.predictions import anchored, lines, sample_late
 from .extensions.preview import coarse
 from .extensions.reuse import reusing
 from .family import Family, Networks

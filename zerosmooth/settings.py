@@ -22,8 +22,8 @@ import torch
 from .bus import Correction, HiddenStateBus
 from .cascade import Cascade
 from .config import ModelConfig, Sampling
-from .extensions import METHODS, OURS
-from .extensions.predictions import LIFTS, join_step
+from .extensions import LIFTS, METHODS, OURS
+from .extensions.predictions import join_step
 from .family import Family
 from .fields import PART, SEED, Range, UserError, check_fields, short
 
@@ -90,8 +90,8 @@ class Settings(Sampling):
                               PART] = Correction.a1_probability
     draw_seed: Annotated[int, "of the draws of A1 and A2", SEED] = 0
     color_correction: Annotated[bool, "match frames' latent colours to key frames' (A.2)"] = False
-    prediction: Annotated[Literal["none", "lines"],
-                          "correct predicted frames along lines between key frames'"] = "none"
+    prediction: Annotated[str, f"correct predicted frames: none, or along {', '.join(LIFTS)}"] = (
+        "none")
     join: Annotated[float, "share of the steps after which longer videos join in", PART] = 0.0
     reuse: Annotated[int, "compute deep features in one of so many steps", Range(1, 1000)] = 1
     resize: Annotated[Literal["crop", "pad", "stretch"],

@@ -1,7 +1,7 @@
 """What is not the paper's method: its baselines, and corrections, savings and previews of ours.
 
 A method is a file with a function of `sample_cascade`'s arguments, and an entry in METHODS. A
-correction of predicted frames is a file with a lift, and an entry in `predictions.LIFTS`.
+correction of predicted frames is a file with a lift, and an entry in LIFTS.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..cascade import sample_cascade
 from .ddnm import sample_ddnm
 from .freenoise import sample_freenoise
+from .motion import carried
+from .predictions import Lift, lines
 
 CORRECTION = ("spatial", "temporal", "kv_operator", "a1_probability", "draw_seed")
 OURS = (*CORRECTION, "prediction", "strength", "strength_schedule")
@@ -37,3 +39,4 @@ METHODS = {
     "freenoise": Method("windows; the first frames' noise, repeated in shuffled order",
                         sample_freenoise, idle=(*OURS, "color_correction", "join")),
 }
+LIFTS: dict[str, Lift] = {"lines": lines, "carried": carried}  # of corrections of predictions

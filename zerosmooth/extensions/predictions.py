@@ -28,7 +28,6 @@ def lines(n: int, y: Tensor, keys: Tensor | None = None) -> Tensor:
     return torch.lerp(y[:, left], y[:, right], share.to(y.dtype).view(-1, *[1] * (y.ndim - 2)))
 
 
-LIFTS: dict[str, Lift] = {"lines": lines}
 
 
 def anchored(scales: Sequence[int], lift: Lift) -> Hook:
