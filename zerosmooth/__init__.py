@@ -27,7 +27,7 @@ from .images import read_image
 from .pipeline import NonFiniteError, Pipeline, Subject, Video
 from .settings import PRESETS, Output, Running, Settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "FAMILIES",
     "PRESETS",
