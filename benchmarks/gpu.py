@@ -1,13 +1,15 @@
-"""All that a GPU is asked, in one command: whether results are right there, then how fast, and in how much memory.
+"""All that a GPU is asked, in one command: whether results are right there, then how fast, and in
+how much memory.
 
     python -m benchmarks.gpu --out gpu.json                         # about six minutes on an H100
     python -m benchmarks.gpu --parts golden steps --budget 120      # what matters first, and no longer than that
     python -m benchmarks.gpu --device cpu --tiny                    # that it runs through
 
-Networks have the published size and noise for weights, float16, and are guided. Every figure is printed and written to
-the JSON file as soon as it is known, so a run that is cut short keeps what it has. Exit status 1 if a check failed.
-Asked: 45% of the rate that the card reaches on large square matrices; 64 frames of VideoCrafter2 in 12 GB and 56 of
-Stable Video Diffusion in 24 GB with all memory settings; offloading at most 1.10 of the time, correction at most 1.15.
+Networks have the published size and noise for weights, float16, and are guided. Every figure is
+printed and written to the JSON file as soon as it is known, so a run that is cut short keeps what
+it has. Exit status 1 if a check failed. Asked: 45% of the rate that the card reaches on large
+square matrices; 64 frames of VideoCrafter2 in 12 GB and 56 of Stable Video Diffusion in 24 GB with
+all memory settings; offloading at most 1.10 of the time, correction at most 1.15.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ RUNNINGS = {  # settings that save memory
 }
 PRICES = {"offload": 1.1}  # of the plain run's seconds, asked
 GIGABYTES = {"vc2": 12.0, "svd": 24.0}  # asked of all settings together
-TINY: dict[str, Any] = {"channels": 64, "channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2)}
+TINY: dict[str, Any] = {"channels": 64, "channel_mult": (1, 2), "res_blocks": 1,
+                        "attention_resolutions": (1, 2)}
 
 
 class Report:
@@ -73,11 +76,12 @@ class Report:
         self.began = time.perf_counter()
         self.failed = False
 
-    def add(
-        self, part: str, name: str, value: float, unit: str = "", at_most: float | None = None, **more: Any
-    ) -> None:
-        """at_most: a bound; a line above it is a failure where it has no unit, and only missed where it has one."""
-        line = {"part": part, "name": name, "value": value, "unit": unit, "at_most": at_most, **more}
+    def add(self, part: str, name: str, value: float, unit: str = "", at_most: float | None = None,
+            **more: Any) -> None:
+        """at_most: a bound; a line above it is a failure where it has no unit, and only missed
+        where it has one."""
+        line = {"part": part, "name": name, "value": value, "unit": unit, "at_most": at_most,
+                **more}
         line = {key: entry for key, entry in line.items() if entry not in (None, "")}
         missed = at_most is not None and not value <= at_most
         self.failed |= missed and not unit
@@ -90,25 +94,29 @@ class Report:
 
     def write(self, **end: Any) -> None:
         if self.path is not None:
-            self.path.write_text(json.dumps({**self.facts, **end, "results": self.lines}, indent=1) + "\n")
+            self.path.write_text(json.dumps({**self.facts, **end, "results": self.lines}, indent=1)
+                                 + "\n")
 
 
 class Bench:
     """Networks of the published size on the device, and what is run on them."""
 
-    def __init__(self, args: argparse.Namespace, report: Report, counting: ProcessPoolExecutor) -> None:
+    def __init__(self, args: argparse.Namespace, report: Report,
+                 counting: ProcessPoolExecutor) -> None:
         self.args, self.report, self.counting = args, report, counting
         self.device = torch.device(args.device)
         self.cuda = self.device.type == "cuda"
         self.dtype = torch.float16 if self.cuda else torch.float32
-        self.network, self.rate = cache(self._network), cache(lambda: matrix_rate(self.device, self.dtype))
+        self.network, self.rate = cache(self._network), cache(lambda: matrix_rate(self.device,
+                                                                                  self.dtype))
         self.count = cache(self._count)
 
     def config(self, family: str) -> ModelConfig:
         config = FAMILIES[family].config
         if not self.args.tiny:
             return config
-        return replace(config, unet=replace(config.unet, **TINY), vae=replace(config.vae, channels=32))
+        return replace(config, unet=replace(config.unet, **TINY),
+                       vae=replace(config.vae, channels=32))
 
     def settings(self, family: str, **asked: Any) -> Settings:
         asked = {"dtype": str(self.dtype).removeprefix("torch."), **asked}
@@ -120,20 +128,17 @@ class Bench:
         told = FAMILIES[family].condition(self.config(family), fps, settings)
         return None if told is None else told.to(self.device)
 
-    def latents(self, family: str, frames: int, channels: int | None = None, batch: int = 1) -> Tensor:
+    def latents(self, family: str, frames: int, channels: int | None = None,
+                batch: int = 1) -> Tensor:
         settings, config = self.settings(family), self.config(family)
         height, width = settings.height, settings.width
-        shape = (
-            batch,
-            frames,
-            channels or config.unet.in_channels,
-            height // config.vae.factor,
-            width // config.vae.factor,
-        )
+        shape = (batch, frames, channels or config.unet.in_channels, height // config.vae.factor,
+                 width // config.vae.factor)
         return torch.randn(*shape, device=self.device, dtype=self.dtype)
 
     def context(self, family: str, batch: int = 1) -> Tensor:
-        return torch.randn(batch, *self.config(family).encoder.context_shape, device=self.device, dtype=self.dtype)
+        return torch.randn(batch, *self.config(family).encoder.context_shape, device=self.device,
+                           dtype=self.dtype)
 
     def synchronize(self) -> None:
         if self.cuda:
@@ -151,24 +156,30 @@ class Bench:
         return median(times[1:])
 
     def _network(self, family: str) -> Skeleton:
-        return noisy(lambda: FAMILIES[family].unet(self.config(family).unet), self.device, self.dtype)
+        return noisy(lambda: FAMILIES[family].unet(self.config(family).unet), self.device,
+                     self.dtype)
 
     def evaluation(self, family: str, network: Callable[..., object] | None = None) -> Callable[[], object]:
-        """One evaluation of the plain network, both branches of guidance, of the frames it was trained on."""
+        """One evaluation of the plain network, both branches of guidance, of the frames it was
+        trained on."""
         config, network = self.config(family), self.network(family) if network is None else network
         x, context = self.latents(family, config.unet.frames, batch=2), self.context(family, 2)
-        told, t = self.condition(family, 8.0, self.settings(family)), torch.full((2,), 1.0, device=self.device)
+        told, t = self.condition(family, 8.0, self.settings(family)), torch.full((2,), 1.0,
+                                                                                 device=self.device)
         numbers = None if told is None else told.expand(2, *told.shape)
         return partial(network, x, t, context, numbers)
 
-    def step(self, family: str, running: Running, steps: int, **asked: Any) -> tuple[float, int, int]:
-        """Seconds a step of all stages, and bytes on the device at most: beside what was there before, and reserved."""
+    def step(self, family: str, running: Running, steps: int, **asked: Any) -> tuple[float, int,
+                                                                                     int]:
+        """Seconds a step of all stages, and bytes on the device at most: beside what was there
+        before, and reserved."""
         config, network, settings = self.config(family), self.network(family), self.settings(family, **asked)
         cascade = settings.cascade
         z = self.latents(family, 1, 4)[:, 0] if config.unet.in_channels > config.unet.out_channels else None
         branches = [Branch(self.context(family), z)] * 2
         guided = Guidance(network, branches, settings, running.sequential_guidance)
-        told = [self.condition(family, settings.fps_of(stage), settings) for stage in range(cascade.stages)]
+        told = [self.condition(family, settings.fps_of(stage), settings)
+                for stage in range(cascade.stages)]
         sampler = config.sampler.sampler(steps, 0.0)
         noise = self.latents(family, cascade.frames_of(cascade.stages - 1), 4).float()
         began: list[float] = []
@@ -185,16 +196,19 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         with frame_chunks(network, running.frame_chunk):
-            sample_cascade(run, sampler, cascade, lambda step: noise, cascade.bus("cpu" if running.offload else None))
+            sample_cascade(run, sampler, cascade, lambda step: noise,
+                           cascade.bus("cpu" if running.offload else None))
         self.synchronize()
         began.append(time.perf_counter())
         seconds = [b - a for a, b in zip(began, began[1:])]
-        peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if self.cuda else (0, 0)
+        peak, reserved = (torch.cuda.max_memory_allocated(),
+                          torch.cuda.max_memory_reserved()) if self.cuda else (0, 0)
         return median(seconds[1:] or seconds), peak - before, reserved
 
     def _count(self, family: str, running: Running) -> Future[Needs]:
         """What `needs` says, in another process beside the card's work."""
-        return self.counting.submit(counted, family, self.config(family), self.settings(family), running)
+        return self.counting.submit(counted, family, self.config(family), self.settings(family),
+                                    running)
 
 
 def counted(family: str, config: ModelConfig, settings: Settings, running: Running) -> Needs:
@@ -219,8 +233,10 @@ def checks(name: str, bench: Bench) -> None:
 
 
 def steps(bench: Bench) -> None:
-    """A step of all stages with each memory setting: seconds, share of the matrix rate, memory, also as counted."""
-    futures = {key: bench.count(*key) for f in bench.args.families for key in [(f, r) for r in RUNNINGS.values()]}
+    """A step of all stages with each memory setting: seconds, share of the matrix rate, memory,
+    also as counted."""
+    futures = {key: bench.count(*key) for f in bench.args.families
+               for key in [(f, r) for r in RUNNINGS.values()]}
     bench.report.add("steps", "large square matrices", bench.rate() / 1e12, "TFLOP/s")
     for family in bench.args.families:
         plain: float | None = None
@@ -228,29 +244,33 @@ def steps(bench: Bench) -> None:
             try:
                 seconds, peak, reserved = bench.step(family, running, bench.args.steps)
             except torch.OutOfMemoryError:
-                bench.report.add("steps", f"{family} {name} does not fit into this card's memory", float("inf"), "GB")
+                bench.report.add("steps", f"{family} {name} does not fit into this card's memory",
+                                 float("inf"), "GB")
                 continue
             count = futures[family, running].result()
             plain = plain or seconds
             add = partial(bench.report.add, "steps")
             add(f"{family} {name}", seconds, "s a step", tflop=count.flops / 1e12)
-            add(f"{family} {name} of the matrix rate", count.flops / seconds / bench.rate(), "(0.45 is asked)")
+            add(f"{family} {name} of the matrix rate", count.flops / seconds / bench.rate(),
+                "(0.45 is asked)")
             if name != "plain":
                 add(f"{family} {name} / plain, seconds", seconds / plain, "times", PRICES.get(name))
             if bench.cuda:
                 whole = (count.weights + peak) / 1e9
-                add(f"{family} {name} weights and step", whole, "GB", GIGABYTES[family] if name == "all" else None)
-                add(f"{family} {name} step, measured / counted", peak / count.step, "times", 1 + COUNTED)
+                add(f"{family} {name} weights and step", whole, "GB", GIGABYTES[family] if name
+                    == "all" else None)
+                add(f"{family} {name} step, measured / counted", peak / count.step, "times", 1
+                    + COUNTED)
                 add(f"{family} {name} reserved", reserved / 1e9, "GB")
 
 
 def overhead(bench: Bench) -> None:
     """A corrected step against the same stages in windows without correction."""
     for family in bench.args.families:
-        corrected, windowed = (
-            bench.step(family, Running(), bench.args.steps, method=method)[0] for method in ("zerosmooth", "windowed")
-        )
-        bench.report.add("overhead", f"{family} corrected / windowed", corrected / windowed, "times", 1.15)
+        corrected, windowed = (bench.step(family, Running(), bench.args.steps, method=method)[0]
+                               for method in ("zerosmooth", "windowed"))
+        bench.report.add("overhead", f"{family} corrected / windowed", corrected / windowed,
+                         "times", 1.15)
 
 
 def profile(bench: Bench) -> None:
@@ -263,7 +283,8 @@ def profile(bench: Bench) -> None:
         with torch.profiler.profile(activities=activity) as profiler:
             seconds = bench.step(family, Running(), 1)[0]
         spent = "self_device_time_total" if bench.cuda else "self_cpu_time_total"
-        kinds = {entry.key: (getattr(entry, spent) / 1e6, entry.count) for entry in profiler.key_averages()}
+        kinds = {entry.key: (getattr(entry, spent) / 1e6, entry.count)
+                 for entry in profiler.key_averages()}
         busy = sum(t for t, _ in kinds.values())
         bench.report.add("profile", f"{family} step", seconds, "s", busy=busy)
         for kind, (t, count) in sorted(kinds.items(), key=lambda item: -item[1][0])[:25]:
@@ -271,16 +292,14 @@ def profile(bench: Bench) -> None:
 
 
 def layouts(bench: Bench) -> None:
-    """Memory layouts of images and of convolutions' kernels: one evaluation of the plain network."""
+    """Memory layouts of images and of convolutions' kernels: one evaluation of the plain
+    network."""
     kept = dict(kernels.LAYOUTS)
     try:
         for family in bench.args.families:
             network, work = bench.network(family), bench.evaluation(family)
-            for images, weights in (
-                ("contiguous", "contiguous"),
-                ("channels_last", "contiguous"),
-                ("channels_last", "channels_last"),
-            ):
+            for images, weights in (("contiguous", "contiguous"), ("channels_last", "contiguous"),
+                                    ("channels_last", "channels_last")):
                 kernels.LAYOUTS[bench.device.type] = FORMATS[images][0]
                 for p in network.parameters():
                     if p.ndim >= 4:
@@ -293,14 +312,13 @@ def layouts(bench: Bench) -> None:
         kernels.LAYOUTS.update(kept)
 
 
-FORMATS = {
-    "contiguous": (torch.contiguous_format, torch.contiguous_format),
-    "channels_last": (torch.channels_last, torch.channels_last_3d),
-}
+FORMATS = {"contiguous": (torch.contiguous_format, torch.contiguous_format),
+           "channels_last": (torch.channels_last, torch.channels_last_3d)}
 
 
 def layers(bench: Bench) -> None:
-    """Layers that can be computed in more than one way, at the sizes of 16 guided frames of 320x512."""
+    """Layers that can be computed in more than one way, at the sizes of 16 guided frames of
+    320x512."""
     n, c, h, w = (4, 64, 8, 8) if bench.args.tiny else (32, 320, 40, 64)
     make: dict[str, Any] = {"device": bench.device, "dtype": bench.dtype}
     x = torch.randn(n, c, h, w, **make)
@@ -314,14 +332,14 @@ def layers(bench: Bench) -> None:
     flat, flat_kernel = video.flatten(3), over.weight.squeeze(-1)  # b c f (h w), o i 3 1
     flat_last = flat.contiguous(memory_format=torch.channels_last)
     kernel_last = flat_kernel.contiguous(memory_format=torch.channels_last)
-    norm, own_norm = (
-        noisy(lambda: kind(32, c), bench.device, bench.dtype) for kind in (nn.GroupNorm, kernels.GroupNorm)
-    )
+    norm, own_norm = (noisy(lambda: kind(32, c), bench.device, bench.dtype)
+                      for kind in (nn.GroupNorm, kernels.GroupNorm))
     qkv = torch.randn(n // 2, 2 * h * w, 3 * c, **make)  # f l (three h d), as a temporal attention has it
     parts = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, d=64)
     q, k, v = (torch.randn(h * w * 2, c // 64, n // 2, 64, **make) for _ in range(3))  # l h f d
     tokens = torch.randn(1, n, h * w, c, **make)
-    wide, narrow = (noisy(partial(nn.Linear, c, out), bench.device, bench.dtype) for out in (8 * c, c))
+    wide, narrow = (noisy(partial(nn.Linear, c, out), bench.device, bench.dtype)
+                    for out in (8 * c, c))
     qs, ks, vs = (torch.randn(n, c // 64, h * w, 64, **make) for _ in range(3))
     works: dict[str, tuple[Callable[[], object], float]] = {
         "upsampling, transposed": (lambda: up(small), 0),
@@ -365,13 +383,14 @@ def layers(bench: Bench) -> None:
         "GELU gate": (lambda: tokens * F.gelu(tokens), 0),
         "copy": (lambda: x.clone(), 0),
     }
-    conv_last = noisy(lambda: nn.Conv2d(c, c, 3, padding=1), bench.device, bench.dtype).to(
-        memory_format=torch.channels_last
-    )
-    works["3x3 convolution, channels-last image and kernel"] = (lambda: conv_last(nhwc), 18 * c * x.numel())
+    conv_last = noisy(lambda: nn.Conv2d(c, c, 3, padding=1), bench.device,
+                      bench.dtype).to(memory_format=torch.channels_last)
+    works["3x3 convolution, channels-last image and kernel"] = (lambda: conv_last(nhwc), 18 * c
+                                                                * x.numel())
     for name, (work, flops) in works.items():
         seconds = bench.seconds(partial(repeated, work, 10)) / 10
-        bench.report.add("layers", name, 1e6 * seconds, "us", of_rate=round(flops / seconds / bench.rate(), 3) or None)
+        bench.report.add("layers", name, 1e6 * seconds, "us",
+                         of_rate=round(flops / seconds / bench.rate(), 3) or None)
 
 
 def by_kernel(backend: SDPBackend, parts: Tensor) -> Tensor:
@@ -399,8 +418,11 @@ def decode(bench: Bench) -> None:
         seconds = bench.seconds(lambda: vae.decode_raw(z), 2)
         bench.report.add("decode", f"{family} {len(z)} frames, {str(dtype)[6:]}", seconds, "s")
         if bench.cuda:
-            peak, count = torch.cuda.max_memory_allocated() - before, bench.count(family, Running()).result().decoding
-            bench.report.add("decode", f"{family} measured / counted", peak / count, "times", 1 + COUNTED, bytes=peak)
+            peak, count = torch.cuda.max_memory_allocated() - before, bench.count(family,
+                                                                                  Running()).result(
+                ).decoding
+            bench.report.add("decode", f"{family} measured / counted", peak / count, "times", 1
+                             + COUNTED, bytes=peak)
 
 
 def diffusers(bench: Bench) -> None:
@@ -419,13 +441,14 @@ def diffusers(bench: Bench) -> None:
         torch.set_default_dtype(default)
     ours = peers.ours_with("svd", theirs)
     x, context = bench.latents("svd", 14, batch=2), bench.context("svd", 2)
-    t, told = torch.full((2,), 1.0, device=bench.device), bench.condition("svd", 7.0, bench.settings("svd"))
+    t, told = torch.full((2,), 1.0, device=bench.device), bench.condition("svd", 7.0,
+                                                                          bench.settings("svd"))
     assert told is not None
     numbers = told.expand(2, 3)
-    run_ours, run_theirs = partial(ours, x, t, context, numbers), partial(theirs, x, t, context, added_time_ids=numbers)
-    bench.report.add(
-        "diffusers", "svd, difference", gpu_checks.difference(run_ours(), run_theirs().sample), at_most=0.1
-    )
+    run_ours, run_theirs = partial(ours, x, t, context, numbers), partial(theirs, x, t, context,
+                                                                          added_time_ids=numbers)
+    bench.report.add("diffusers", "svd, difference",
+                     gpu_checks.difference(run_ours(), run_theirs().sample), at_most=0.1)
     a, b = bench.seconds(run_ours), bench.seconds(run_theirs)
     bench.report.add("diffusers", "svd, diffusers", b, "s")
     bench.report.add("diffusers", "svd, ours / diffusers, plain network", a / b, "times", 1.0)
@@ -441,9 +464,8 @@ def compile(bench: Bench) -> None:
         work()
         bench.synchronize()
         bench.report.add("compile", f"{family} compiling", time.perf_counter() - began, "s")
-        bench.report.add(
-            "compile", f"{family} compiled / not, plain network", bench.seconds(work) / alone, "times", 1.0
-        )
+        bench.report.add("compile", f"{family} compiled / not, plain network", bench.seconds(work)
+                         / alone, "times", 1.0)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {  # in the order in which they matter
@@ -470,26 +492,29 @@ def stop(report: Report, part: list[str]) -> None:
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all, in this order")
-    parser.add_argument("--families", nargs="+", choices=GIGABYTES, default=list(GIGABYTES), help="default: vc2 svd")
-    parser.add_argument("--steps", type=int, default=3, help="of each run; the first does not count (default: 3)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop then, wherever it is (default: never)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of all results, written after each")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS),
+                        help="default: all, in this order")
+    parser.add_argument("--families", nargs="+", choices=GIGABYTES, default=list(GIGABYTES),
+                        help="default: vc2 svd")
+    parser.add_argument("--steps", type=int, default=3,
+                        help="of each run; the first does not count (default: 3)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="stop then, wherever it is (default: never)")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="JSON of all results, written after each")
     parser.add_argument("--device", default="cuda", help="default: cuda")
-    parser.add_argument("--tiny", action="store_true", help="networks of a few channels, to try the script")
+    parser.add_argument("--tiny", action="store_true",
+                        help="networks of a few channels, to try the script")
     args = parser.parse_args()
     cuda = args.device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         print("benchmarks.gpu: there is no CUDA device here; --device cpu --tiny tries the script")
         return 1
-    facts = {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "command": sys.argv[1:],
-    }
+    facts = {"device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+             "torch": torch.__version__, "cuda": torch.version.cuda,
+             "cudnn": torch.backends.cudnn.version() if cuda else None, "command": sys.argv[1:]}
     report = Report(args.out, facts)
     print(facts, flush=True)
     going = ["start"]

@@ -1,4 +1,5 @@
-"""Whether results on a device are those of the CPU: each check yields what it compared, the error, and its bound."""
+"""Whether results on a device are those of the CPU: each check yields what it compared, the error,
+and its bound."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Lines = Iterator[tuple[str, float, float]]
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the standard deviation of b; infinite where something is not finite."""
+    """Largest difference over the standard deviation of b; infinite where something is not
+    finite."""
     a, b = a.float().cpu(), b.float().cpu()
     value = ((a - b).abs().max() / b.std()).item()
     return value if value == value else float("inf")
@@ -52,7 +54,8 @@ def golden(device: torch.device) -> Lines:
     for dtype in halves(device):
         for path in files:
             value, bound = check(path, device, dtype)
-            yield f"{path.stem} {str(dtype)[6:]}", value, max(bound, ROUNDING * torch.finfo(dtype).eps)
+            yield f"{path.stem} {str(dtype)[6:]}", value, max(bound, ROUNDING
+                                                              * torch.finfo(dtype).eps)
 
 
 def halves(device: torch.device) -> tuple[torch.dtype, ...]:
@@ -61,40 +64,48 @@ def halves(device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 def sampled(pipeline: Pipeline, running: Running = Running(), **settings: Any) -> Tensor:
-    """The last stage's latents of one video of a shipped checkpoint, in two steps of the paper's method."""
+    """The last stage's latents of one video of a shipped checkpoint, in two steps of the paper's
+    method."""
     subject: str | Tensor = "a blue square moving up slowly"
     if "image" in pipeline.family.takes:
         subject = read_image(min((ROOT / "examples" / "first_frames").glob("*.png")))
-    (video,) = pipeline.sample(subject, seeds=7, running=running, **{"preset": "paper", "steps": 2, **settings})
+    (video,) = pipeline.sample(subject, seeds=7, running=running,
+                               **{"preset": "paper", "steps": 2, **settings})
     if running.offload and not video.bus_peak_bytes:
         raise ValueError(f"nothing is offloaded with {settings}, so nothing is checked")
     return video.latents[-1]
 
 
 def shipped(device: torch.device) -> Lines:
-    """Whole sampling runs of the shipped checkpoints: seeds mean the same, methods too, settings change nothing."""
+    """Whole sampling runs of the shipped checkpoints: seeds mean the same, methods too, settings
+    change nothing."""
     for name in SHIPPED:
         there, here = load(name, device, torch.float32), load(name, "cpu")
         plain = sampled(there, steps=4)
         yield f"{name}, the CPU's seed", difference(plain, sampled(here, steps=4)), EXACT
         yield f"{name}, the same again", difference(sampled(there, steps=4), plain), 0.0
-        yield f"{name}, offload", difference(sampled(there, Running(offload=True), steps=4), plain), 0.0
+        yield f"{name}, offload", difference(sampled(there, Running(offload=True), steps=4),
+                                             plain), 0.0
         saving = Running(offload=True, sequential_guidance=True, frame_chunk=3)
         yield f"{name}, {saving}", difference(sampled(there, saving, steps=4), plain), EXACT
-        others: dict[str, dict[str, Any]] = {method: {"method": method} for method in METHODS if method != "zerosmooth"}
+        others: dict[str, dict[str, Any]] = {method: {"method": method} for method in METHODS
+                                             if method != "zerosmooth"}
         others["anchored"] = {"preset": "anchored"}
         others["S and colours"] = {"kv_operator": "S", "color_correction": True}
         others["prediction"] = {"prediction": True}
         for method, asked in others.items():
-            yield f"{name}, {method}", difference(sampled(there, **asked), sampled(here, **asked)), EXACT
+            yield f"{name}, {method}", difference(sampled(there, **asked),
+                                                  sampled(here, **asked)), EXACT
         for dtype in halves(device):
             half = sampled(load(name, device, dtype), steps=4)
-            yield f"{name}, {str(dtype)[6:]}", difference(half, plain), ROUNDING * torch.finfo(dtype).eps
+            yield f"{name}, {str(dtype)[6:]}", difference(half,
+                                                          plain), ROUNDING * torch.finfo(dtype).eps
 
 
 def race(device: torch.device) -> Lines:
     """Offload where copies come late: work that waits for none would read what is not there yet."""
-    waiting: dict[str, dict[str, Any]] = {"offload": {}, "offload of inner levels": {"reuse": 2, "steps": 4}}
+    waiting: dict[str, dict[str, Any]] = {"offload": {},
+                                          "offload of inner levels": {"reuse": 2, "steps": 4}}
     waiting["offload of key frames"] = {"preset": "anchored", "new_frames": True}
     for name in SHIPPED:
         pipeline = load(name, device, torch.float32)
@@ -108,8 +119,8 @@ def race(device: torch.device) -> Lines:
 
 @contextmanager
 def delayed(pipeline: Pipeline, device: torch.device, late: str) -> Iterator[None]:
-    """Keep the card idle for a millisecond now and then: on side streams before what they do, on the network's own
-    before a module."""
+    """Keep the card idle for a millisecond now and then: on side streams before what they do, on
+    the network's own before a module."""
     if device.type != "cuda":
         yield
         return
@@ -124,7 +135,8 @@ def delayed(pipeline: Pipeline, device: torch.device, late: str) -> Iterator[Non
             super().__enter__()
             torch.cuda._sleep(2_000_000)
 
-    modules = [m for m in pipeline.networks.unet.modules() if hasattr(m, "heads")] if late != "copies" else []
+    modules = [m for m in pipeline.networks.unet.modules()
+               if hasattr(m, "heads")] if late != "copies" else []
     hooks = [module.register_forward_pre_hook(idle) for module in modules]
     try:
         if late == "network":
@@ -137,4 +149,5 @@ def delayed(pipeline: Pipeline, device: torch.device, late: str) -> Iterator[Non
             hook.remove()
 
 
-CHECKS: dict[str, Callable[[torch.device], Lines]] = {"golden": golden, "shipped": shipped, "race": race}
+CHECKS: dict[str, Callable[[torch.device], Lines]] = {"golden": golden, "shipped": shipped,
+                                                      "race": race}

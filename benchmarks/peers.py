@@ -1,6 +1,7 @@
 """The authors' networks and diffusers', at their published size, and ours with the same weights.
 
-The authors' repositories are given by path and imported from there; nothing of them is part of this one.
+The authors' repositories are given by path and imported from there; nothing of them is part of this
+one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ PREFIX = {"vc2": "model.diffusion_model.", "lavie": "unet.", "svd": "unet."}  # 
 
 @dataclass
 class Pair:
-    """A network of somebody else and ours with its weights, and one evaluation of each, on the same input."""
+    """A network of somebody else and ours with its weights, and one evaluation of each, on the same
+    input."""
 
     theirs: nn.Module
     ours: Skeleton
@@ -41,8 +43,8 @@ class Pair:
 
 
 def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair:
-    """Of a family's UNet, for the frames it was trained on. height, width: of the latents; path: of the authors'
-    repository, where the peer is theirs."""
+    """Of a family's UNet, for the frames it was trained on. height, width: of the latents; path: of
+    the authors' repository, where the peer is theirs."""
     torch.manual_seed(0)
     theirs = {"vc2": videocrafter, "lavie": lavie, "svd": svd}[family](path)
     theirs.eval().requires_grad_(False)
@@ -70,7 +72,8 @@ def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair
 
 
 def ours_with(family: str, theirs: nn.Module) -> Skeleton:
-    """Our network with the weights of a peer, through the converter's tables; most of them are not copied."""
+    """Our network with the weights of a peer, through the converter's tables; most of them are not
+    copied."""
     source = {
         PREFIX[family] + name: p.detach()
         for name, p in theirs.named_parameters()
@@ -80,7 +83,8 @@ def ours_with(family: str, theirs: nn.Module) -> Skeleton:
         ours: Any = FAMILIES[family].unet(FAMILIES[family].config.unet)
     expected = {f"unet.{name}": tuple(p.shape) for name, p in ours.state_dict().items()}
     table = FAMILIES[family].conversion.table(FAMILIES[family].config, source)
-    state = convert(table, {name: tuple(p.shape) for name, p in source.items()}, source.__getitem__, expected)
+    state = convert(table, {name: tuple(p.shape) for name, p in source.items()}, source.__getitem__,
+                    expected)
     ours.load_state_dict({name.removeprefix("unet."): x for name, x in state}, assign=True)
     return ours.eval().requires_grad_(False)
 
@@ -124,14 +128,14 @@ def lavie(path: Path | None) -> nn.Module:
     with imports(path, "models"):
         from models.unet import UNet3DConditionModel
 
-        return UNet3DConditionModel(
-            sample_size=64, cross_attention_dim=768, attention_head_dim=8, use_relative_position=True
-        )
+        return UNet3DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8,
+                                    use_relative_position=True)
 
 
 @contextmanager
 def imports(path: Path | None, *packages: str) -> Iterator[None]:
-    """Within, modules are found in a repository first; its top-level packages are forgotten before and after."""
+    """Within, modules are found in a repository first; its top-level packages are forgotten before
+    and after."""
     assert path is not None
 
     def forget() -> None:

@@ -1,9 +1,10 @@
-"""How time and memory grow with frames, size, stages and processes: VideoCrafter2's network at full size, on the CPU.
+"""How time and memory grow with frames, size, stages and processes: VideoCrafter2's network at full
+size, on the CPU.
 
     python -m benchmarks.scale              # writes docs/scale.png and docs/scale.json
 
-One line a ratio: what was measured over what growth in proportion to the latents would be. Memory is that of a process
-beyond its weights, so every point has a process of its own.
+One line a ratio: what was measured over what growth in proportion to the latents would be. Memory
+is that of a process beyond its weights, so every point has a process of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from .unets import step_of
 WINDOW = 16
 
 
-def point(frames: list[int], size: tuple[int, int], threads: int, repeats: int) -> tuple[float, int]:
-    """Seconds and bytes of one denoising step of stages of `frames`: corrected where there are several, in windows."""
+def point(frames: list[int], size: tuple[int, int], threads: int, repeats: int) -> tuple[float,
+                                                                                         int]:
+    """Seconds and bytes of one denoising step of stages of `frames`: corrected where there are
+    several, in windows."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     run, _, _ = step_of(argparse.Namespace(size=size))
@@ -56,14 +59,16 @@ def together(processes: int, threads: int, size: tuple[int, int], repeats: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="default: 16 to 256")
-    parser.add_argument("--size", type=int, nargs=2, default=(8, 16), help="latents, height and width (default: 8 16)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64, 128, 256],
+                        help="default: 16 to 256")
+    parser.add_argument("--size", type=int, nargs=2, default=(8, 16),
+                        help="latents, height and width (default: 8 16)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each point (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
-    parser.add_argument(
-        "--outdir", type=Path, default=Path("docs"), help="folder of picture and numbers (default: docs)"
-    )
+    parser.add_argument("--outdir", type=Path, default=Path("docs"),
+                        help="folder of picture and numbers (default: docs)")
     args = parser.parse_args()
     base = args.size[0], args.size[1]
     measure = partial(apart, point)
@@ -81,14 +86,16 @@ def main() -> None:
             per = seconds / work, memory / (frames[-1] * prod(size))  # stages run one after the other
             first = first or per
             grown = per[0] / first[0], per[1] / first[1]
-            found.setdefault(axis, []).append(
-                {axis: name, "latents": work, "seconds": seconds, "bytes": memory, "time": grown[0], "memory": grown[1]}
-            )
-            print(f"{axis} {name}  time {grown[0]:.2f}  memory {grown[1]:.2f}  ({seconds:.2f} s)", flush=True)
+            found.setdefault(axis,
+                             []).append({axis: name, "latents": work, "seconds": seconds,
+                                         "bytes": memory, "time": grown[0], "memory": grown[1]})
+            print(f"{axis} {name}  time {grown[0]:.2f}  memory {grown[1]:.2f}  ({seconds:.2f} s)",
+                  flush=True)
     one, two = together(1, 2, base, args.repeats), together(2, 1, base, args.repeats)
     print(f"two processes of one thread / one of two, throughput  {two / one:.2f}")
     args.outdir.mkdir(parents=True, exist_ok=True)
-    (args.outdir / "scale.json").write_text(json.dumps({**found, "two processes": two / one}, indent=1) + "\n")
+    (args.outdir
+     / "scale.json").write_text(json.dumps({**found, "two processes": two / one}, indent=1) + "\n")
     draw(found, args.outdir / "scale.png")
 
 
@@ -98,16 +105,17 @@ def draw(found: dict[str, list[dict[str, object]]], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(found), figsize=(4.2 * len(found), 6), layout="constrained")
+    figure, axes = pyplot.subplots(2, len(found), figsize=(4.2 * len(found), 6),
+                                   layout="constrained")
     for column, (axis, points) in zip(axes.T, found.items()):
         x = [point["latents"] for point in points]
-        for plot, key, unit, scale in zip(
-            column, ("seconds", "bytes"), ("s a step", "GB beyond the weights"), (1, 1e9)
-        ):
+        for plot, key, unit, scale in zip(column, ("seconds", "bytes"),
+                                          ("s a step", "GB beyond the weights"), (1, 1e9)):
             plot.plot(x, [float(str(point[key])) / scale for point in points], "o-")
             plot.set(xlabel=f"latents, by {axis}", ylabel=unit, xlim=(0, None), ylim=(0, None))
             for point in points:
-                plot.annotate(point[axis], (point["latents"], float(str(point[key])) / scale), fontsize="small")
+                plot.annotate(point[axis], (point["latents"], float(str(point[key])) / scale),
+                              fontsize="small")
     figure.savefig(path, dpi=90)
 
 

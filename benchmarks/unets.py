@@ -1,13 +1,14 @@
-"""Our networks against the authors' own and diffusers', and what the cascade adds; one line a row: name, ratio, limit.
+"""Our networks against the authors' own and diffusers', and what the cascade adds; one line a row:
+name, ratio, limit.
 
     python -m benchmarks.unets --videocrafter VideoCrafter/ --lavie LaVie/
     python -m benchmarks.unets --rows cascade memory
     python -m benchmarks.unets --rows cascade --repeats 0        # operations alone, counted at once
 
-Full size, float32 on the CPU, weights by the rule of `tests.parity`, latents of 16x24. Networks run by turns; a ratio
-is of medians, the peer's the better one of its default and its channels-last layout. A peer that is not given is
-skipped: diffusers comes with `pip install ".[benchmarks]"`, the authors' repositories by path. Exit status 1 if a limit
-is missed.
+Full size, float32 on the CPU, weights by the rule of `tests.parity`, latents of 16x24. Networks run
+by turns; a ratio is of medians, the peer's the better one of its default and its channels-last
+layout. A peer that is not given is skipped: diffusers comes with `pip install ".[benchmarks]"`, the
+authors' repositories by path. Exit status 1 if a limit is missed.
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ def setup(args: argparse.Namespace) -> None:
 def unet(family: str, args: argparse.Namespace) -> float:
     """Of one evaluation of a family's UNet. AssertionError if the outputs differ."""
     setup(args)
-    path = {"vc2": args.videocrafter, "lavie": args.lavie and args.lavie / "base", "svd": None}[family]
+    path = {"vc2": args.videocrafter, "lavie": args.lavie and args.lavie / "base",
+            "svd": None}[family]
     height, width = args.size
     pair = peers.pair(family, height, width, path)
     error = pair.error()
     assert error < 1e-3, f"the two networks differ by {error}"
-    laid = {
-        f"theirs, {name}": (partial(lay_out, pair.theirs, layout), pair.run_theirs) for name, layout in FORMATS.items()
-    }
+    laid = {f"theirs, {name}": (partial(lay_out, pair.theirs, layout), pair.run_theirs)
+            for name, layout in FORMATS.items()}
     seconds = by_turns({"ours": (lambda: None, pair.run_ours), **laid}, args.repeats)
     with FlopCounterMode(display=False) as counter:
         pair.run_ours()
@@ -86,7 +87,8 @@ def unet(family: str, args: argparse.Namespace) -> float:
     return ratio(*seconds.values())
 
 
-def lay_out(network: torch.nn.Module, layout: tuple[torch.memory_format, torch.memory_format]) -> None:
+def lay_out(network: torch.nn.Module,
+            layout: tuple[torch.memory_format, torch.memory_format]) -> None:
     """Put a network's convolutions into a memory layout; their outputs follow it."""
     for p in network.parameters():
         if p.ndim >= 4:
@@ -102,14 +104,16 @@ SHAPES: dict[str, dict[str, Any]] = {  # cascades, by the settings that make the
 
 
 def cascade(args: argparse.Namespace) -> dict[str, float]:
-    """Of each family, what a guided step of four times the frames takes for one of the first stage: by row, the worst
-    of them. Operations are counted; without repeats nothing is timed, and it is they that are compared."""
+    """Of each family, what a guided step of four times the frames takes for one of the first stage:
+    by row, the worst of them. Operations are counted; without repeats nothing is timed, and it is
+    they that are compared."""
     worst: dict[str, float] = {}
     for name in ("vc2", "lavie", "svd"):
         family = FAMILIES[name]
         taken = apart(steps, family, family.config, args)
         ratios = {kind: x / taken["first stage"] for kind, x in taken.items()}
-        print(f"    {name}: " + ", ".join(f"{kind} {x:.2f}" for kind, x in ratios.items()), flush=True)
+        print(f"    {name}: " + ", ".join(f"{kind} {x:.2f}" for kind, x in ratios.items()),
+              flush=True)
         worst = {kind: max(x, worst.get(kind, 0)) for kind, x in ratios.items()}
     joined = {kind: args.join + (1 - args.join) * x for kind, x in worst.items()}
     rows = {"cascade": worst["new frames"], "reuse": worst["reuse"]}
@@ -117,29 +121,31 @@ def cascade(args: argparse.Namespace) -> dict[str, float]:
 
 
 def steps(family: Family, config: ModelConfig, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a guided step of each of SHAPES, run by turns; or operations, where there are no repeats. Of
-    steps that are not alike, the mean."""
+    """Median seconds of a guided step of each of SHAPES, run by turns; or operations, where there
+    are no repeats. Of steps that are not alike, the mean."""
     setup(args)
     height, width = (n * config.vae.factor for n in args.size)
-    asked = {kind: settings_for(family, config, height=height, width=width, **own) for kind, own in SHAPES.items()}
-    counts: dict[str, float] = {kind: needs(family, config, settings).flops for kind, settings in asked.items()}
+    asked = {kind: settings_for(family, config, height=height, width=width, **own)
+             for kind, own in SHAPES.items()}
+    counts: dict[str, float] = {kind: needs(family, config, settings).flops
+                                for kind, settings in asked.items()}
     least = counts["first stage"]
-    texts = [f"{kind} {count / 1e12:.3f} TFLOP ({count / least:.3f})" for kind, count in counts.items()]
+    texts = [f"{kind} {count / 1e12:.3f} TFLOP ({count / least:.3f})"
+             for kind, count in counts.items()]
     print(f"    {family.name}: {', '.join(texts)}", flush=True)
     if not args.repeats:
         return counts
     network = filled(family.unet, config.unet)
     assert isinstance(network, Skeleton)
     more = config.unet.in_channels - config.vae.latent_channels  # of an image's latents, beside the noisy ones
-    branches = [
-        Branch(torch.randn(1, *config.encoder.context_shape), torch.randn(1, more, *args.size) if more else None)
-        for _ in range(2)
-    ]
+    branches = [Branch(torch.randn(1, *config.encoder.context_shape),
+                       torch.randn(1, more, *args.size) if more else None) for _ in range(2)]
 
     def step(settings: Settings) -> Work:
         shape, guided = settings.cascade, Guidance(network, branches, settings)
         told = [family.condition(config, settings.fps_of(s), settings) for s in range(shape.stages)]
-        xs = [torch.randn(1, shape.frames_of(s), config.vae.latent_channels, *args.size) for s in range(shape.stages)]
+        xs = [torch.randn(1, shape.frames_of(s), config.vae.latent_channels, *args.size)
+              for s in range(shape.stages)]
 
         def run() -> None:
             bus = shape.bus()
@@ -150,30 +156,28 @@ def steps(family: Family, config: ModelConfig, args: argparse.Namespace) -> dict
 
     work = {kind: step(settings) for kind, settings in asked.items()}
     seconds = by_turns({kind: (lambda: None, run) for kind, run in work.items()}, args.repeats)
-    seconds = {kind: [t / asked[kind].cascade.reuse for t in times] for kind, times in seconds.items()}
+    seconds = {kind: [t / asked[kind].cascade.reuse for t in times]
+               for kind, times in seconds.items()}
     say(seconds)
     return {kind: median(times) for kind, times in seconds.items()}
 
 
 def correction(args: argparse.Namespace) -> float:
-    """VideoCrafter2: all stages of a step, corrected, against the same stages in windows without correction."""
+    """VideoCrafter2: all stages of a step, corrected, against the same stages in windows without
+    correction."""
     setup(args)
     run, xs, shape = step_of(args)
     corrected, plain = shape.bus(), shape.bus()
-    seconds = by_turns(
-        {
-            "cascade": (lambda: None, lambda: cascade_step(run, xs, corrected, 0, 0.8)),
-            "windowed": (lambda: None, lambda: cascade_step(run, xs, plain, 0, 0.0)),
-        },
-        args.repeats,
-    )
+    seconds = by_turns({"cascade": (lambda: None, lambda: cascade_step(run, xs, corrected, 0, 0.8)),
+                        "windowed": (lambda: None, lambda: cascade_step(run, xs, plain, 0, 0.0))},
+                       args.repeats)
     say(seconds)
     return ratio(*seconds.values())
 
 
 def memory(args: argparse.Namespace) -> float:
-    """VideoCrafter2: peaks of whole processes, weights included, with glibc's own settings: others trade memory for
-    time."""
+    """VideoCrafter2: peaks of whole processes, weights included, with glibc's own settings: others
+    trade memory for time."""
     with patch.dict(os.environ):
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
             del os.environ[name]
@@ -195,14 +199,16 @@ def peak_of(what: str, args: argparse.Namespace) -> tuple[int, int]:
     return before, peak_bytes()
 
 
-def step_of(args: argparse.Namespace) -> tuple[Callable[[int, Tensor, Stage | None], Tensor], list[Tensor], Cascade]:
+def step_of(args: argparse.Namespace) -> tuple[Callable[[int, Tensor, Stage | None], Tensor],
+                                               list[Tensor], Cascade]:
     """VideoCrafter2's network at full size, with inputs for three stages, and their cascade."""
     family, shape = FAMILIES["vc2"], Cascade(16, (2, 2))
     config = family.config
     network = filled(family.unet, config.unet)
     assert isinstance(network, Skeleton)
     states = network.project_context(torch.randn(1, *config.encoder.context_shape))
-    xs = [torch.randn(1, shape.frames_of(s), config.unet.in_channels, *args.size) for s in range(shape.stages)]
+    xs = [torch.randn(1, shape.frames_of(s), config.unet.in_channels, *args.size)
+          for s in range(shape.stages)]
 
     def run(stage: int, x: Tensor, view: Stage | None) -> Tensor:
         told = family.condition(config, 8.0 * shape.scale_of(stage), Sampling())
@@ -223,18 +229,15 @@ def filled(kind: Callable[..., torch.nn.Module], *config: object) -> torch.nn.Mo
 
 
 def decode(args: argparse.Namespace) -> float:
-    """Stable Diffusion's autoencoder, which VideoCrafter2 and LaVie use: one video, chunk by chunk. Which layout
-    and chunk suit the peer best is tried on 16 frames."""
+    """Stable Diffusion's autoencoder, which VideoCrafter2 and LaVie use: one video, chunk by chunk.
+    Which layout and chunk suit the peer best is tried on 16 frames."""
     from diffusers import AutoencoderKL
 
     setup(args)
-    theirs: Any = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
+    theirs: Any = AutoencoderKL(block_out_channels=(128, 256, 512, 512),
+                                down_block_types=["DownEncoderBlock2D"] * 4,
+                                up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2,
+                                latent_channels=4)
     ours = filled(Autoencoder, FAMILIES["vc2"].config.vae)
     assert isinstance(ours, Autoencoder)
     z = torch.randn(args.frames, 4, *args.size)
@@ -243,25 +246,22 @@ def decode(args: argparse.Namespace) -> float:
         for part in z.split(chunk):
             theirs.decode(part)
 
-    kinds = {
-        f"theirs, {name}, {chunk} at a time": (partial(lay_out, theirs, layout), partial(run_theirs, chunk))
-        for name, layout in FORMATS.items()
-        for chunk in (1, 16)
-    }
+    kinds = {f"theirs, {name}, {chunk} at a time": (partial(lay_out, theirs, layout),
+                                                    partial(run_theirs, chunk))
+             for name, layout in FORMATS.items() for chunk in (1, 16)}
     tried = by_turns({name: (lay, partial(run, z[:16])) for name, (lay, run) in kinds.items()}, 2)
     best = min(kinds, key=lambda name: min(tried[name]))
     lay, run = kinds[best]
-    work: dict[str, tuple[Work, Work]] = {
-        "ours": (lambda: None, lambda: ours.decode(z, 16)),
-        best: (lay, partial(run, z)),
-    }
+    work: dict[str, tuple[Work, Work]] = {"ours": (lambda: None, lambda: ours.decode(z, 16)),
+                                          best: (lay, partial(run, z))}
     seconds = by_turns(work, args.repeats)
     say(seconds)
     return ratio(*seconds.values())
 
 
 def load(args: argparse.Namespace) -> float:
-    """Stable Video Diffusion from disk: our checkpoint as a whole, diffusers' three networks, of one precision.
+    """Stable Video Diffusion from disk: our checkpoint as a whole, diffusers' three networks, of
+    one precision.
 
     Files were just written, so both come from the system's cache."""
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -269,25 +269,17 @@ def load(args: argparse.Namespace) -> float:
 
     setup(args)
     svd = FAMILIES["svd"]
-    kinds: dict[str, Any] = {
-        "unet": UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20), num_frames=14),
-        "vae": AutoencoderKLTemporalDecoder(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            layers_per_block=2,
-            latent_channels=4,
-        ),
-        "image_encoder": CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=1280,
-                intermediate_size=5120,
-                num_hidden_layers=32,
-                num_attention_heads=16,
-                patch_size=14,
-                projection_dim=1024,
-            )
-        ),
-    }
+    kinds: dict[str,
+                Any] = {"unet": UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20,
+                                                                                      20),
+                                                                 num_frames=14),
+                        "vae": AutoencoderKLTemporalDecoder(block_out_channels=(128, 256, 512, 512),
+                                                            down_block_types=["DownEncoderBlock2D"]
+                                                            * 4, layers_per_block=2,
+                                                            latent_channels=4),
+                        "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(
+                hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
+                num_attention_heads=16, patch_size=14, projection_dim=1024))}
     with tempfile.TemporaryDirectory() as folder:
         for name, network in kinds.items():
             network.save_pretrained(Path(folder) / name)
@@ -295,19 +287,15 @@ def load(args: argparse.Namespace) -> float:
         kinds.clear()
         ours = Path(folder) / "ours.safetensors"
         networks = filled(Networks, svd, svd.config)
-        checkpoint.save(ours, svd, svd.config, networks.state_dict().items(), torch.float32, "the benchmark", "")
+        checkpoint.save(ours, svd, svd.config, networks.state_dict().items(), torch.float32,
+                        "the benchmark", "")
         del networks
 
         def theirs() -> list[object]:
             return [kind.from_pretrained(Path(folder) / name) for name, kind in classes.items()]
 
-        seconds = by_turns(
-            {
-                "ours": (lambda: None, lambda: checkpoint.load(ours)),
-                "diffusers": (lambda: None, theirs),
-            },
-            args.repeats,
-        )
+        seconds = by_turns({"ours": (lambda: None, lambda: checkpoint.load(ours)),
+                            "diffusers": (lambda: None, theirs)}, args.repeats)
     say(seconds)
     return ratio(*seconds.values())
 
@@ -329,16 +317,21 @@ def lacking(row: str, args: argparse.Namespace) -> str | None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videocrafter", type=Path, metavar="PATH", help="the authors' repository (peer of vc2)")
-    parser.add_argument("--lavie", type=Path, metavar="PATH", help="the authors' repository (peer of lavie)")
-    parser.add_argument("--rows", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(16, 24), help="latents, height and width (default: 16 24)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videocrafter", type=Path, metavar="PATH",
+                        help="the authors' repository (peer of vc2)")
+    parser.add_argument("--lavie", type=Path, metavar="PATH",
+                        help="the authors' repository (peer of lavie)")
+    parser.add_argument("--rows", nargs="+", choices=MEASURES, default=list(MEASURES),
+                        help="default: all")
+    parser.add_argument("--size", type=int, nargs=2, default=(16, 24),
+                        help="latents, height and width (default: 16 24)")
     parser.add_argument("--frames", type=int, default=64, help="that are decoded (default: 64)")
-    parser.add_argument("--join", type=float, default=0.6, help="as of sample.py, in rows join and both (default: 0.6)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each, by turns (default: 5)")
+    parser.add_argument("--join", type=float, default=0.6,
+                        help="as of sample.py, in rows join and both (default: 0.6)")
+    parser.add_argument("--repeats", type=int, default=5,
+                        help="runs of each, by turns (default: 5)")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     return parser
 
@@ -364,7 +357,8 @@ def main() -> int:
         for key, got in value.items() if isinstance(value, dict) else [(row, value)]:
             name, limit = ROWS[key]
             missed |= got > limit
-            print(f"{name}  {got:.2f}  at most {limit}{'  MISSED' if got > limit else ''}", flush=True)
+            print(f"{name}  {got:.2f}  at most {limit}{'  MISSED' if got > limit else ''}",
+                  flush=True)
     return int(missed)
 
 

@@ -1,4 +1,5 @@
-"""Makes the pictures of docs/method.md again, from the small checkpoints and the example that ship with the code.
+"""Makes the pictures of docs/method.md again, from the small checkpoints and the example that ship
+with the code.
 
 pip install ".[plots]" && python docs/figures.py        # some minutes on two cores
 """
@@ -45,7 +46,8 @@ PROMPT, SEED = "a red circle moving right quickly on a gray background", 3
 
 
 class Recorder(HiddenStateBus):
-    """A bus that lets a function see what each module exchanged and how far correction moved its output."""
+    """A bus that lets a function see what each module exchanged and how far correction moved its
+    output."""
 
     def __init__(self, see: Callable[..., None], *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -62,7 +64,8 @@ class RecordingStage(Stage):
     def exchange(self, module: str, part: str, **states: Any) -> dict[str, Tensor] | None:
         corrected = super().exchange(module, part, **states)
         object.__setattr__(self, "module", module)
-        self.bus.see("states", self, module, part, {name: x for name, (x, _) in states.items()}, corrected)
+        self.bus.see("states", self, module, part, {name: x for name, (x, _) in states.items()},
+                     corrected)
         return corrected
 
     def blend(self, o: Tensor, o_hat: Tensor) -> Tensor:
@@ -89,16 +92,20 @@ def scene(pipeline: Pipeline) -> Scene:
 
 def operators() -> pyplot.Figure:
     """S, A1 and A2 for 8 frames and 4 key frames, their inverses, and what they see."""
-    figure, axes = pyplot.subplots(3, 3, figsize=(9, 8), layout="constrained", width_ratios=(8, 4, 8))
+    figure, axes = pyplot.subplots(3, 3, figsize=(9, 8), layout="constrained",
+                                   width_ratios=(8, 4, 8))
     for row, M in zip(axes, (S(2), A1(2), A2(2))):
         matrix = M.matrix(8)
         inverse = M.lift(torch.eye(4)[None])[0]
         name = type(M).__name__
-        for axis, x, title in zip(row, (matrix, inverse, inverse @ matrix), (name, f"{name}†", f"{name}†{name}: seen")):
+        for axis, x, title in zip(row, (matrix, inverse, inverse @ matrix),
+                                  (name, f"{name}†", f"{name}†{name}: seen")):
             axis.imshow(x, cmap="Blues", vmin=0, vmax=1)
             for (i, j), v in torch_items(x):
-                axis.text(j, i, f"{v:g}", ha="center", va="center", color="white" if v > 0.6 else "black", fontsize=8)
-            axis.set(title=title, xlabel="frame" if x.shape[1] == 8 else "key frame", xticks=range(x.shape[1]))
+                axis.text(j, i, f"{v:g}", ha="center", va="center", color="white" if v > 0.6
+                          else "black", fontsize=8)
+            axis.set(title=title, xlabel="frame" if x.shape[1] == 8 else "key frame",
+                     xticks=range(x.shape[1]))
             axis.set(ylabel="frame" if x.shape[0] == 8 else "key frame", yticks=range(x.shape[0]))
     return figure
 
@@ -108,9 +115,11 @@ def torch_items(x: Tensor) -> list[tuple[tuple[int, int], float]]:
 
 
 def back_projection(pipeline: Pipeline, steps: int) -> pyplot.Figure:
-    """One channel of one token of a spatial key over the frames: before correction, the key frames', and corrected.
+    """One channel of one token of a spatial key over the frames: before correction, the key
+    frames', and corrected.
 
-    It is the number that varies most over time. Bars: means of the frames that a row of the operator averages."""
+    It is the number that varies most over time. Bars: means of the frames that a row of the
+    operator averages."""
     kept: dict[tuple[int, str], Tensor] = {}
 
     def see(kind: str, view: Stage, module: str, part: str, states: Any, corrected: Any) -> None:
@@ -126,7 +135,8 @@ def back_projection(pipeline: Pipeline, steps: int) -> pyplot.Figure:
     for axis, M in zip(axes, (S(2), A1(2), A2(2))):
         corrected = back_project(x[None], y[None], M)[0]
         axis.plot(x, "o-", color="silver", label="before this correction")
-        axis.plot(torch.arange(len(y)) * 2, y, "D", color="tab:blue", label="the short video's key frames")
+        axis.plot(torch.arange(len(y)) * 2, y, "D", color="tab:blue",
+                  label="the short video's key frames")
         axis.plot(corrected, ".-", color="tab:red", label="back-projected")
         if not isinstance(M, S):
             for row, seen in zip(M.matrix(len(x)), M.measure(corrected[None])[0]):
@@ -146,19 +156,14 @@ def attention_windows(frames: int) -> pyplot.Figure:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 3), layout="constrained")
     for i, ((start, end), share) in enumerate(zip(spans, fusion_matrix(spans))):
         axes[0].barh(i, end - start, left=start - 0.5, height=0.6, color=f"C{i}")
-        axes[0].text(
-            (start + end - 1) / 2,
-            i,
-            f"window {i}: frames {start} to {end - 1}",
-            color="white",
-            ha="center",
-            va="center",
-            fontsize=8,
-        )
+        axes[0].text((start + end - 1) / 2, i, f"window {i}: frames {start} to {end - 1}",
+                     color="white", ha="center", va="center", fontsize=8)
         axes[1].plot(range(start, end), share, "o-", markersize=3, label=f"window {i}")
-    axes[0].set(title=f"windows of {frames} in {total} frames", xlabel="frame", yticks=[], xlim=(-1, total))
+    axes[0].set(title=f"windows of {frames} in {total} frames", xlabel="frame", yticks=[],
+                xlim=(-1, total))
     axes[0].invert_yaxis()
-    axes[1].set(title="share of each window's output in a frame", xlabel="frame", ylabel="share", ylim=(0, 1.05))
+    axes[1].set(title="share of each window's output in a frame", xlabel="frame", ylabel="share",
+                ylim=(0, 1.05))
     return figure
 
 
@@ -167,12 +172,10 @@ def positions(frames: int) -> pyplot.Figure:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for stage in range(3):
         f = frames * 2**stage
-        axes[0].plot(
-            torch.arange(f) / f * 2, torch.arange(f) * frames / f, "o", markersize=7 - 2 * stage, label=f"{f} frames"
-        )
-    axes[0].set(
-        title=f"absolute: frame * {frames} / frames", xlabel="seconds", ylabel="position that the network is told"
-    )
+        axes[0].plot(torch.arange(f) / f * 2, torch.arange(f) * frames / f, "o", markersize=7 - 2
+                     * stage, label=f"{f} frames")
+    axes[0].set(title=f"absolute: frame * {frames} / frames", xlabel="seconds",
+                ylabel="position that the network is told")
     axes[0].legend()
     total = 2 * frames
     seen = torch.full((total, total), float("nan"))
@@ -180,7 +183,8 @@ def positions(frames: int) -> pyplot.Figure:
         at = torch.arange(frames)
         seen[start:end, start:end] = (at[None] - at[:, None]).float()
     image = axes[1].imshow(seen, cmap="coolwarm")
-    axes[1].set(title="relative: distances that attention ever sees", xlabel="key's frame", ylabel="query's frame")
+    axes[1].set(title="relative: distances that attention ever sees", xlabel="key's frame",
+                ylabel="query's frame")
     figure.colorbar(image, ax=axes[1], label="key's frame less query's; white: never seen")
     return figure
 
@@ -191,7 +195,8 @@ def noise(frames: int) -> pyplot.Figure:
     figure, axis = pyplot.subplots(figsize=(11, 2.8), layout="constrained")
     for stage, values in enumerate(by_stage(x, (2, 2))):
         at = torch.arange(values.shape[1]) * 4 / 2**stage
-        axis.plot(at, values[0], "o", markersize=13 - 4 * stage, label=f"stage {stage}: {len(at)} frames")
+        axis.plot(at, values[0], "o", markersize=13 - 4 * stage,
+                  label=f"stage {stage}: {len(at)} frames")
     axis.set(xlabel="frame of the last stage", ylabel="noise of one pixel")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -220,19 +225,22 @@ def modules(pipeline: Pipeline, steps: int) -> pyplot.Figure:
     make(pipeline, see, scales=(2,), strength_schedule="constant", steps=steps)
     names = list(moved)  # in the order in which they run
     figure, axis = pyplot.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
-    image = axis.imshow(torch.tensor([moved[name] for name in names]), aspect="auto", cmap="viridis", vmin=0)
+    image = axis.imshow(torch.tensor([moved[name] for name in names]), aspect="auto",
+                        cmap="viridis", vmin=0)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="step (0 is the noisiest)")
     figure.colorbar(image, label="$|\\hat o - o| \\; / \\; |o|$")
     return figure
 
 
 def slices(rows: dict[str, dict[str, Tensor]]) -> pyplot.Figure:
-    """x-t slices of videos, the same line of pixels in all of a row; dotted: the shape's path in the key frames.
+    """x-t slices of videos, the same line of pixels in all of a row; dotted: the shape's path in
+    the key frames.
 
     rows: by model, uint8 f h w 3 by name, key frames first."""
     columns = max(map(len, rows.values()))
     size = (2.6 * columns, 3.1 * len(rows))
-    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, layout="constrained",
+                                   squeeze=False)
     for line_of_axes, (model, videos) in zip(axes, rows.items()):
         keys = next(iter(videos.values()))
         axis, line = busiest_line(keys.numpy())
@@ -240,11 +248,14 @@ def slices(rows: dict[str, dict[str, Tensor]]) -> pyplot.Figure:
         if path.isnan().any():  # nothing of the small world
             path = path_along(torch.from_numpy(line_over_time(keys.numpy(), axis, line)).float())
         for plot, (name, frames) in zip(line_of_axes, videos.items()):
-            plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto", interpolation="nearest")
-            plot.plot(torch.arange(len(keys)) * (len(frames) // len(keys)), path, ":", color="dodgerblue", linewidth=2)
+            plot.imshow(line_over_time(frames.numpy(), axis, line), aspect="auto",
+                        interpolation="nearest")
+            plot.plot(torch.arange(len(keys)) * (len(frames) // len(keys)), path, ":",
+                      color="dodgerblue", linewidth=2)
             plot.set_title(f"{name}\n{len(frames)} frames", fontsize=9)
             plot.set(xlabel="time", xticks=[], yticks=[])
-        line_of_axes[0].set_ylabel(f"{model}\npixel {'column' if axis == 2 else 'row'} {line} of every frame")
+        line_of_axes[0].set_ylabel(
+            f"{model}\npixel {'column' if axis == 2 else 'row'} {line} of every frame")
         for plot in line_of_axes[len(videos) :]:
             plot.axis("off")
     return figure
@@ -271,19 +282,19 @@ def methods() -> pyplot.Figure:
 
 
 def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
-    """Back-projection of the predicted latents (DDNM) against back-projection of hidden states, part by part.
+    """Back-projection of the predicted latents (DDNM) against back-projection of hidden states,
+    part by part.
 
-    Of drawn scenes, with the inserted frames' distance from uniform motion between the key frames around them."""
-    changes: dict[str, dict[str, Any]] = {
-        "windows alone": {"method": "windowed"},
-        "on latents (DDNM)": {"method": "ddnm"},
-        "on spatial states": {"temporal": False},
-        "on temporal states": {"spatial": False},
-        "on both": {},
-    }
+    Of drawn scenes, with the inserted frames' distance from uniform motion between the key frames
+    around them."""
+    changes: dict[str, dict[str, Any]] = {"windows alone": {"method": "windowed"},
+                                          "on latents (DDNM)": {"method": "ddnm"},
+                                          "on spatial states": {"temporal": False},
+                                          "on temporal states": {"spatial": False}, "on both": {}}
     base = Cascade(tiny_dit.FRAMES)
     made = {name: smooth(change(base, **changed)) for name, changed in changes.items()}
-    rows = {"the example": {"key frames": made["on both"][0]} | {name: frames[-1] for name, frames in made.items()}}
+    rows = {"the example": {"key frames": made["on both"][0]}
+            | {name: frames[-1] for name, frames in made.items()}}
     for model, pipeline in pipelines.items():
         row = {}
         for name, changed in {**changes, "anchored": {"preset": "anchored"}}.items():
@@ -296,12 +307,16 @@ def parts(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
 
 
 def correlation(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Figure:
-    """How alike neighbouring frames are in what the networks see and make, by step, in stage 0; and how alike frames
-    of two seeds are, which have only in common what every video of the subject has."""
+    """How alike neighbouring frames are in what the networks see and make, by step, in stage 0; and
+    how alike frames of two seeds are, which have only in common what every video of the subject
+    has."""
     size = (4.2 * len(pipelines), 3.8)
-    figure, axes = pyplot.subplots(1, len(pipelines), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(1, len(pipelines), figsize=size, layout="constrained",
+                                   sharey=True, squeeze=False)
     for axis, (model, pipeline) in zip(axes[0], pipelines.items()):
-        for i, (kind, by_step) in enumerate(alike_by_step(pipeline, steps or pipeline.config.defaults.steps).items()):
+        for i, (kind, by_step) in enumerate(alike_by_step(pipeline, steps
+                                                          or pipeline.config.defaults.steps).items(
+                )):
             neighbours, strangers = zip(*by_step)
             axis.plot(neighbours, ".-", color=f"C{i}", label=kind)
             axis.plot(strangers, "--", color=f"C{i}", linewidth=1)
@@ -309,18 +324,22 @@ def correlation(pipelines: dict[str, Pipeline], steps: int | None) -> pyplot.Fig
     axes[0, 0].set_ylabel("correlation of frames")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     handles.append(axes[0, 0].plot([], [], "--", color="gray")[0])
-    figure.legend(handles, [*labels, "the same frame, two seeds"], loc="outside lower center", ncols=3)
+    figure.legend(handles, [*labels, "the same frame, two seeds"], loc="outside lower center",
+                  ncols=3)
     return figure
 
 
 def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[tuple[float, float]]]:
-    """Mean correlation of neighbouring frames, and of frames of two seeds, by kind of what is looked at and step."""
+    """Mean correlation of neighbouring frames, and of frames of two seeds, by kind of what is
+    looked at and step."""
     frames, latent = pipeline.config.unet.frames, pipeline.config.unet.out_channels
     found: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
-    kinds = {SpatialSelfAttention: "before spatial attention", TemporalAttention: "before temporal attention"}
+    kinds = {SpatialSelfAttention: "before spatial attention",
+             TemporalAttention: "before temporal attention"}
 
     def alike(x: Tensor) -> tuple[float, float]:
-        """x: 2 f n, of two seeds; mean correlations of each frame's numbers with the next one's, and the other's."""
+        """x: 2 f n, of two seeds; mean correlations of each frame's numbers with the next one's,
+        and the other's."""
         x = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
         x = x / x.norm(dim=2, keepdim=True)
         return (x[0, 1:] * x[0, :-1]).sum(1).mean().item(), (x[0] * x[1]).sum(1).mean().item()
@@ -331,7 +350,8 @@ def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[tuple[float,
             found[kind].append([])
 
     def res(module: nn.Module, args: tuple, output: Tensor) -> None:
-        found["after ResNet blocks"][-1].append(alike(output[: 2 * frames].unflatten(0, (2, frames))))
+        found["after ResNet blocks"][-1].append(alike(output[: 2 * frames].unflatten(0,
+                                                                                     (2, frames))))
 
     def attention(module: nn.Module, args: tuple) -> None:
         found[kinds[type(module)]][-1].append(alike(args[0][:2]))
@@ -345,14 +365,13 @@ def alike_by_step(pipeline: Pipeline, steps: int) -> dict[str, list[tuple[float,
     pipeline.sample(two, seeds=[SEED, SEED + 1], scales=(), steps=steps)
     for handle in handles:
         handle.remove()
-    return {
-        kind: [(mean([a for a, _ in values]), mean([b for _, b in values])) for values in by_step]
-        for kind, by_step in found.items()
-    }
+    return {kind: [(mean([a for a, _ in values]), mean([b for _, b in values]))
+                   for values in by_step] for kind, by_step in found.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--ckpt",
         nargs="+",
@@ -361,9 +380,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="of sampling (default: the checkpoint's own)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these pictures alone")
-    parser.add_argument(
-        "--outdir", type=Path, default=Path(__file__).parent, help="folder of the pictures (default: here)"
-    )
+    parser.add_argument("--outdir", type=Path, default=Path(__file__).parent,
+                        help="folder of the pictures (default: here)")
     args = parser.parse_args()
     pipelines = {Path(name).stem: zerosmooth.load(name) for name in args.ckpt}
     pipeline = next(iter(pipelines.values()))

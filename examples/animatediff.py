@@ -1,12 +1,14 @@
-"""AnimateDiff (Guo et al. 2023, arXiv 2307.04725): Stable Diffusion 1.5, or a fine-tune of it, with motion modules.
+"""AnimateDiff (Guo et al. 2023, arXiv 2307.04725): Stable Diffusion 1.5, or a fine-tune of it, with
+motion modules.
 
     python -m weights_convert --family examples/animatediff.py SD15 --motion v3_sd15_mm.ckpt -o ad.safetensors
     python sample.py --family examples/animatediff.py --ckpt ad.safetensors --prompt "..."
 
-A family in one file: the network, the names of its published weights, and its settings. Behind every ResNet block of
-Stable Diffusion, after its spatial transformer where it has one, stands a motion module: attention along the frames,
-twice, with absolute positions, and a feed-forward. The versions differ little: v2 has one more in the middle, and v1
-was trained with ResNet blocks whose norms see all frames together.
+A family in one file: the network, the names of its published weights, and its settings. Behind
+every ResNet block of Stable Diffusion, after its spatial transformer where it has one, stands a
+motion module: attention along the frames, twice, with absolute positions, and a feed-forward. The
+versions differ little: v2 has one more in the middle, and v1 was trained with ResNet blocks whose
+norms see all frames together.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class AnimateDiffConfig(SkeletonConfig):
 
     @property
     def res_across_frames(self) -> bool:
-        """Whether all frames share the statistics of the norms in ResNet blocks and of the last norm."""
+        """Whether all frames share the statistics of the norms in ResNet blocks and of the last
+        norm."""
         return self.version == "v1" and self.norms == "authors"
 
 
@@ -66,15 +69,17 @@ class AnimateDiffUNet(Skeleton):
 
 
 class AnimateDiffBlock(Block):
-    """Norms see one frame each, as the weights were trained, but for v1's ResNet blocks, where they see all together.
+    """Norms see one frame each, as the weights were trained, but for v1's ResNet blocks, where they
+    see all together.
 
-    diffusers has it otherwise: its ResNet blocks' norms see one frame, and its motion modules' all frames.
+    diffusers has it otherwise: its ResNet blocks' norms see one frame, and its motion modules' all
+    frames.
     """
 
-    def __init__(
-        self, c: AnimateDiffConfig, channels: int, out: int, attention: bool, second_res: bool = False, **more: bool
-    ) -> None:
-        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups, across_frames=c.res_across_frames)
+    def __init__(self, c: AnimateDiffConfig, channels: int, out: int, attention: bool,
+                 second_res: bool = False, **more: bool) -> None:
+        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups,
+                      across_frames=c.res_across_frames)
         super().__init__(res, channels, out, second_res, **more)
         self.transformer = SpatialTransformer(c, out) if attention else None
         middle = second_res
@@ -101,9 +106,9 @@ class MotionModule(Transformer):
 class MotionBlock(nn.Module):
     """h: b f l d. Twice self-attention along the frames, then feed-forward.
 
-    Each attention adds the frames' positions to what it attends with, values too. On the bus they are those of the key
-    frames and of the places between them (paper Eq. 16), so there can be more frames than the motion modules were
-    trained on.
+    Each attention adds the frames' positions to what it attends with, values too. On the bus they
+    are those of the key frames and of the places between them (paper Eq. 16), so there can be more
+    frames than the motion modules were trained on.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -155,7 +160,8 @@ MOTION = Table(  # in the authors' names, and in diffusers'
 
 
 def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
-    """All networks, from a folder of Stable Diffusion or a single file (`sd.`), and motion modules (`motion.`)."""
+    """All networks, from a folder of Stable Diffusion or a single file (`sd.`), and motion modules
+    (`motion.`)."""
     motion = "motion_modules", "motion", MOTION
     lists = ("resnets", "res", diffusers.RES), ("attentions", "transformer", SPATIAL), motion
     text = diffusers.TEXT.within("sd.cond_stage_model.transformer.", "encoder.")
@@ -198,22 +204,31 @@ def version_of(shapes: Shapes) -> str:
 
 class AnimateDiffConversion(Conversion):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--motion", type=Path, help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
+        parser.add_argument("--motion", type=Path,
+                            help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
         lora.add_arguments(parser)
-        parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s)")
+        parser.add_argument("--norms", choices=NORMS, default=NORMS[0],
+                            help="whose norms (default: %(default)s)")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
-        """A folder of Stable Diffusion or one file in the names of latent diffusion; motion modules; LoRAs."""
+        """A folder of Stable Diffusion or one file in the names of latent diffusion; motion
+        modules; LoRAs."""
         folders = "unet", "vae", "text_encoder"
-        parts = open_folder(path, folders) if path.is_dir() else {"sd": open_source(path, takes=(AVERAGED,))}
+        parts = open_folder(path,
+                            folders) if path.is_dir() else {"sd": open_source(path,
+                                                                              takes=(AVERAGED,))}
         if (motion := args.motion) is not None:
             folder = motion.is_dir()
-            parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
+            parts["motion"] = open_folder(motion.parent,
+                                          (motion.name,))[motion.name] if folder else open_source(
+                motion)
         return lora.merge(join(path, parts), table(FAMILY.config), args)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         assert isinstance(config.unet, AnimateDiffConfig)
-        return replace(config, unet=replace(config.unet, version=version_of(source.shapes), norms=args.norms))
+        return replace(config,
+                       unet=replace(config.unet, version=version_of(source.shapes),
+                                    norms=args.norms))
 
 
 # --- the family
@@ -221,21 +236,12 @@ class AnimateDiffConversion(Conversion):
 
 class AnimateDiff(Family):
     name = "animatediff"
-    config = ModelConfig(
-        "animatediff",
-        AnimateDiffConfig(),
-        AutoencoderConfig(),
-        TextConfig(width=768, heads=12, layers=12, pad_token=49407, activation="quick_gelu"),
-        DDIMConfig(beta_schedule="linear", ends_clean=True),
-        Defaults(
-            height=512,
-            width=512,
-            steps=25,
-            eta=0.0,
-            guidance_scale=7.5,
-            negative_prompt="low quality, blurry, distorted, watermark",
-        ),
-    )
+    config = ModelConfig("animatediff", AnimateDiffConfig(), AutoencoderConfig(),
+                         TextConfig(width=768, heads=12, layers=12, pad_token=49407,
+                                    activation="quick_gelu"),
+                         DDIMConfig(beta_schedule="linear", ends_clean=True),
+                         Defaults(height=512, width=512, steps=25, eta=0.0, guidance_scale=7.5,
+                                  negative_prompt="low quality, blurry, distorted, watermark"))
     conversion = AnimateDiffConversion(table)
 
     def unet(self, config: AnimateDiffConfig) -> nn.Module:

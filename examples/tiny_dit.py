@@ -1,11 +1,13 @@
-"""A backbone that the package does not know: a diffusion transformer over pixels, made smooth by the same bus.
+"""A backbone that the package does not know: a diffusion transformer over pixels, made smooth by
+the same bus.
 
     python examples/tiny_dit.py             # seconds: 8, 16 and 32 frames of a disc, and a picture of them
     python examples/tiny_dit.py --train     # trains it again first: some minutes on two cores
 
-What a network of your own needs is marked (1) to (6); docs/new_backbone.md walks through it. Everything else is an
-ordinary small DiT (Peebles & Xie 2023, arXiv 2212.09748) over frames, with rectified flow (Liu et al. 2022, arXiv
-2209.03003): a video of 8 frames of 24 x 24 grey pixels, whose label says from which side a disc crosses it.
+What a network of your own needs is marked (1) to (6); docs/new_backbone.md walks through it.
+Everything else is an ordinary small DiT (Peebles & Xie 2023, arXiv 2212.09748) over frames, with
+rectified flow (Liu et al. 2022, arXiv 2209.03003): a video of 8 frames of 24 x 24 grey pixels,
+whose label says from which side a disc crosses it.
 """
 
 from __future__ import annotations
@@ -47,13 +49,15 @@ class TinyDiT(nn.Module):
         name_modules(self)  # (2) each attention module gets its name on the bus: its path in the network
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor, stage: Stage | None = None) -> Tensor:
-        """x: b f 1 h w, t: b from 0 (data) to 1 (noise), label: b. Returns the velocity noise - data, as x.
+        """x: b f 1 h w, t: b from 0 (data) to 1 (noise), label: b. Returns the velocity noise -
+        data, as x.
 
-        (1) The stage is an argument, and None is the plain network. A stage may run on the frames that it inserts
-        alone, and then completes what comes out.
+        (1) The stage is an argument, and None is the plain network. A stage may run on the frames
+        that it inserts alone, and then completes what comes out.
         """
         x = x if stage is None else stage.inserted(x)
-        h = self.embed(rearrange(x, "b f 1 (h p) (w q) -> b f (h w) (p q)", p=PATCH, q=PATCH)) + self.place
+        h = self.embed(rearrange(x, "b f 1 (h p) (w q) -> b f (h w) (p q)", p=PATCH,
+                                 q=PATCH)) + self.place
         h = h + sinusoid(self.positions(x.shape[1], stage), DIM).to(h)[:, None]
         condition = self.time(sinusoid(1000 * t, DIM).to(h)) + self.label(label)  # b d
         for block in self.blocks:
@@ -63,17 +67,20 @@ class TinyDiT(nn.Module):
         return v if stage is None else stage.complete(v)
 
     def positions(self, f: int, stage: Stage | None) -> Tensor:
-        """(4) Absolute positions of the frames: those of the key frames stay when there are more between them."""
+        """(4) Absolute positions of the frames: those of the key frames stay when there are more
+        between them."""
         return frame_positions(f, stage)
 
 
 class Block(nn.Module):
-    """h: b f l d. Attention within each frame, attention along the frames, feed-forward; each scaled by condition."""
+    """h: b f l d. Attention within each frame, attention along the frames, feed-forward; each
+    scaled by condition."""
 
     def __init__(self) -> None:
         super().__init__()
-        # (3) attention comes from the package, which publishes, corrects and blends; relative positions would be an
-        # argument of TemporalAttention, and attention to a prompt a CrossAttention
+        # (3) attention comes from the package, which publishes, corrects and blends; relative
+        # positions would be an argument of TemporalAttention, and attention to a prompt a
+        # CrossAttention
         self.spatial = SpatialSelfAttention(DIM, HEADS, DIM // HEADS)
         self.temporal = TemporalAttention(DIM, HEADS, DIM // HEADS)
         self.ff = FeedForward(DIM)
@@ -93,7 +100,8 @@ class Block(nn.Module):
 
 
 class Flow:
-    """(5) Euler steps along the straight paths of rectified flow, as `zerosmooth.cascade.sample_cascade` takes them."""
+    """(5) Euler steps along the straight paths of rectified flow, as
+    `zerosmooth.cascade.sample_cascade` takes them."""
 
     stochastic = False  # no step adds noise
 
@@ -123,13 +131,15 @@ class Flow:
         return x0 + self.times[i + 1] / self.times[i] * (x - x0)
 
 
-def smooth(network: TinyDiT, cascade: Cascade, label: int, seed: int, steps: int = 20) -> list[Tensor]:
+def smooth(network: TinyDiT, cascade: Cascade, label: int, seed: int,
+           steps: int = 20) -> list[Tensor]:
     """Videos of one cascade: f h w, 0 to 1, of each stage."""
     sampler = Flow(steps)
 
     def told(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
-        """(6) One step of one stage. What a stage is told (a frame rate, say) goes in here; guidance too, in one batch
-        or with `dataclasses.replace(stage, branch=1)` for its second branch."""
+        """(6) One step of one stage. What a stage is told (a frame rate, say) goes in here;
+        guidance too, in one batch or with `dataclasses.replace(stage, branch=1)` for its second
+        branch."""
         t = torch.full((len(x),), sampler.times[step])
         return network(x, t, torch.full((len(x),), label), stage)
 
@@ -144,7 +154,8 @@ def smooth(network: TinyDiT, cascade: Cascade, label: int, seed: int, steps: int
 
 
 def draw(labels: Tensor, offset: Tensor, frames: int) -> Tensor:
-    """Discs that cross the frame: b f 1 h w in [-1, 1]. labels: b; offset: b 2, where their paths lie, in pixels."""
+    """Discs that cross the frame: b f 1 h w in [-1, 1]. labels: b; offset: b 2, where their paths
+    lie, in pixels."""
     along = 12.0 * (torch.arange(frames) / frames - 0.5)  # the same way for any number of frames
     center = SIZE / 2 + offset[:, None] + SIDES[labels][:, None] * along[:, None]  # b f 2
     at = torch.arange(SIZE) + 0.5
@@ -181,18 +192,24 @@ def trained() -> TinyDiT:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, nargs="?", const=3000, metavar="STEPS", help="train first (default: 3000)")
-    parser.add_argument("--label", type=int, choices=range(LABELS), default=0, help="where the disc goes (default: 0)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, nargs="?", const=3000, metavar="STEPS",
+                        help="train first (default: 3000)")
+    parser.add_argument("--label", type=int, choices=range(LABELS), default=0,
+                        help="where the disc goes (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--method", default="zerosmooth", help="zerosmooth, or a baseline (default: zerosmooth)")
-    parser.add_argument("--outdir", type=Path, default=Path("outputs"), help="folder of the results (default: outputs)")
+    parser.add_argument("--method", default="zerosmooth",
+                        help="zerosmooth, or a baseline (default: zerosmooth)")
+    parser.add_argument("--outdir", type=Path, default=Path("outputs"),
+                        help="folder of the results (default: outputs)")
     args = parser.parse_args()
     if args.train:
         state = train(args.train).state_dict()
         write_tensors(WEIGHTS, {name: x.half() for name, x in state.items()})
     videos = smooth(trained(), Cascade(FRAMES, (2, 2), method=args.method), args.label, args.seed)
-    frames = [(x.clamp(0, 1) * 255).round().byte()[..., None].expand(-1, -1, -1, 3).numpy() for x in videos]
+    frames = [(x.clamp(0, 1) * 255).round().byte()[..., None].expand(-1, -1, -1, 3).numpy()
+              for x in videos]
     rates = [8.0, 16.0, 32.0]
     args.outdir.mkdir(parents=True, exist_ok=True)
     for x, rate in zip(frames, rates):

@@ -9,16 +9,8 @@ from zerosmooth.models.unet import SkeletonConfig
 
 from .engine import Table
 
-RES = Table(
-    [
-        ("norm1.*", "norm1.*"),
-        ("conv1.*", "conv1.*"),
-        ("time_emb_proj.*", "emb.*"),
-        ("norm2.*", "norm2.*"),
-        ("conv2.*", "conv2.*"),
-        ("conv_shortcut.*", "skip.*"),
-    ]
-)
+RES = Table([("norm1.*", "norm1.*"), ("conv1.*", "conv1.*"), ("time_emb_proj.*", "emb.*"),
+             ("norm2.*", "norm2.*"), ("conv2.*", "conv2.*"), ("conv_shortcut.*", "skip.*")])
 TOWER = [  # of text or images
     *(
         (f"encoder.layers.{{}}.self_attn.{x}_proj.{kind}", f"blocks.{{}}.to_qkv.{kind}#{i}")
@@ -31,14 +23,10 @@ TOWER = [  # of text or images
     ("encoder.layers.{}.mlp.fc1.*", "blocks.{}.fc1.*"),
     ("encoder.layers.{}.mlp.fc2.*", "blocks.{}.fc2.*"),
 ]
-TEXT = Table(
-    [
-        ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-        ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-        *((f"text_model.{source}", target) for source, target in TOWER),
-        ("text_model.final_layer_norm.*", "norm_out.*"),
-    ]
-)
+TEXT = Table([("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+              ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+              *((f"text_model.{source}", target) for source, target in TOWER),
+              ("text_model.final_layer_norm.*", "norm_out.*")])
 IMAGE = Table(
     [
         ("vision_model.embeddings.class_embedding", "class_embedding"),
@@ -57,19 +45,22 @@ def mlp(source: str, target: str) -> list[tuple[str, str]]:
 
 
 def unet(c: SkeletonConfig, lists: Sequence[tuple[str, str, Table]]) -> Table:
-    """A UNet's skeleton. Its levels hold lists of ResNet blocks, of transformers, ..; ours are blocks of one each, in
-    one list down and one up. lists: (their name, what it is in a block of ours, names inside)."""
+    """A UNet's skeleton. Its levels hold lists of ResNet blocks, of transformers, ..; ours are
+    blocks of one each, in one list down and one up. lists: (their name, what it is in a block of
+    ours, names inside)."""
     levels, each = len(c.channel_mult), c.res_blocks + 1  # blocks of a level, and what leads to the next one
     rows = [("conv_in.*", "conv_in.*"), *mlp("time_embedding", "time_embedding")]
     for theirs, ours, table in lists:
         for level in range(levels):
             for i in range(each):
                 block = level * each + i
-                rows += table.within(f"down_blocks.{level}.{theirs}.{i}.", f"encoder.{block}.{ours}.")
+                rows += table.within(f"down_blocks.{level}.{theirs}.{i}.",
+                                     f"encoder.{block}.{ours}.")
                 rows += table.within(f"up_blocks.{level}.{theirs}.{i}.", f"decoder.{block}.{ours}.")
         rows += table.within(f"mid_block.{theirs}.0.", f"middle.{ours}.")
         if ours.startswith("res"):  # of which the middle has two
-            rows += table.within(f"mid_block.{theirs}.1.", f"middle.{ours.replace('res', 'res2', 1)}.")
+            rows += table.within(f"mid_block.{theirs}.1.",
+                                 f"middle.{ours.replace('res', 'res2', 1)}.")
     for level in range(levels):
         last = level * each + each - 1
         rows.append((f"down_blocks.{level}.downsamplers.0.conv.*", f"encoder.{last}.*"))
@@ -78,7 +69,8 @@ def unet(c: SkeletonConfig, lists: Sequence[tuple[str, str, Table]]) -> Table:
 
 
 def vae(c: AutoencoderConfig, decoder_res: Table = RES) -> Table:
-    """An autoencoder. Attention has new names or those of before 2023; levels of the decoder count the other way."""
+    """An autoencoder. Attention has new names or those of before 2023; levels of the decoder count
+    the other way."""
     last = len(c.channel_mult) - 1
     rows: list[tuple[str, str]] = []
     for part, res in {"encoder": RES, "decoder": decoder_res}.items():
@@ -89,13 +81,17 @@ def vae(c: AutoencoderConfig, decoder_res: Table = RES) -> Table:
         rows += [(f"{middle[0]}group_norm.*", f"{middle[1]}norm.*")]
         for i, (new, old) in enumerate((("to_q", "query"), ("to_k", "key"), ("to_v", "value"))):
             for name in (new, old):
-                rows += [(f"{middle[0]}{name}.{kind}", f"{middle[1]}to_qkv.{kind}#{i}") for kind in ("weight", "bias")]
-        rows += [(f"{middle[0]}{name}.*", f"{middle[1]}to_out.*") for name in ("to_out.0", "proj_attn")]
-        rows += [(f"{part}.conv_norm_out.*", f"{part}.norm_out.*"), (f"{part}.conv_out.*", f"{part}.conv_out.*")]
+                rows += [(f"{middle[0]}{name}.{kind}", f"{middle[1]}to_qkv.{kind}#{i}")
+                         for kind in ("weight", "bias")]
+        rows += [(f"{middle[0]}{name}.*", f"{middle[1]}to_out.*")
+                 for name in ("to_out.0", "proj_attn")]
+        rows += [(f"{part}.conv_norm_out.*", f"{part}.norm_out.*"),
+                 (f"{part}.conv_out.*", f"{part}.conv_out.*")]
     rows += RES.within("encoder.down_blocks.{}.resnets.{}.", "encoder.levels.{}.res.{}.")
     rows += [("encoder.down_blocks.{}.downsamplers.0.conv.*", "encoder.levels.{}.resample.*")]
     for level in range(last + 1):
         source, target = f"decoder.up_blocks.{last - level}.", f"decoder.levels.{level}."
         rows += decoder_res.within(f"{source}resnets.{{}}.", f"{target}res.{{}}.")
         rows += [(f"{source}upsamplers.0.conv.*", f"{target}resample.conv.*")]
-    return Table([*rows, ("quant_conv.*", "quant_conv.*"), ("post_quant_conv.*", "post_quant_conv.*")])
+    return Table([*rows, ("quant_conv.*", "quant_conv.*"),
+                  ("post_quant_conv.*", "post_quant_conv.*")])

@@ -1,9 +1,11 @@
-"""Renames the tensors of a published checkpoint to ours. The tables say what goes where; this does it.
+"""Renames the tensors of a published checkpoint to ours. The tables say what goes where; this does
+it.
 
-A row maps a pattern of source names to a target name. In a pattern `{}` stands for an index and `*` for the rest of a
-name; in a target `{}` takes the next index and `{-1}` that index minus one. Targets that end in `#0`, `#1`,
-.. are parts of one tensor, joined along the first axis (q, k and v, say); those that end in `^T` are transposed. 1x1
-convolutions may become linear layers: trailing axes of size one that the target lacks are dropped.
+A row maps a pattern of source names to a target name. In a pattern `{}` stands for an index and `*`
+for the rest of a name; in a target `{}` takes the next index and `{-1}` that index minus one.
+Targets that end in `#0`, `#1`, .. are parts of one tensor, joined along the first axis (q, k and v,
+say); those that end in `^T` are transposed. 1x1 convolutions may become linear layers: trailing
+axes of size one that the target lacks are dropped.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ConversionError(ValueError):
-    """The source is not the checkpoint that it should be; the text says what it looks like instead."""
+    """The source is not the checkpoint that it should be; the text says what it looks like
+    instead."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """rows: (source pattern, target); the first that fits counts. dropped: source pattern -> why it is not needed; it
-    goes before the rows. filled: target -> what makes it, of its shape, where the source has nothing for it."""
+    """rows: (source pattern, target); the first that fits counts. dropped: source pattern -> why it
+    is not needed; it goes before the rows. filled: target -> what makes it, of its shape, where the
+    source has nothing for it."""
 
     rows: list[tuple[str, str]]
     dropped: dict[str, str] = field(default_factory=dict)
@@ -41,7 +45,8 @@ class Table:
         return any(_compile(pattern).fullmatch(name) for pattern in self.dropped)
 
     def place(self, name: str) -> tuple[str, int] | None:
-        """Our tensor that a source tensor goes to, and the part of it that it is; None if no row knows it."""
+        """Our tensor that a source tensor goes to, and the part of it that it is; None if no row
+        knows it."""
         matches = ((_compile(source).fullmatch(name), target) for source, target in self.rows)
         match, target = next(((m, t) for m, t in matches if m), (None, ""))
         if match is None:
@@ -51,8 +56,8 @@ class Table:
 
 
 def plan(table: Table, names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Which source tensors make each target, and the source names that have no place: those that no row and no
-    `dropped` pattern knows, and those whose place is taken."""
+    """Which source tensors make each target, and the source names that have no place: those that no
+    row and no `dropped` pattern knows, and those whose place is taken."""
     parts: dict[str, dict[int, str]] = {}
     unknown = []
     for name in names:
@@ -64,16 +69,18 @@ def plan(table: Table, names: Iterable[str]) -> tuple[dict[str, list[str]], list
     return {target: [names[i] for i in sorted(names)] for target, names in parts.items()}, unknown
 
 
-def convert(
-    table: Table, shapes: Shapes, read: Callable[[str], Tensor], expected: Shapes
-) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors by name, read one at a time. shapes: of the source's tensors; read: one of them; expected: of ours.
+def convert(table: Table, shapes: Shapes, read: Callable[[str], Tensor],
+            expected: Shapes) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors by name, read one at a time. shapes: of the source's tensors; read: one of them;
+    expected: of ours.
 
-    ConversionError, at once and before anything is read, if a tensor is missing, unexpected or of another shape.
+    ConversionError, at once and before anything is read, if a tensor is missing, unexpected or of
+    another shape.
     """
     sources, unknown = plan(table, list(shapes))
     transposed = {target.removesuffix("^T") for _, target in table.rows if target.endswith("^T")}
-    filled = {name: make for name, make in table.filled.items() if name in expected and name not in sources}
+    filled = {name: make for name, make in table.filled.items() if name in expected
+              and name not in sources}
     missing = [name for name in expected if name not in sources and name not in filled]
     wrong = []
     for target in expected.keys() & sources.keys():
@@ -83,11 +90,8 @@ def convert(
         if any(_squeezed(shapes[name], part) != part for name in names):
             wrong.append(f"{' + '.join(f'{name} {shapes[name]}' for name in names)} for {shape}")
     unexpected = unknown + [names[0] for target, names in sources.items() if target not in expected]
-    problems = [
-        _some("has no tensor for", missing),
-        _some("has unexpected tensors", unexpected),
-        _some("has tensors of another shape", wrong),
-    ]
+    problems = [_some("has no tensor for", missing), _some("has unexpected tensors", unexpected),
+                _some("has tensors of another shape", wrong)]
     if any(problems):
         raise ConversionError("the source " + "; ".join(p for p in problems if p))
 

@@ -1,4 +1,5 @@
-"""Low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them at conversion."""
+"""Low-rank updates of weights (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into them at
+conversion."""
 
 from __future__ import annotations
 
@@ -29,20 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora_scale", type=float, action="append", default=[], help="of each --lora (default: 1)")
 
 
-def merge(source: Source, table: Table, args: argparse.Namespace, named: Named = lambda *both: both) -> Source:
-    """A source with the LoRAs that the command line asks for. named: what gives both names that `layer_of` knows, if
-    their own are others. ConversionError if one does not fit."""
+def merge(source: Source, table: Table, args: argparse.Namespace,
+          named: Named = lambda *both: both) -> Source:
+    """A source with the LoRAs that the command line asks for. named: what gives both names that
+    `layer_of` knows, if their own are others. ConversionError if one does not fit."""
     scales = args.lora_scale or [1.0] * len(args.lora)
     if len(scales) != len(args.lora):
-        raise ConversionError(f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
+        raise ConversionError(
+            f"{len(args.lora)} --lora and {len(scales)} --lora_scale; say one scale for each")
     for path, scale in zip(args.lora, scales):
         source = merged(*named(source, open_source(path, takes=(LORA, LISTED))), table, scale)
     return source
 
 
 def layer_of(name: str) -> str:
-    """The weight that a layer of a LoRA updates, in the names of a folder of Stable Diffusion; of latent diffusion's
-    where it has them.
+    """The weight that a layer of a LoRA updates, in the names of a folder of Stable Diffusion; of
+    latent diffusion's where it has them.
 
     name: as kohya's scripts, diffusers of any year, PEFT or AnimateDiff's authors call it."""
     for kohya, part in {"lora_unet_": "unet.", "lora_te_": "text_encoder."}.items():
@@ -51,22 +54,25 @@ def layer_of(name: str) -> str:
             for word in WORDS:
                 name = name.replace(word.replace("_", "."), word)
     name = name.removeprefix("base_model.model.").replace(".processor.", ".")
-    name = name if name.startswith(("unet.", "text_encoder.", "model.diffusion_model.")) else f"unet.{name}"
+    name = name if name.startswith(("unet.", "text_encoder.",
+                                    "model.diffusion_model.")) else f"unet.{name}"
     return f"{name}.0.weight" if name.endswith("to_out") else f"{name}.weight"
 
 
 def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
-    """A source whose weights are read with those of a LoRA added: W + scale * alpha / rank * up @ down.
+    """A source whose weights are read with those of a LoRA added: W + scale * alpha / rank * up @
+    down.
 
-    alpha is the rank where the file has none; PEFT keeps it in another file, so that scale is then lora_alpha / r.
-    What changes a weight that the table drops changes nothing. ConversionError if a tensor of the LoRA has no place, or
-    is of another shape."""
+    alpha is the rank where the file has none; PEFT keeps it in another file, so that scale is then
+    lora_alpha / r. What changes a weight that the table drops changes nothing. ConversionError if a
+    tensor of the LoRA has no place, or is of another shape."""
     layers: dict[str, dict[str, str]] = {}
     unknown = []
     for name in lora.shapes:
         if match := FACTOR.fullmatch(name) or ALPHA.fullmatch(name):
             kind = match[2] if match.re is FACTOR else "alpha"
-            layers.setdefault(layer_of(match[1]), {})[{"A": "down", "B": "up"}.get(kind, kind)] = name
+            layers.setdefault(layer_of(match[1]),
+                              {})[{"A": "down", "B": "up"}.get(kind, kind)] = name
         else:
             unknown.append(name)
     places = {place: name for name in source.shapes if (place := table.place(name)) is not None}
@@ -79,9 +85,11 @@ def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
         if changed is None or not {"down", "up"} <= names.keys():
             unknown += names.values()
             continue
-        down, up, shape = lora.shapes[names["down"]], lora.shapes[names["up"]], source.shapes[changed]
+        down, up, shape = lora.shapes[names["down"]], lora.shapes[names["up"]], source.shapes[
+            changed]
         if (up[0], prod(up[1:]), prod(down[1:])) != (shape[0], down[0], prod(shape[1:])):
-            raise ConversionError(f"{lora.name} has {layer} as {up} times {down}, for a weight of {shape}")
+            raise ConversionError(
+                f"{lora.name} has {layer} as {up} times {down}, for a weight of {shape}")
         updates[changed] = names
     if unknown or not updates:
         raise ConversionError(

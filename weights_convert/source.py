@@ -1,4 +1,5 @@
-"""Opens the files and folders that checkpoints are published in, one tensor at a time, and says what is wrong."""
+"""Opens the files and folders that checkpoints are published in, one tensor at a time, and says
+what is wrong."""
 
 from __future__ import annotations
 
@@ -61,10 +62,12 @@ class Source:
     @property
     def name(self) -> str:
         """Of its files, for the record."""
-        return " + ".join(_short(file) for file in self.files) if len(self.files) > 1 else self.files[0].name
+        return " + ".join(_short(file)
+                          for file in self.files) if len(self.files) > 1 else self.files[0].name
 
     def sha256(self) -> str:
-        """Of its file; of a list of their digests and names, as `sha256sum` prints it, if there are several."""
+        """Of its file; of a list of their digests and names, as `sha256sum` prints it, if there are
+        several."""
         if len(self.files) == 1:
             return sha256(self.files[0])
         lines = "".join(f"{sha256(file)}  {_short(file)}\n" for file in self.files)
@@ -87,19 +90,23 @@ def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
         names = [stem + end for end in ENDS for stem in STEMS]
         file = next((path / part / name for name in names if (path / part / name).exists()), None)
         if file is None:
-            raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:3])}, ..")
+            raise ConversionError(
+                f"{path / part} has no weights; looked for {', '.join(names[:3])}, ..")
         sources[part] = open_source(file)
     return sources
 
 
 def with_unet(source: Source, path: Path, prefixes: Mapping[str, str]) -> Source:
-    """A source with another UNet, of a file of its own. prefixes: how some tensor of such a file begins, in one of the
-    layouts -> what goes before all its names in a whole checkpoint. ConversionError if it is none."""
+    """A source with another UNet, of a file of its own. prefixes: how some tensor of such a file
+    begins, in one of the layouts -> what goes before all its names in a whole checkpoint.
+    ConversionError if it is none."""
     unet = open_source(path)
-    begins = next((begin for begin in prefixes if any(name.startswith(begin) for name in unet.shapes)), None)
+    begins = next((begin for begin in prefixes
+                   if any(name.startswith(begin) for name in unet.shapes)), None)
     whole = tuple(prefixes.values())
     if begins is None and not all(name.startswith(whole) for name in unet.shapes):
-        raise ConversionError(f"{path} is no UNet of this family: nothing in it begins with {' or '.join(prefixes)}")
+        raise ConversionError(
+            f"{path} is no UNet of this family: nothing in it begins with {' or '.join(prefixes)}")
     theirs = {(prefixes[begins] if begins else "") + name: name for name in unet.shapes}
     shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith(whole)}
     shapes |= {ours: unet.shapes[name] for ours, name in theirs.items()}
@@ -112,18 +119,20 @@ def with_unet(source: Source, path: Path, prefixes: Mapping[str, str]) -> Source
 
 def join(path: Path, sources: dict[str, Source]) -> Source:
     """Several sources as one; their names go before their tensors'."""
-    shapes = {f"{part}.{name}": shape for part, source in sources.items() for name, shape in source.shapes.items()}
+    shapes = {f"{part}.{name}": shape for part, source in sources.items()
+              for name, shape in source.shapes.items()}
 
     def read(name: str) -> Tensor:
         part, _, rest = name.partition(".")
         return sources[part].read(rest)
 
-    return Source(path, shapes, read, tuple(file for source in sources.values() for file in source.files))
+    return Source(path, shapes, read,
+                  tuple(file for source in sources.values() for file in source.files))
 
 
 def open_source(path: Path, takes: tuple[str, ...] = ()) -> Source:
-    """ConversionError, with what the file looks like instead, if it is no whole checkpoint. takes: what is UNFIT else,
-    but not to whoever asks."""
+    """ConversionError, with what the file looks like instead, if it is no whole checkpoint. takes:
+    what is UNFIT else, but not to whoever asks."""
     source = _open(path)
     for pattern, what in UNFIT.items():
         if pattern not in takes and any(re.search(pattern, name) for name in source.shapes):
@@ -151,7 +160,8 @@ def _open_safetensors(path: Path) -> Source:
     header = read_header(path)
     if header.metadata.get("format") == FORMAT:
         family = header.metadata.get("family", "")[:40]
-        raise ConversionError(f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")
+        raise ConversionError(
+            f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")
     return _unwrapped(path, header.shapes, safe_open(path, "pt").get_tensor)
 
 
@@ -177,7 +187,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     """The tensors by name in what a pickle holds, taken out of the dicts around them."""
     for _ in WRAPPERS:  # and no more: a dict may hold itself
         around = content if isinstance(content, dict) else {}
-        inner = [around[key] for key in WRAPPERS if isinstance(around.get(key), dict) and around[key]]
+        inner = [around[key] for key in WRAPPERS if isinstance(around.get(key), dict)
+                 and around[key]]
         content = inner[0] if inner else content
     if isinstance(content, list):
         content = {str(i): x for i, x in enumerate(content)}
@@ -207,34 +218,41 @@ def _open_shards(path: Path) -> Source:
         if not names or any(Path(name).name != name or len(name) > 255 for name in names):
             raise ValueError("it names no files beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConversionError(f"{path} is no index of shards ({error}); download it again") from error
+        raise ConversionError(
+            f"{path} is no index of shards ({error}); download it again") from error
     shards = [open_source(path.parent / name) for name in names]
     owner = {name: shard for shard in shards for name in shard.shapes}
     if missing := [name for name in places if WRAPPED.sub("", name) not in owner]:
         raise ConversionError(f"{path} names tensors that its files lack, {missing[0][:80]} for one; download it again")
     shapes = {name: shard.shapes[name] for name, shard in owner.items()}
-    return Source(path, shapes, lambda name: owner[name].read(name), tuple(shard.path for shard in shards))
+    return Source(path, shapes, lambda name: owner[name].read(name),
+                  tuple(shard.path for shard in shards))
 
 
-def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> Source:
+def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]],
+               read: Callable[[str], Tensor]) -> Source:
     """A file's tensors under the names that they had before something wrapped the network."""
     theirs = {WRAPPED.sub("", name): name for name in shapes}
     if len(theirs) < len(shapes):
-        raise ConversionError(f"{path} has tensors both with and without module. in their names; save one of each")
-    return Source(path, {ours: shapes[name] for ours, name in theirs.items()}, lambda n: read(theirs[n]), (path,))
+        raise ConversionError(
+            f"{path} has tensors both with and without module. in their names; save one of each")
+    return Source(path,
+                  {ours: shapes[name] for ours, name in theirs.items()}, lambda n: read(theirs[n]),
+                  (path,))
 
 
 def _finite(path: Path, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     if not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
-        raise ConversionError(f"{path} has {name} as {x.dtype}, {x.layout}; plain floating-point numbers are needed")
+        raise ConversionError(
+            f"{path} has {name} as {x.dtype}, {x.layout}; plain floating-point numbers are needed")
     wide = x.float() if x.dtype.itemsize == 1 else x  # 8-bit floats know no isfinite
     if not torch.isfinite(wide).all():
-        raise ConversionError(f"{path} has NaN or infinity in {name}; take another file, its training went wrong")
+        raise ConversionError(
+            f"{path} has NaN or infinity in {name}; take another file, its training went wrong")
     if not torch.isfinite(wide.to(dtype)).all():
         raise ConversionError(
             f"{path} has numbers up to {wide.abs().max():.3g} in {name}, and {dtype} ends at "
-            f"{torch.finfo(dtype).max:.3g}; use --dtype bfloat16 or float32"
-        )
+            f"{torch.finfo(dtype).max:.3g}; use --dtype bfloat16 or float32")
     return x
 
 

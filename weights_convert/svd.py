@@ -1,4 +1,5 @@
-"""Where the tensors of Stable Video Diffusion go, from its authors' single file or from a diffusers folder."""
+"""Where the tensors of Stable Video Diffusion go, from its authors' single file or from a diffusers
+folder."""
 
 from __future__ import annotations
 
@@ -34,99 +35,80 @@ ONE_TOKEN = "softmax over the one token of the image is 1 whatever the query"
 def transformer(temporal: str, position: list[tuple[str, str]]) -> Table:
     """temporal: name of the temporal blocks; position: rows of the positions' embedding."""
     rows = [*PROJECTIONS, *position, ("time_mixer.mix_factor", "mix.factor")]
-    for source, target, attention in (
-        ("transformer_blocks.{}", "blocks.{}", "self_attn"),
-        (f"{temporal}.{{}}", "temporal_blocks.{}", "attn"),
-    ):
+    for source, target, attention in (("transformer_blocks.{}", "blocks.{}", "self_attn"),
+                                      (f"{temporal}.{{}}", "temporal_blocks.{}", "attn")):
         rows += norms(source, target, "norm1", "norm3", "norm_in")
         rows += self_attention(f"{source}.attn1", f"{target}.{attention}")
         rows += [(f"{source}.attn2.to_v.weight", f"{target}.cross_attn.to_v.weight")]
         rows += [(f"{source}.attn2.to_out.0.*", f"{target}.cross_attn.to_out.*")]
-        rows += feed_forward(f"{source}.ff", f"{target}.ff") + feed_forward(f"{source}.ff_in", f"{target}.ff_in")
+        rows += feed_forward(f"{source}.ff", f"{target}.ff") + feed_forward(f"{source}.ff_in",
+                                                                            f"{target}.ff_in")
     return Table(rows)
 
 
 def unused(temporal: str) -> dict[str, str]:
     blocks = ("*transformer_blocks.{}", f"*{temporal}.{{}}")
-    return {f"{b}.{name}": ONE_TOKEN for b in blocks for name in ("attn2.to_q.weight", "attn2.to_k.weight", "norm2.*")}
+    return {f"{b}.{name}": ONE_TOKEN for b in blocks
+            for name in ("attn2.to_q.weight", "attn2.to_k.weight", "norm2.*")}
 
 
 def table(config: ModelConfig, names: Collection[str]) -> Table:
-    """All three networks; in a folder, with the folders' names before their tensors'. The UNet may come from elsewhere
-    than the others."""
+    """All three networks; in a folder, with the folders' names before their tensors'. The UNet may
+    come from elsewhere than the others."""
     single = ("model.", "first_stage_model.", "conditioner.")
-    others = _single_file(names) if any(name.startswith(single) for name in names) else _folder(config)
+    others = _single_file(names) if any(name.startswith(single)
+                                        for name in names) else _folder(config)
     theirs = any(name.startswith("model.diffusion_model.") for name in names)
-    unet, temporal = (SGM_UNET_ROWS, "time_stack") if theirs else (_hf_unet(config), "temporal_transformer_blocks")
+    unet, temporal = (SGM_UNET_ROWS, "time_stack") if theirs else (_hf_unet(config),
+                                                                   "temporal_transformer_blocks")
     return replace(others, rows=unet + others.rows, dropped={**unused(temporal), **others.dropped})
 
 
-SGM_RES = Table(
-    [
-        *ldm.RES.within("", "spatial."),
-        *ldm.RES.within("time_stack.", "temporal."),
-        ("time_mixer.mix_factor", "mix.factor"),
-    ]
-)
+SGM_RES = Table([*ldm.RES.within("", "spatial."), *ldm.RES.within("time_stack.", "temporal."),
+                 ("time_mixer.mix_factor", "mix.factor")])
 SGM_TRANSFORMER = transformer("time_stack", [("time_pos_embed.*", "position_embedding.*")])
-SGM_UNET = Table([*ldm.unet(SGM_RES, SGM_TRANSFORMER).rows, ("label_emb.0.*", "condition_embedding.*")])
+SGM_UNET = Table([*ldm.unet(SGM_RES, SGM_TRANSFORMER).rows,
+                  ("label_emb.0.*", "condition_embedding.*")])
 SGM_UNET_ROWS = SGM_UNET.within("model.diffusion_model.", "unet.")
-SGM_DECODER_RES = Table(
-    [
-        *ldm.VAE_RES.within("", "spatial."),
-        *ldm.RES.within("time_stack.", "temporal."),
-        ("mix_factor", "mix.factor"),
-    ]
-)
-SGM_IMAGE = Table(
-    [
-        ("class_embedding", "class_embedding"),
-        ("positional_embedding", "positional_embedding"),
-        ("conv1.weight", "patch_embedding.weight"),
-        ("ln_pre.*", "norm_in.*"),
-        *ldm.TOWER.rows,
-        ("ln_post.*", "norm_out.*"),
-        ("proj", "proj_out.weight^T"),
-    ]
-)
+SGM_DECODER_RES = Table([*ldm.VAE_RES.within("", "spatial."),
+                         *ldm.RES.within("time_stack.", "temporal."), ("mix_factor", "mix.factor")])
+SGM_IMAGE = Table([("class_embedding", "class_embedding"),
+                   ("positional_embedding", "positional_embedding"),
+                   ("conv1.weight", "patch_embedding.weight"), ("ln_pre.*", "norm_in.*"),
+                   *ldm.TOWER.rows, ("ln_post.*", "norm_out.*"), ("proj", "proj_out.weight^T")])
 
 
 def _single_file(names: Collection[str]) -> Table:
     clip, own = "conditioner.embedders.0.open_clip.model.", "conditioner.embedders.3.encoder."
     has_own = any(name.startswith(f"{own}encoder.") for name in names)  # an encoder for the reference image alone
     encoder = f"{own}encoder." if has_own else "first_stage_model.encoder."
-    return Table(
-        [
-            *ldm.VAE_ENCODER.within(encoder, "vae.encoder."),
-            (f"{own}quant_conv.*", "vae.quant_conv.*"),
-            ("first_stage_model.decoder.conv_out.time_mix_conv.*", "vae.decoder.temporal_conv.*"),
-            *ldm.vae_decoder(SGM_DECODER_RES).within("first_stage_model.decoder.", "vae.decoder."),
-            *SGM_IMAGE.within(f"{clip}visual.", "encoder."),
-        ],
-        dropped={
-            **({"first_stage_model.encoder.*": "the reference image has its own encoder"} if has_own else {}),
-            f"{own}decoder.*": "the decoder is the temporal one",
-            f"{own}post_quant_conv.*": "the decoder is the temporal one",
-            f"{clip}positional_embedding": "of the text tower, which is not used",
-            f"{clip}text_projection": "of the text tower, which is not used",
-            f"{clip}token_embedding.weight": "of the text tower, which is not used",
-            f"{clip}ln_final.*": "of the text tower, which is not used",
-            f"{clip}transformer.*": "of the text tower, which is not used",
-            f"{clip}attn_mask": "of the text tower, which is not used",
-            f"{clip}logit_scale": "of CLIP's own training",
-        },
-        filled={} if has_own else {"vae.quant_conv.weight": _identity, "vae.quant_conv.bias": torch.zeros},
-    )
+    return Table([*ldm.VAE_ENCODER.within(encoder, "vae.encoder."),
+                  (f"{own}quant_conv.*", "vae.quant_conv.*"),
+                  ("first_stage_model.decoder.conv_out.time_mix_conv.*",
+                   "vae.decoder.temporal_conv.*"),
+                  *ldm.vae_decoder(SGM_DECODER_RES).within("first_stage_model.decoder.",
+                                                           "vae.decoder."),
+                  *SGM_IMAGE.within(f"{clip}visual.", "encoder.")],
+                 dropped={**({
+                    "first_stage_model.encoder.*": "the reference image has its own encoder"}
+                             if has_own else {}),
+                          f"{own}decoder.*": "the decoder is the temporal one",
+                          f"{own}post_quant_conv.*": "the decoder is the temporal one",
+                          f"{clip}positional_embedding": "of the text tower, which is not used",
+                          f"{clip}text_projection": "of the text tower, which is not used",
+                          f"{clip}token_embedding.weight": "of the text tower, which is not used",
+                          f"{clip}ln_final.*": "of the text tower, which is not used",
+                          f"{clip}transformer.*": "of the text tower, which is not used",
+                          f"{clip}attn_mask": "of the text tower, which is not used",
+                          f"{clip}logit_scale": "of CLIP's own training"}, filled={} if has_own
+                 else {"vae.quant_conv.weight": _identity, "vae.quant_conv.bias": torch.zeros})
 
 
-HF_RES = Table(
-    [
-        *diffusers.RES.within("spatial_res_block.", "spatial."),
-        *diffusers.RES.within("temporal_res_block.", "temporal."),
-        ("time_mixer.mix_factor", "mix.factor"),
-    ]
-)
-HF_TRANSFORMER = transformer("temporal_transformer_blocks", diffusers.mlp("time_pos_embed", "position_embedding"))
+HF_RES = Table([*diffusers.RES.within("spatial_res_block.", "spatial."),
+                *diffusers.RES.within("temporal_res_block.", "temporal."),
+                ("time_mixer.mix_factor", "mix.factor")])
+HF_TRANSFORMER = transformer("temporal_transformer_blocks",
+                             diffusers.mlp("time_pos_embed", "position_embedding"))
 
 
 def _hf_unet(config: ModelConfig) -> list[tuple[str, str]]:
@@ -136,14 +118,10 @@ def _hf_unet(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _folder(config: ModelConfig) -> Table:
-    return Table(
-        [
-            *diffusers.vae(config.vae, HF_RES).within("vae.", "vae."),
-            ("vae.decoder.time_conv_out.*", "vae.decoder.temporal_conv.*"),
-            *diffusers.IMAGE.within("image_encoder.", "encoder."),
-        ],
-        dropped={"image_encoder.vision_model.embeddings.position_ids": "0, 1, 2, .."},
-    )
+    return Table([*diffusers.vae(config.vae, HF_RES).within("vae.", "vae."),
+                  ("vae.decoder.time_conv_out.*", "vae.decoder.temporal_conv.*"),
+                  *diffusers.IMAGE.within("image_encoder.", "encoder.")],
+                 dropped={"image_encoder.vision_model.embeddings.position_ids": "0, 1, 2, .."})
 
 
 def _identity(*shape: int) -> Tensor:
@@ -157,8 +135,8 @@ NAMES = {  # of files and folders, without their suffixes and in lower case: wha
 
 
 def frames_of(path: Path, asked: int | None) -> tuple[int, str]:
-    """Frames that a Stable Video Diffusion was trained on, and why: as asked, as its folder's config says, or by its
-    name. ConversionError if none of them tells."""
+    """Frames that a Stable Video Diffusion was trained on, and why: as asked, as its folder's
+    config says, or by its name. ConversionError if none of them tells."""
     if asked is not None:
         return asked, "as --num_frames says"
     config = path / "unet" / "config.json"
@@ -190,8 +168,10 @@ class SVDConversion(Conversion):
             "is in its name, 14 if that is svd or img2vid and nothing unknown)",
         )
         add = parser.add_argument
-        add("--unet", type=Path, help="another UNet's weights, in a file of their own (AnimateLCM-SVD-xt.safetensors)")
-        add("--consistency", action="store_true", help="the UNet is a consistency model (AnimateLCM): 4 to 8 steps")
+        add("--unet", type=Path,
+            help="another UNet's weights, in a file of their own (AnimateLCM-SVD-xt.safetensors)")
+        add("--consistency", action="store_true",
+            help="the UNet is a consistency model (AnimateLCM): 4 to 8 steps")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         source = self.open_others(path)

@@ -1,4 +1,5 @@
-"""Does a network do what the method needs of it? For networks of your own, in seconds on a CPU, with random weights.
+"""Does a network do what the method needs of it? For networks of your own, in seconds on a CPU,
+with random weights.
 
     python -m zerosmooth.conformance --family my_family.py        # a family's network, in a small size
 
@@ -61,32 +62,25 @@ class Broken:
 
 
 @torch.inference_mode()
-def check(
-    network: nn.Module,
-    run: Run,
-    frames: int,
-    shape: tuple[int, int, int],
-    scales: tuple[int, ...] = (2, 2),
-    positions: Positions | None = None,
-    noise: Callable[[int], Tensor] | None = None,
-    tolerance: float = 1e-4,
-) -> list[Broken]:
+def check(network: nn.Module, run: Run, frames: int, shape: tuple[int, int, int],
+          scales: tuple[int, ...] = (2, 2), positions: Positions | None = None,
+          noise: Callable[[int], Tensor] | None = None, tolerance: float = 1e-4) -> list[Broken]:
     """What a network breaks; empty if it conforms.
 
-    network: with all its attention modules derived from `attention.Attention` and named by `name_modules`.
-    run: (x, bus) -> the network's output for noisy latents x (b f c h w), everything else it needs being fixed and the
-    same for all frames; in evaluation mode. frames: t0, that it was trained on. shape: c h w of x. positions: (f, bus)
-    -> the positions of f frames, if the network adds absolute ones. noise: stage -> its starting noise, b f c h w, if
-    it does not come from `cascade.sample_cascade`. tolerance: relative, for what is not bitwise.
+    network: with all its attention modules derived from `attention.Attention` and named by
+    `name_modules`. run: (x, bus) -> the network's output for noisy latents x (b f c h w),
+    everything else it needs being fixed and the same for all frames; in evaluation mode. frames:
+    t0, that it was trained on. shape: c h w of x. positions: (f, bus) -> the positions of f frames,
+    if the network adds absolute ones. noise: stage -> its starting noise, b f c h w, if it does not
+    come from `cascade.sample_cascade`. tolerance: relative, for what is not bitwise.
     """
-    modules = {path: module for path, module in network.named_modules() if isinstance(module, Attention)}
-    broken = [
-        Broken("hand-over", path, f"is named {m.name!r}; call name_modules")
-        for path, m in modules.items()
-        if m.name != path
-    ]
+    modules = {path: module for path, module in network.named_modules()
+               if isinstance(module, Attention)}
+    broken = [Broken("hand-over", path, f"is named {m.name!r}; call name_modules")
+              for path, m in modules.items() if m.name != path]
     if broken or not modules:
-        broken = broken or [Broken("hand-over", "", "the network has no module derived from attention.Attention")]
+        broken = broken or [Broken("hand-over", "",
+                                   "the network has no module derived from attention.Attention")]
         return [replace(b, ends=True) for b in broken]
     xs = by_stage(_noise(2, frames, scales, shape), scales)
     outputs, bus, calls, broken = _cascade(modules, run, xs, frames, scales)
@@ -108,15 +102,18 @@ def check(
             )
             break
     broken += _frames(run, xs, frames, scales)
-    broken += _new_frames({path for _, path, part, *_ in bus.exchanges if part == "temporal"}, run, xs, frames, scales)
+    broken += _new_frames({path for _, path, part, *_ in bus.exchanges if part == "temporal"}, run,
+                          xs, frames, scales)
     broken += _reuse(run, xs, frames, scales)
     for s, n in enumerate(scales, start=1):
         if noise is not None and not torch.equal(noise(s)[:, ::n], noise(s - 1)):
-            broken.append(Broken("noise", "", f"of the key frames in stage {s} is not that of stage {s - 1}"))
+            broken.append(Broken("noise", "",
+                                 f"of the key frames in stage {s} is not that of stage {s - 1}"))
         if positions is not None:
             view = HiddenStateBus(frames, scales).stage(s)
             n = xs[s].shape[1] // frames
-            if not torch.allclose(positions(n * frames, view)[::n].float(), positions(frames, None).float(), atol=1e-4):
+            if not torch.allclose(positions(n * frames, view)[::n].float(),
+                                  positions(frames, None).float(), atol=1e-4):
                 broken.append(
                     Broken("positions", "", f"of the key frames among {n * frames} are not those among {frames}")
                 )
@@ -141,7 +138,8 @@ class _Spy(HiddenStateBus):
         super().__init__(*args, **settings)
         self.published: Counter[tuple[int, str]] = Counter()
         self.taken: Counter[tuple[int, str]] = Counter()
-        self.exchanges: list[tuple[Stage, str, str, dict[str, tuple[Tensor, Operator]], dict, dict | None]] = []
+        self.exchanges: list[tuple[Stage, str, str, dict[str, tuple[Tensor, Operator]], dict, dict
+                                   | None]] = []
 
     def stage(self, index: int, step: int = 0, strength: float = 1.0) -> Stage:
         view = super().stage(index, step, strength)
@@ -170,10 +168,10 @@ class _SpyStage(Stage):
 Call = tuple[tuple, dict[str, Any]]  # arguments of a module
 
 
-def _cascade(
-    modules: dict[str, Attention], run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
-) -> tuple[list[Tensor], _Spy, dict[str, Call], list[Broken]]:
-    """All stages at strength 1 on a spying bus: outputs, the bus, the calls of the modules in stage 1, what broke."""
+def _cascade(modules: dict[str, Attention], run: Run, xs: Sequence[Tensor], frames: int,
+             scales: tuple[int, ...]) -> tuple[list[Tensor], _Spy, dict[str, Call], list[Broken]]:
+    """All stages at strength 1 on a spying bus: outputs, the bus, the calls of the modules in stage
+    1, what broke."""
     bus = _Spy(frames, scales)
     calls: dict[str, Call] = {}
     outputs = []
@@ -182,7 +180,9 @@ def _cascade(
             with _watched(modules, calls if s == 1 else {}):
                 outputs.append(run(x, bus.stage(s)))
     except BusError as error:
-        return outputs, bus, calls, _hand_over(modules, bus, len(outputs)) or [Broken("hand-over", "", str(error))]
+        return outputs, bus, calls, _hand_over(modules, bus,
+                                               len(outputs)) or [Broken("hand-over", "",
+                                                                        str(error))]
     except (ValueError, RuntimeError) as error:
         wrong = _states(modules, bus)
         return outputs, bus, calls, wrong or [Broken("frames", "", f"{xs[len(outputs)].shape[1]} frames fail: {error}")]
@@ -198,7 +198,8 @@ def _watched(modules: dict[str, Attention], calls: dict[str, Call]):
 
         return hook
 
-    handles = [m.register_forward_pre_hook(remember(path), with_kwargs=True) for path, m in modules.items()]
+    handles = [m.register_forward_pre_hook(remember(path), with_kwargs=True)
+               for path, m in modules.items()]
     try:
         yield
     finally:
@@ -232,18 +233,23 @@ def _states(modules: dict[str, Attention], bus: _Spy) -> list[Broken]:
                     ("axes", path), Broken("axes", path, f"{name} is {tuple(x.shape)} in a stage of {frames} frames")
                 )
                 continue
-            right = view.kv_operator(path) if part == "spatial" and name in ("k", "v") else S(view.n)
+            right = view.kv_operator(path) if part == "spatial" and name in ("k",
+                                                                             "v") else S(view.n)
             if M != right or type(M) is not type(right):
-                found.setdefault(("operators", path), Broken("operators", path, f"{name} takes {M}, not {right}"))
-            elif corrected is not None and not torch.allclose(M.measure(corrected[name]), keys[name], atol=1e-4):
-                found.setdefault(("measures back", path), Broken("measures back", path, f"{name} does not"))
+                found.setdefault(("operators", path),
+                                 Broken("operators", path, f"{name} takes {M}, not {right}"))
+            elif corrected is not None and not torch.allclose(M.measure(corrected[name]),
+                                                              keys[name], atol=1e-4):
+                found.setdefault(("measures back", path),
+                                 Broken("measures back", path, f"{name} does not"))
     return list(found.values())
 
 
 def _off(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
     """Strength 0 against the parts switched off."""
     zero = _Spy(frames, scales)
-    without = HiddenStateBus(frames, scales, correction=replace(zero.correction, spatial=False, temporal=False))
+    without = HiddenStateBus(frames, scales,
+                             correction=replace(zero.correction, spatial=False, temporal=False))
     for s, x in enumerate(xs):
         try:
             same = torch.equal(run(x, zero.stage(s, strength=0.0)), run(x, without.stage(s)))
@@ -255,9 +261,11 @@ def _off(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -
 
 
 def _module(path: str, module: Attention, call: Call, bus: _Spy, tolerance: float) -> list[Broken]:
-    """Blending and windows of one module, called again with the arguments that it got in stage 1."""
+    """Blending and windows of one module, called again with the arguments that it got in stage
+    1."""
     broken = []
-    keys = next(keys for view, name, *_, keys, _ in bus.exchanges if name == path and view.index == 1)
+    keys = next(keys for view, name, *_, keys, _ in bus.exchanges if name == path and view.index
+                == 1)
     part = next(part for _, name, part, *_ in bus.exchanges if name == path)
 
     def output(strength: float, overlap: int | None = None) -> Tensor:
@@ -268,7 +276,8 @@ def _module(path: str, module: Attention, call: Call, bus: _Spy, tolerance: floa
 
     plain, half, full = (output(w) for w in (0.0, 0.5, 1.0))
     if _gap(full, plain) < tolerance:
-        broken.append(Broken("blend", path, "its output does not depend on the states of the stage before"))
+        broken.append(Broken("blend", path,
+                             "its output does not depend on the states of the stage before"))
     elif (gap := _gap(half, (plain + full) / 2)) > tolerance:
         broken.append(Broken("blend", path, f"at half the strength it is {gap:.1e} off the middle"))
     if part == "temporal":
@@ -280,7 +289,8 @@ def _module(path: str, module: Attention, call: Call, bus: _Spy, tolerance: floa
                 alone = _call(module, ((h[:, start:end], *call[0][1:]), call[1]), None)
                 fused[:, start:end] += share[:, None, None] * alone
             if (gap := _gap(output(0.0, overlap), fused)) > tolerance:
-                broken.append(Broken("windows", path, f"windows that share {overlap} frames are {gap:.1e} off"))
+                broken.append(Broken("windows", path,
+                                     f"windows that share {overlap} frames are {gap:.1e} off"))
                 break
     return broken
 
@@ -302,14 +312,15 @@ def _frames(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
     except ValueError:
         return []
     except (BusError, RuntimeError) as error:
-        return [Broken("frames", "", f"{xs[1].shape[1] - 1} of them raise {type(error).__name__}: {error}")]
+        return [Broken("frames", "",
+                       f"{xs[1].shape[1] - 1} of them raise {type(error).__name__}: {error}")]
     return [Broken("frames", "", f"{xs[1].shape[1] - 1} of them on {frames} key frames are taken")]
 
 
-def _new_frames(
-    temporal: set[str], run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]
-) -> list[Broken]:
-    """Stages that run on what they insert. temporal: the modules along the frames, which must see key frames too."""
+def _new_frames(temporal: set[str], run: Run, xs: Sequence[Tensor], frames: int,
+                scales: tuple[int, ...]) -> list[Broken]:
+    """Stages that run on what they insert. temporal: the modules along the frames, which must see
+    key frames too."""
     bus, outputs = _Spy(frames, scales, new_frames=True), []
     try:
         outputs = [run(x, bus.stage(s)) for s, x in enumerate(xs)]
@@ -317,19 +328,20 @@ def _new_frames(
         return [Broken("new frames", "", f"fail: {error}")]
     for s, n in enumerate(scales, start=1):
         if not torch.equal(outputs[s][:, ::n], outputs[s - 1]):
-            return [Broken("new frames", "", f"change key frames in stage {s}; call stage.inserted, stage.complete")]
-    return [
-        Broken("new frames", path, "does not see key frames; call stage.mix")
-        for path in sorted(temporal)
-        if any(bus.taken[s, path] != 1 for s in range(len(scales)))
-    ]
+            return [Broken("new frames", "",
+                           f"change key frames in stage {s}; call stage.inserted, stage.complete")]
+    return [Broken("new frames", path, "does not see key frames; call stage.mix")
+            for path in sorted(temporal)
+            if any(bus.taken[s, path] != 1 for s in range(len(scales)))]
 
 
 def _reuse(run: Run, xs: Sequence[Tensor], frames: int, scales: tuple[int, ...]) -> list[Broken]:
-    """A step after one of the same input. A network that does not call stage.inner passes, and is refused --reuse."""
+    """A step after one of the same input. A network that does not call stage.inner passes, and is
+    refused --reuse."""
     bus = HiddenStateBus(frames, scales, correction=Correction(kv_operator="S"), reuse=2)
     try:
-        first, second = ([run(x, bus.stage(s, step)).clone() for s, x in enumerate(xs)] for step in (0, 1))
+        first, second = ([run(x, bus.stage(s, step)).clone() for s, x in enumerate(xs)]
+                         for step in (0, 1))
     except (BusError, ValueError, RuntimeError) as error:
         return [Broken("reuse", "", f"fails: {error}")]
     if all(torch.equal(a, b) for a, b in zip(first, second)):
@@ -348,14 +360,10 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 def check_family(family: Family) -> list[Broken]:
-    """What the network of a family breaks, in a small size. ValueError if its config has no such sizes."""
-    small: dict[str, Any] = {
-        "channels": 64,
-        "channel_mult": (1, 2),
-        "res_blocks": 1,
-        "attention_resolutions": (1, 2),
-        "groups": 8,
-    }
+    """What the network of a family breaks, in a small size. ValueError if its config has no such
+    sizes."""
+    small: dict[str, Any] = {"channels": 64, "channel_mult": (1, 2), "res_blocks": 1,
+                             "attention_resolutions": (1, 2), "groups": 8}
     if not isinstance(family.config.unet, SkeletonConfig):
         raise ValueError(f"{family.name}'s network is no `models.unet.Skeleton`: call `conformance.check` yourself")
     config = replace(family.config, unet=replace(family.config.unet, **small))
@@ -376,8 +384,10 @@ def check_family(family: Family) -> list[Broken]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m zerosmooth.conformance", description=check_family.__doc__)
-    parser.add_argument("--family", required=True, help=f"{', '.join(FAMILIES)}, or a file or module that defines one")
+    parser = argparse.ArgumentParser("python -m zerosmooth.conformance",
+                                     description=check_family.__doc__)
+    parser.add_argument("--family", required=True,
+                        help=f"{', '.join(FAMILIES)}, or a file or module that defines one")
     broken = check_family(load_family(parser.parse_args().family, FAMILIES))
     print(report(broken))
     return int(bool(broken))
