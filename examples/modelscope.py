@@ -1,7 +1,8 @@
 """ModelScope text-to-video (Wang et al. 2023, arXiv 2308.06571), and Zeroscope: VideoCrafter2's
 network without fps.
 
-    python -m weights_convert --family examples/modelscope.py text-to-video-ms-1.7b/ -o ms.safetensors
+    python -m weights_convert --family examples/modelscope.py text-to-video-ms-1.7b/ \\
+        -o ms.safetensors
     python sample.py --family examples/modelscope.py --ckpt ms.safetensors --prompt "..."
 
 What is new is the names in diffusers' folder, and the settings.

@@ -45,12 +45,13 @@ class Conversion:
                 expected: Shapes) -> Iterator[tuple[str, Tensor]]:
         """Our tensors, read one at a time. ConversionError, at once, if the source is not of the
         family `name`."""
+        table = self.table(config, source.shapes)
         try:
-            tensors = convert(self.table(config, source.shapes), source.shapes, source.read,
-                              expected)
+            tensors = convert(table, source.shapes, source.read, expected)
             self.check(source, config)
         except ConversionError as error:
             looks = looks_like(source.shapes)
-            other = "; it is incomplete, or changed" if f"convert {name}" in looks else f". It looks like {looks}"
+            own = f"convert {name}" in looks
+            other = "; it is incomplete, or changed" if own else f". It looks like {looks}"
             raise ConversionError(f"{source.name} is not {name}: {error}{other}") from None
         return tensors
