@@ -95,7 +95,7 @@ class Bench:
                        vae=replace(config.vae, channels=32))
 
     def settings(self, family: str, **asked: Any) -> Settings:
-        size = {"height": 64, "width": 64} if self.args.tiny else {}
+        size: dict[str, Any] = {"height": 64, "width": 64} if self.args.tiny else {}
         dtype = str(self.dtype).removeprefix("torch.")
         return settings_for(FAMILIES[family], self.config(family), dtype=dtype, **size, **asked)
 

@@ -61,7 +61,8 @@ def unet(family: str, args: argparse.Namespace) -> float:
     """One evaluation of a family's UNet. AssertionError if the outputs differ."""
     setup(args)
     path = {"vc2": args.videocrafter, "lavie": args.lavie and args.lavie / "base"}.get(family)
-    pair = peers.pair(family, *args.size, path)
+    height, width = args.size
+    pair = peers.pair(family, height, width, path)
     error = pair.error()
     assert error < 1e-3, f"the two networks differ by {error}"
     laid = {f"theirs, {name}": (partial(lay_out, pair.theirs, layout), pair.run_theirs)
@@ -97,7 +98,7 @@ def cascade(args: argparse.Namespace) -> dict[str, float]:
 
 def operations(family: Family, config: ModelConfig, h: int, w: int) -> dict[str, float]:
     """Of a mean guided step, for each of SHAPES. h, w: of the latents."""
-    size = {"height": h * config.vae.factor, "width": w * config.vae.factor}
+    size: dict[str, Any] = {"height": h * config.vae.factor, "width": w * config.vae.factor}
     return {row: needs(family, config, settings_for(family, config, **size, **asked)).flops
             for row, asked in SHAPES.items()}
 

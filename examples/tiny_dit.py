@@ -13,6 +13,7 @@ which side a disc crosses them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +87,8 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, condition: Tensor, stage: Stage | None) -> Tensor:
         shifts = self.modulation(F.silu(condition))[:, None, None].chunk(9, dim=-1)
-        layers = partial(self.spatial, stage=stage), partial(self.temporal, stage=stage), self.ff
+        layers: tuple[Callable[[Tensor], Tensor], ...] = (
+            partial(self.spatial, stage=stage), partial(self.temporal, stage=stage), self.ff)
         for i, (layer, norm) in enumerate(zip(layers, self.norms)):
             scale, shift, gate = shifts[3 * i : 3 * i + 3]
             h = h + gate * layer(norm(h) * (1 + scale) + shift)
