@@ -5,8 +5,9 @@
     video, = pipeline.sample("a red circle moving left", seeds=7)
     video.frames                                       # uint8 f h w 3 at 16, 32 and 64 frames
 
-Axes: b batch, f frames, k key frames (f = n*k), l tokens of one frame, m tokens of a prompt, d or c channels, h and w
-height and width. Read the method in this order: operators, bus, attention, cascade.
+Axes: b batch, f frames, k key frames (f = n*k), l tokens of one frame, m tokens of a prompt, d or c
+channels, h and w height and width. Read the method in this order: operators, bus, attention,
+cascade.
 """
 
 import os

@@ -96,7 +96,8 @@ def _result(path: Path) -> dict[str, Any] | None:
     """The entry of a record; None if it is none, or a video of it is damaged."""
     record = read_json(path)
     try:
-        frames, rates, enlarged = record["frames"], record["play_fps"], record["enlarged"]
+        frames, enlarged = record["frames"], record["enlarged"]
+        rates = record["play_fps"][-len(frames):]
         names = [name for name in record["files"] if name.endswith(VIDEO_SUFFIXES)][: len(frames)]
         videos = [read_video(path.parent / name, f) for name, f in zip(names, frames)]
         panels = [

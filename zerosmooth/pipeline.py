@@ -1,4 +1,5 @@
-"""From subjects to videos: encoders, guidance, what each stage is told, and the cascade around the network."""
+"""From subjects to videos: encoders, guidance, what each stage is told, and the cascade around the
+network."""
 
 from __future__ import annotations
 
@@ -15,21 +16,21 @@ from torch import Tensor
 from .bus import HiddenStateBus, Stage
 from .cascade import keep, nested_noise
 from .config import ModelConfig, check_text
-from .family import Family, Networks
 from .extensions import METHODS
 from .extensions.color import ColorCorrected
 from .extensions.predictions import LIFTS, anchored, lines, sample_late
 from .extensions.preview import coarse
 from .extensions.reuse import reusing
+from .family import Family, Networks
 from .fields import SEED, UserError, check, short
 from .guidance import Guidance, Inputs
 from .images import fit
 from .models.compiled import compiled
 from .models.layers import frame_chunks
 from .offload import Memory
-from .settings import AT_A_TIME, Running, Settings, settings_for
+from .settings import Running, Settings, settings_for
 
-IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is the noise that sampling starts from
+IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is sampling's start
 
 
 class NonFiniteError(ArithmeticError):
@@ -38,8 +39,8 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What a video is made from. prompt: where the family takes one, None for the checkpoint's own; image: uint8
-    h w 3, where it takes one, of any size (see `images.fit`)."""
+    """What a video is made from. prompt: where the family takes one, None for the checkpoint's own;
+    image: uint8 h w 3, where it takes one, of any size (see `images.fit`)."""
 
     prompt: str | None = None
     image: Tensor | None = None
@@ -51,7 +52,8 @@ WANTED = "give a prompt (str), an image (uint8 h w 3, see read_image), a Subject
 
 @dataclass
 class Video:
-    """One video. frames, latents and fps have an entry a stage: key frames first, the smoothest last."""
+    """One video. frames, latents and fps have an entry a stage: key frames first, the smoothest
+    last."""
 
     prompt: str  # empty if it was made from an image alone
     seed: int
@@ -84,19 +86,14 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8 f h w 3. UserError
-        for latents of another shape; NonFiniteError."""
-        channels = self.config.vae.latent_channels
-        if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels or not latents.numel():
-            raise UserError(f"latents of {_shape(latents)}; a tensor f {channels} h w is needed")
-        check("chunk", chunk, int | None, AT_A_TIME)
-        latents = latents.to(self.device, self.networks.vae.dtype)
-        frames = self.networks.vae.decode(latents, chunk).float()
-        if not torch.isfinite(frames).all():
-            dtype = self.networks.vae.dtype
+        """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8
+        f h w 3. NonFiniteError."""
+        dtype = self.networks.vae.dtype
+        x = self.networks.vae.decode(latents.to(self.device, dtype), chunk).float()
+        if not torch.isfinite(x).all():
             hint = "more steps" if dtype == torch.float32 else "dtype bfloat16 or float32"
             raise NonFiniteError(f"decoding made NaN or infinity at {dtype}; try {hint}")
-        x = ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+        x = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
         return x.permute(0, 2, 3, 1).contiguous()
 
     def sample(
@@ -112,41 +109,37 @@ class Pipeline:
         preview: Callable[[Callable[[], list[Tensor]]], None] = lambda look: None,
         **asked: Any,
     ) -> list[Video]:
-        """A video of each subject: a prompt, an image, or a `Subject` with both; None: the checkpoint's own prompt.
+        """A video of each subject: a prompt, an image, or a `Subject` with both; None: the
+        checkpoint's own prompt.
 
-        seeds: one for all, or one each. settings: as `self.settings` gives them; or single ones by name, as in
-        `sample("a red circle", steps=25, preset="paper", strength=1.0)`. running: what changes no result (its device is
-        the pipeline's own). noise: instead of the seeds' own, see `sample_cascade`; image_noise: n 3 h w, likewise.
-        progress: called after each stage of each step with how many are done, and of how many. preview: called after
-        each step with a function whose call gives coarse key frames, as far as they are known by then: of each video
-        uint8 k h w 3, a pixel for each latent one. UserError for what does not fit; NonFiniteError.
+        seeds: one for all, or one each. settings: as `self.settings` returns them, or single ones
+        by name: `sample("a red circle", steps=25, scale=2)`. running: what changes no result; its
+        device is the pipeline's own. noise: instead of the seeds' own, see `sample_cascade`;
+        image_noise: n 3 h w, likewise. progress: called after each stage of each step with how many
+        are done, and of how many. preview: called after each step with a function that returns
+        coarse key frames as predicted by then, of each video uint8 k h w 3, a pixel for each latent
+        one. UserError for what does not fit; NonFiniteError.
         """
-        if settings is None:
-            settings = self.settings(**asked)
-        elif not isinstance(settings, Settings):
-            raise UserError(f"settings={short(settings)}; pipeline.settings(..) makes some")
-        elif asked:
-            raise UserError(f"{', '.join(asked)} beside settings; change them there: pipeline.settings(..)")
+        for name, value, kind in (("settings", settings, Settings | None),
+                                  ("running", running, Running)):
+            if not isinstance(value, kind):
+                raise UserError(f"{name}={short(value)}; {kind} is needed")
+        if settings is not None and asked:
+            raise UserError(f"{', '.join(asked)} beside settings; change them in these")
+        settings = self.settings(**asked) if settings is None else settings
         settings.check(self.config)
         if settings.dtype != _name(self.dtype):
-            raise UserError(f"settings ask for {settings.dtype}, this pipeline was loaded in {_name(self.dtype)}")
-        if not isinstance(running, Running):
-            raise UserError(f"running={short(running)}; Running(..) is needed")
-        if not callable(progress):
-            raise UserError(f"progress={short(progress)}; a function of two numbers is needed")
-        if not callable(preview):
-            raise UserError(f"preview={short(preview)}; a function of a function is needed")
+            raise UserError(f"settings ask for {settings.dtype}, this pipeline was loaded in "
+                            f"{_name(self.dtype)}")
         shown = self._subjects(subjects)
         seeds = _seeds(seeds, len(shown))
-        if noise is not None:
-            noise = self._checked(noise, len(shown), settings)
-        if image_noise is not None:
-            if "image" not in self.family.takes:
-                raise UserError("image_noise does nothing to a checkpoint that takes no image; leave it out")
-            _check_shape("image_noise", image_noise, (len(shown), 3, settings.height, settings.width))
+        if image_noise is not None and "image" not in self.family.takes:
+            raise UserError("image_noise does nothing where no image is taken; leave it out")
         unet = self.networks.unet
-        with torch.inference_mode(), frame_chunks(unet, running.frame_chunk), compiled(unet, running.compile):
-            videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress, preview)
+        with (torch.inference_mode(), frame_chunks(unet, running.frame_chunk),
+              compiled(unet, running.compile)):
+            videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress,
+                                  preview)
         for video in videos:  # made outside inference mode, so that they can be changed in place
             video.latents = [x.clone() for x in video.latents]
             video.frames = [x.clone() for x in video.frames]
@@ -162,26 +155,14 @@ class Pipeline:
         if not shown:
             raise UserError("nothing to make a video from")
         takes, own = self.family.takes, self.config.defaults.prompt
-        for subject in shown:
-            given = [kind for kind in ("prompt", "image") if getattr(subject, kind) is not None]
-            if ("image" in given) != ("image" in takes) or ("prompt" in given and "prompt" not in takes):
-                wanted, got = " and ".join(takes), " and ".join(given) or "nothing"
-                raise UserError(f"this checkpoint makes videos from {wanted}, not from {got}")
-        return [replace(s, prompt=own if s.prompt is None and "prompt" in takes else s.prompt) for s in shown]
-
-    def _checked(self, noise: Callable[[int], Tensor], n: int, settings: Settings) -> Callable[[int], Tensor]:
-        """The noise that a caller gives, each time looked at. UserError if it is of another shape."""
-        if not callable(noise):
-            raise UserError(f"noise={short(noise)}; a function of the step is needed, see sample_cascade")
-        frames = settings.cascade.frames_of(settings.cascade.stages - 1)
-        shape = n, frames, *self._latent_shape(settings)
-
-        def checked(step: int) -> Tensor:
-            x = noise(step)
-            _check_shape(f"noise({step})", x, shape)
-            return x.to(self.device)
-
-        return checked
+        for s in shown:
+            given = {"prompt": s.prompt, "image": s.image}
+            got = [kind for kind, value in given.items() if value is not None]
+            if "image" in {*got} ^ {*takes} or not {*got} <= {*takes}:
+                raise UserError(f"this checkpoint makes videos from {' and '.join(takes)}, not "
+                                f"from {' and '.join(got) or 'nothing'}")
+        return [replace(s, prompt=own) if s.prompt is None and "prompt" in takes else s
+                for s in shown]
 
     def _latent_shape(self, settings: Settings) -> tuple[int, int, int]:
         """c h w."""
@@ -280,23 +261,14 @@ def _subject(shown: Any) -> Subject:
 def _seeds(seeds: Any, n: int) -> list[int]:
     """One for each of n videos. UserError if there are not as many, or they are no seeds."""
     try:
-        listed = [index(seed) for seed in seeds] if hasattr(seeds, "__iter__") else [index(seeds)] * n
+        listed = [index(s) for s in seeds] if hasattr(seeds, "__iter__") else [index(seeds)] * n
     except TypeError as error:
-        raise UserError(f"seeds={short(seeds)}; a whole number is needed, or a list of them") from error
+        raise UserError(f"seeds={short(seeds)}; whole numbers are needed") from error
     if len(listed) != n:
         raise UserError(f"{len(listed)} seeds for {n} videos; give one seed, or one for each")
     for seed in listed:
         check("seeds", seed, int, SEED)
     return listed
-
-
-def _check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
-        raise UserError(f"{name} is {_shape(x)}; floating-point numbers of {shape} are needed")
-
-
-def _shape(x: Any) -> str:
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else short(x)
 
 
 def _name(dtype: torch.dtype) -> str:

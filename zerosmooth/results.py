@@ -1,11 +1,15 @@
-"""The files of a result: named by prompt, seed and settings, so that none is ever mixed up or made twice. Each carries
-the record of what decides it and of what made it."""
+"""The files of a result: named by prompt, seed and settings, so that none is ever mixed up or made
+twice. Each carries the record of what decides it and of what made it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-from dataclasses import dataclass
+import re
+import string
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +19,19 @@ from torch import Tensor
 
 from . import __version__
 from .comments import as_comment, read_comment
+from .fields import UserError
 from .files import whole
-from .naming import NAME, digest, fields, fill, slug
 from .pipeline import Video
-from .settings import Settings
+from .settings import Output, Settings
 from .video import enlargement, picture, side_by_side, write_picture, write_video
+
+LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for what is added
 
 
 @dataclass(frozen=True)
 class Result:
-    """The files of one subject and seed, and the record of them. name: what people call the subject; identity: all that
-    it is; checkpoint_digest: `Checkpoint.sha256`; play_fps: of each stage's file; template: of names (see `naming`);
-    picture, side_by_side: what is written beside the videos."""
+    """The files of one subject and seed. name: what people call the subject; identity: all that it
+    is; checkpoint_digest: `Checkpoint.sha256`; play_fps: of each stage's file."""
 
     folder: Path
     name: str
@@ -35,29 +40,33 @@ class Result:
     settings: Settings
     checkpoint_digest: str
     play_fps: list[float]
-    suffix: str = ".mp4"
-    template: str = NAME
-    picture: bool = True
-    side_by_side: bool = False
+    output: Output = Output()
 
     @property
     def decided(self) -> dict[str, Any]:
         """All that decides what the files show."""
-        return {
-            **self.identity,
-            "seed": self.seed,
-            "checkpoint_digest": self.checkpoint_digest,
-            "settings": self.settings.as_json(),
-            "play_fps": self.play_fps,
-        }
+        return {**self.identity, "seed": self.seed, "checkpoint_digest": self.checkpoint_digest,
+                "settings": asdict(self.settings), "play_fps": self.play_fps}
+
+    @property
+    def suffix(self) -> str:
+        return ".gif" if self.output.gif else ".mp4"
 
     def path(self, stage: int = -1, suffix: str = "") -> Path:
-        """Of what a stage has. A template that has no frames in it gives the same one for all stages."""
-        cascade = self.settings.cascade
+        """Of what a stage has. UserError for a name that no file can have."""
+        cascade, template = self.settings.cascade, self.output.name
         frames = cascade.frames_of(stage % cascade.stages)
-        everything = digest([self.decided, self.suffix]) if "{digest" in self.template else ""
-        of = {**fields(self.settings), "prompt": self.name, "seed": self.seed, "frames": frames, "digest": everything}
-        return self.folder / f"{fill(self.template, **of)}{suffix}"
+        of = {**asdict(self.settings), "prompt": self.name, "seed": self.seed, "frames": frames,
+              "digest": digest([self.decided, self.suffix])}
+        try:
+            name = template.format(**{k: slug(v) if type(v) is str else v for k, v in of.items()})
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise UserError(f"name={template}: {error}; write {{prompt}}, {{seed:03}}, {{frames}}, "
+                            "{digest} or {any_setting}") from error
+        if not re.fullmatch(r"[^\W_][^<>:\"/\\|?*\0-\x1f]*", name) or len(name.encode()) > LETTERS:
+            raise UserError(f"name={template} makes {name[:60]!r}; it begins with a letter or "
+                            f"digit, has up to {LETTERS} bytes, and --outdir names the folder")
+        return self.folder / f"{name}{suffix}"
 
     @property
     def record(self) -> Path:
@@ -65,45 +74,47 @@ class Result:
         return self.path(suffix=".json")
 
     @property
+    def stages(self) -> list[int]:
+        """Those whose videos are written."""
+        count = self.settings.cascade.stages
+        return [count - 1] if self.output.densest_only else list(range(count))
+
+    @property
     def videos(self) -> list[Path]:
         """One a stage."""
-        cascade = self.settings.cascade
-        ends = [self.suffix] * cascade.stages
-        if "{frames" not in self.template:
-            ends = [f"_{cascade.frames_of(stage)}f{self.suffix}" for stage in range(cascade.stages)]
-        return [self.path(stage, end) for stage, end in enumerate(ends)]
+        frames = self.settings.cascade.frames_of
+        named = "frames" in (field for _, field, *_ in string.Formatter().parse(self.output.name))
+        return [self.path(s, self.suffix if named else f"_{frames(s)}f{self.suffix}")
+                for s in self.stages]
 
     @property
     def beside(self) -> dict[str, Path]:
         """What goes beside the videos, by what it is."""
-        there = {
-            "picture": self.path(suffix=".png"),
-            "side by side": self.path(suffix=f"_side_by_side{self.suffix}"),
-        }
-        return {what: there[what] for what, asked in zip(there, (self.picture, self.side_by_side)) if asked}
+        there = {}
+        if self.output.picture:
+            there["picture"] = self.path(suffix=".png")
+        if self.output.side_by_side:
+            there["side by side"] = self.path(suffix=f"_side_by_side{self.suffix}")
+        return there
 
     @property
     def files(self) -> list[Path]:
         """All but the record."""
         return [*self.videos, *self.beside.values()]
 
-    def taken(self) -> Path | None:
-        """A file of another result, or of none, that has a name of this one's."""
-        for path in (self.record, *self.files):
-            if path.exists() and not all(_recorded(path).get(key) == value for key, value in self.decided.items()):
-                return path
-        return None
-
     def lacks(self) -> str | None:
-        """Of a result that was finished, what is damaged, gone or asked for only now, in words; empty if none was
-        finished; None if it is whole. ValueError if a folder is where a file belongs."""
-        if blocked := next((path for path in (self.record, *self.files) if path.is_dir()), None):
-            raise ValueError(f"{blocked} is a folder, where a file of a result belongs; move it away")
+        """Of a result that was finished, what is damaged, gone or asked for only now, in words;
+        empty if none was finished; None if it is whole. UserError if something else has a name of
+        its files."""
+        for path in (self.record, *self.files):
+            if path.is_dir() or path.exists() and not self._own(path):
+                raise UserError(f"{path} is there already, and not this video: move it away, or "
+                                "change --outdir or --set name=..")
         if not self.record.exists():
             return ""
         record = read_json(self.record)
         sizes = record.get("files") if isinstance(record, dict) else None
-        if not isinstance(sizes, dict) or any(record.get(key) != value for key, value in self.decided.items()):
+        if not isinstance(sizes, dict) or any(record.get(k) != v for k, v in self.decided.items()):
             return f"{self.record} is damaged or gone"
         for path in self.files:
             if path.name not in sizes:
@@ -112,42 +123,64 @@ class Result:
                 return f"{path} is damaged or gone"
         return None
 
-    def write(self, video: Video, made_by: dict[str, Any], facts: dict[str, Any]) -> list[Path]:
-        """Write a video a stage, what goes beside them, and last the record. Returns the videos' paths.
+    def _own(self, path: Path) -> bool:
+        """Whether a file is of this result, as its name says if it can, else its record."""
+        if "{digest" in self.output.name:
+            return True
+        try:
+            record = json.loads(read_comment(path))
+            return all(record.get(key) == value for key, value in self.decided.items())
+        except (ValueError, RecursionError, AttributeError):
+            return False
 
-        made_by: what it takes to make it again, beside what decides: it is in every file; facts: in the json alone."""
+    def write(self, video: Video, made_by: dict[str, Any], facts: dict[str, Any]) -> list[Path]:
+        """Write the videos, what goes beside them, and last the record. Returns the videos' paths.
+
+        made_by: what it takes to make it again, beside what decides: it is in every file; facts:
+        in the json alone."""
         frames = [stage.numpy() for stage in video.frames]
         made = {**self.decided, **made_by, "versions": versions()}
-        comment = as_comment(made)
-        for path, x, fps in zip(self.videos, frames, self.play_fps, strict=True):
-            write_video(path, x, fps, comment)
+        comment, rates = as_comment(made), self.play_fps
+        for path, s in zip(self.videos, self.stages):
+            write_video(path, frames[s], rates[s], comment)
         for what, path in self.beside.items():
             if what == "picture":
-                write_picture(path, picture(frames, self.play_fps), comment)
+                write_picture(path, picture(frames, rates), comment)
             else:
-                write_video(path, side_by_side(frames, self.play_fps), self.play_fps[-1], comment)
-        record = {
-            **made,
-            "frames": [len(x) for x in frames],
-            "enlarged": enlargement(frames[0]),
-            "files": {path.name: path.stat().st_size for path in self.files},
-            **facts,
-        }
-        write_json(self.record, record)
+                write_video(path, side_by_side(frames, rates), rates[-1], comment)
+        shown = {"frames": [len(frames[s]) for s in self.stages],
+                 "enlarged": enlargement(frames[0]),
+                 "files": {path.name: path.stat().st_size for path in self.files}}
+        write_json(self.record, {**made, **shown, **facts})
         return self.videos
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """The record that a file carries; empty if it has none."""
-    try:
-        record = json.loads(read_comment(path))
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+def check_names(results: Iterable[Result]) -> None:
+    """UserError if results have names that no file can have, or two the same one, or one that
+    something else has already."""
+    names: set[Path] = set()
+    for result in results:
+        result.lacks()
+        if "{digest" in result.output.name:
+            return
+        new = {result.record, *result.files}
+        if both := names & new:
+            raise UserError(f"name={result.output.name} gives two videos the name {min(both)}; add "
+                            "{prompt}, {seed} or {digest}")
+        names |= new
+
+
+def slug(text: str) -> str:
+    """Of a text that people read, what any file system takes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
+
+
+def digest(everything: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def stem(text: str, seed: int, everything: list[Any]) -> str:
-    """A file's name without its suffix: a text that people read, a seed, and a digest of everything that matters."""
+    """A file's name without its suffix: a text that people read, a seed, and a digest."""
     return f"{slug(text)}_seed{seed}_{digest(everything)}"
 
 
@@ -168,7 +201,7 @@ def read_json(path: Path) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of file names that are no text
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of odd file names
 
 
 def write_json(path: Path, content: Any) -> None:

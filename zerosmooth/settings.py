@@ -148,8 +148,9 @@ class Settings(Sampling):
         return f"preset {self.preset}: {PRESETS[self.preset][0]}"
 
     def fps_of(self, stage: int) -> float:
-        """Frames a second of a stage, as its network is told."""
-        return float(self.fps * self.cascade.scale_of(stage))
+        """Frames a second of a stage (-1: the last), as its network is told."""
+        cascade = self.cascade
+        return float(self.fps * cascade.scale_of(stage % cascade.stages))
 
 
 @dataclass(frozen=True)

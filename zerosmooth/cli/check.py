@@ -10,8 +10,14 @@ import torch
 
 from ..checkpoint import Checkpoint, check_tensors
 from ..estimate import FLOP_SHARE, matrix_rate, needs
+from ..fields import UserError
+from ..files import remove_left
+from ..page import Page
 from ..pipeline import Pipeline
-from ..settings import Running, Settings
+from ..results import Result, check_names
+from ..settings import Output, Running, Settings
+from ..video import check_writer
+from .arguments import Shown
 
 
 def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:
@@ -19,39 +25,58 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     family, cascade = checkpoint.family, settings.cascade
     check_tensors(checkpoint)
     yield f"{checkpoint.path}: a whole {family.name} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
-    yield f"  {len(checkpoint.shapes)} tensors, {checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
+    count = f"{checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
+    yield f"  {len(checkpoint.shapes)} tensors, {count}"
     yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
     frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
     size = f"{settings.height}x{settings.width}"
-    yield f"  {frames} frames of {size}, {settings.steps} steps, on {running.device} as {settings.dtype}:"
+    where = f"on {running.device} as {settings.dtype}"
+    yield f"  {frames} frames of {size}, {settings.steps} steps, {where}:"
     need = needs(family, checkpoint.config, settings, running)
     where = "and in CPU memory" if running.offload else "of which"
     yield (
-        f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, {where} up to "
-        f"{need.bus / 1e9:.2f} GB of hidden states that wait; then, to decode, up to {need.decoding / 1e9:.2f} GB "
-        "(counted; a process takes up to twice as much)"
+        f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, "
+        f"{where} up to {need.bus / 1e9:.2f} GB of hidden states that wait; then, to decode, up to "
+        f"{need.decoding / 1e9:.2f} GB (counted; a process takes up to twice as much)"
     )
     rate = matrix_rate(torch.device(running.device), getattr(torch, settings.dtype))
     yield (
-        f"  time: {need.flops / 1e12:,.2f} TFLOP a step, about {need.flops / rate / FLOP_SHARE:,.2g} s at "
-        f"{FLOP_SHARE:.0%} of this machine's {rate / 1e12:.2f} TFLOP/s (an estimate)"
+        f"  time: {need.flops / 1e12:,.3g} TFLOP a step, about "
+        f"{need.flops / rate / FLOP_SHARE:,.2g} s at {FLOP_SHARE:.0%} of this machine's "
+        f"{rate / 1e12:.3g} TFLOP/s (an estimate)"
     )
 
 
+def check_outputs(folder: Path, settings: Settings, output: Output,
+                  results: Iterable[Result]) -> None:
+    """Make the folder of results ready. UserError if results cannot be written there."""
+    check_folder(folder, settings)
+    if output.page:
+        Page(folder)  # which refuses one that is not ours
+    remove_left(folder.absolute())
+    check_writer(folder, ".gif" if output.gif else ".mp4")
+    check_names(results)
+
+
 def check_folder(folder: Path, settings: Settings) -> None:
-    """Make the folder of results. ValueError if it is none, or its disk could not hold one result even if nothing
-    compressed."""
+    """Make a folder of results. UserError if it is none, or its disk could not hold one result even
+    if nothing compressed."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--outdir {folder} is a file; name a folder")
+        raise UserError(f"--outdir {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    frames = sum(settings.cascade.frames_of(stage) for stage in range(settings.cascade.stages))
-    worst, free = frames * settings.height * settings.width * 3 + 50_000_000, shutil.disk_usage(folder).free
-    if free < worst:
-        raise ValueError(f"{folder} has {free / 1e6:.0f} MB free; one result may need {worst / 1e6:.0f} MB")
+    cascade = settings.cascade
+    frames = sum(cascade.frames_of(stage) for stage in range(cascade.stages))
+    worst = frames * settings.height * settings.width * 3 + 50_000_000
+    if (free := shutil.disk_usage(folder).free) < worst:
+        raise UserError(f"{folder} has {free / 1e6:.0f} MB free; one result may need "
+                        f"{worst / 1e6:.0f} MB")
 
 
-def say_lost_tokens(pipeline: Pipeline, texts: Iterable[str]) -> None:
+def say_lost_tokens(pipeline: Pipeline, shown: Iterable[Shown], settings: Settings,
+                    silent: bool = False) -> None:
     """Print how much of which prompts the text encoder does not see."""
-    for text in dict.fromkeys(texts):
+    texts = [settings.negative_prompt, *(one.prompt or "" for one in shown)]
+    for text in [] if silent else dict.fromkeys(texts):
         if lost := pipeline.family.lost_tokens(pipeline.networks, text):
-            print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text encoder and are left out")
+            print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text "
+                  "encoder and are left out")

@@ -1,4 +1,5 @@
-"""How a command ends: what its user is told of an error, the exit status; and that nothing it prints ends it."""
+"""How a command ends: what its user is told of an error, the exit status; and that nothing it
+prints ends it."""
 
 from __future__ import annotations
 
@@ -6,23 +7,26 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-MEMORY = "try --offload, --sequential_guidance, --frame_chunk 4, a smaller --decode_chunk_size or size"
-OURS = ("__main__", "sample", "zerosmooth", "weights_convert", "evaluation", "smallworld")  # packages
+from ..fields import UserError
+
+MEMORY = ("try --set offload=true sequential_guidance=true frame_chunk=4, a smaller "
+          "decode_chunk_size or size")
 _ended: list[int] = []  # signals that asked to end the command that runs
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
-    """The exit status of `work`. A mistake of the user is one line without a traceback; ours keeps it.
+    """The exit status of `work`. A mistake of the user is one line without a traceback; ours keeps
+    it.
 
-    interrupted: what holds after Ctrl-C, SIGTERM or SIGHUP, which all end it in the same way; empty to say nothing.
+    interrupted: what holds after Ctrl-C, SIGTERM or SIGHUP, which all end it in the same way; empty
+    to say nothing.
     """
     with _patient_output(), _ends():
         try:
@@ -31,8 +35,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
             if _ended or isinstance(error, KeyboardInterrupt):
                 if interrupted:
                     print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
-                if not isinstance(error, KeyboardInterrupt):  # other code may have made it of the interruption
-                    print(f"{name}: while stopping, {type(error).__name__}: {text_of(error)}", file=sys.stderr)
+                if not isinstance(error, KeyboardInterrupt):  # which other code made of it
+                    what = f"{type(error).__name__}: {text_of(error)}"
+                    print(f"{name}: while stopping, {what}", file=sys.stderr)
                 return 128 + _ended[0] if _ended else 130
             if (said := told(error)) is None:
                 raise
@@ -41,30 +46,21 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
 
 
 def told(error: BaseException) -> str | None:
-    """What to say of an error that is not our fault; None of one that is, or that may come of an interruption."""
+    """What to say of an error that is not our fault; None of one that is, or that may come of an
+    interruption."""
     if _ended:
         return None
-    if isinstance(error, (ValueError, OSError)):
-        return text_of(error) if is_said(error) else None
-    if isinstance(error, (RuntimeError, MemoryError)) and (what := out_of_memory(error)) is not None:
-        return f"{what}; {MEMORY}"
+    if isinstance(error, (UserError, OSError)):  # the second: of a file or the system
+        return text_of(error)
+    if isinstance(error, (RuntimeError, MemoryError)):
+        what = out_of_memory(error)
+        return None if what is None else f"{what}; {MEMORY}"
     return None
 
 
-def is_said(error: BaseException) -> bool:
-    """Whether an error is for the user: our code says it with `raise`, a family's file too, or the system does, of a
-    file. What any other code raises is a fault of ours, which should not have let it come to that."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return True
-    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    package = frame.f_globals.get("__name__", "").partition(".")[0]
-    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    ours = package in OURS or package.startswith("family_")  # so `load_family` calls a file
-    return ours and line.startswith("raise")
-
-
 def text_of(error: Exception) -> str:
-    """In one line: what damaged files bring into a message, such as a terminal's escape codes, is shown escaped."""
+    """In one line: what damaged files bring into a message, such as a terminal's escape codes, is
+    shown escaped."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -72,18 +68,19 @@ def text_of(error: Exception) -> str:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What to tell if the device, or the machine, had no more memory, else None. torch has a class for its own
-    allocator on a GPU alone: the driver, cuBLAS and the CPU say it in words."""
+    """What to tell if the device, or the machine, had no more memory, else None. torch has a class
+    for its own allocator on a GPU alone: the driver, cuBLAS and the CPU say it in words."""
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(word in str(error) for word in words):
+    said = any(word in str(error) for word in words)
+    if not said and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return None
     return f"the device is out of memory: {str(error).partition(chr(10))[0]}".rstrip(": ")
 
 
 @contextmanager
 def _ends() -> Iterator[None]:
-    """Signals that ask a process to end raise KeyboardInterrupt and are put into `_ended`. What is ignored, as under
-    nohup, stays so. The second one ends the process at once."""
+    """Signals that ask a process to end raise KeyboardInterrupt and are put into `_ended`. What is
+    ignored, as under nohup, stays so. The second one ends the process at once."""
 
     def end(number: int, _: Any) -> None:
         _ended.append(number)
@@ -92,7 +89,8 @@ def _ends() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def swallowed(unraisable: Any) -> None:
-        """Raised in a callback that goes on, such as those of a fork, it is to be raised again a little later."""
+        """Raised in a callback that goes on, such as those of a fork, it is to be raised again a
+        little later."""
         hook(unraisable)
         if _ended and unraisable.exc_type is KeyboardInterrupt:
             signal.signal(_ended[0], end)
@@ -102,8 +100,9 @@ def _ends() -> Iterator[None]:
     again: list[threading.Timer] = []
     hook, before = sys.unraisablehook, {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in ENDS}
-        before = {n: old for n, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        found = {number: signal.getsignal(number) for number in ENDS}
+        before = {number: old for number, old in found.items() if old in usual}
     for number in before:
         signal.signal(number, end)
     sys.unraisablehook = swallowed
@@ -131,12 +130,12 @@ def _patient_output() -> Iterator[None]:
 
 
 class _Patient:
-    """A text stream that no writing to fails: what it cannot encode is escaped, and what nobody takes any more (a pipe
-    whose reader is gone, a full disk) is dropped."""
+    """A text stream that no writing to fails: what it cannot encode is escaped, and what nobody
+    takes any more (a pipe whose reader is gone, a full disk) is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        if hasattr(stream, "reconfigure"):  # lines are shown as they are printed, into a pipe or file too
+        if hasattr(stream, "reconfigure"):  # a pipe or file gets lines as they are printed, too
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:

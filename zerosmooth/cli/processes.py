@@ -1,4 +1,5 @@
-"""Several processes of one command, as torchrun starts them: who is who, and what they tell each other."""
+"""Several processes of one command, as torchrun starts them: who is who, and what they tell each
+other."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def processes(args: Namespace) -> Iterator[tuple[int, int]]:
     if device.type == "cuda":
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device_of(args.device))
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # words alone are exchanged, no tensors
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for words, not tensors
     try:
         yield distributed.get_rank(), world
     finally:
@@ -64,8 +65,8 @@ def together(value: T) -> list[T]:
 
 
 def once(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, given to all: of what can be read only once, such as a pipe. A
-    ValueError or OSError that it raises there is a ValueError in all."""
+    """What `work` returns in the first process, given to all: of what can be read only once, such
+    as a pipe. A ValueError or OSError that it raises there is a ValueError in all."""
     found, error = None, None
     if first():
         try:
@@ -80,8 +81,8 @@ def once(work: Callable[[], T]) -> T:
 
 
 def agreed(name: str, check: Callable[[], T]) -> T:
-    """What `check` returns, once it has returned in all processes. What it raises for the user ends all of them, and
-    the first process that met it says it. name: of the command."""
+    """What `check` returns, once it has returned in all processes. What it raises for the user ends
+    all of them, and the first process that met it says it. name: of the command."""
     if not _several():
         return check()
     found, said = None, None

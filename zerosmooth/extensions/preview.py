@@ -1,4 +1,5 @@
-"""What a video is going to be, seen early: latents as colours, without the time that a decoder takes."""
+"""What a video is going to be, seen early: latents as colours, without the time that a decoder
+takes."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 
 def coarse(latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Frames of latents, a pixel for each latent one: uint8 f h w 3, on the CPU. latents: f c h w; decode: n c h w to
-    n 3 H W in [-1, 1].
+    """Frames of latents, a pixel for each latent one: uint8 f h w 3, on the CPU. latents: f c h w;
+    decode: n c h w to n 3 H W in [-1, 1].
 
-    Colours are linear in the latents' channels, as well as that can be: the map is fitted by least squares to what the
-    decoder makes of the frame in the middle, so that it fits every autoencoder, and every stage of denoising.
+    Colours are linear in the latents' channels, as well as that can be: the map is fitted by least
+    squares to what the decoder makes of the frame in the middle, so that it fits every autoencoder,
+    and every stage of denoising.
     """
     z = latents.float().nan_to_num()
     f, _, h, w = z.shape
