@@ -1,4 +1,5 @@
-"""Writes a checkpoint of the published size and layout, with weights fixed by the rule of `tests.parity`.
+"""Writes a checkpoint of the published size and layout, with weights fixed by the rule of
+`tests.parity`.
 
     python -m tests.full_size vc2 model.ckpt             # 7.4 GB; vc1 alike
     python -m tests.full_size lavie folder/              # 5.4 GB: lavie_base.pt and stable-diffusion-v1-4/
@@ -11,8 +12,8 @@
     python -m tests.full_size lavie_interpolation folder/        # 4.5 GB: lavie_interpolation.pt and the SD folder
     python -m tests.full_size ldmvfi ldmvfi.ckpt         # 3.5 GB
 
-Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the whole way works; what
-such a network shows is noise.
+Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the
+whole way works; what such a network shows is noise.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/ 
 
 
 def shapes(*manifests: str) -> Shapes:
-    """Names and shapes of the tensors of published files. manifests: some behind their names' prefix and a slash."""
+    """Names and shapes of the tensors of published files. manifests: some behind their names'
+    prefix and a slash."""
     found: Shapes = {}
     for manifest in manifests:
         prefix, _, name = manifest.rpartition("/")
@@ -86,7 +88,8 @@ def shapes(*manifests: str) -> Shapes:
 
 
 def buffers(family: str) -> dict[str, Tensor]:
-    """The schedule's buffers that say something of VideoCrafter or DynamiCrafter; the others follow from them."""
+    """The schedule's buffers that say something of VideoCrafter or DynamiCrafter; the others follow
+    from them."""
     example, _, model = family.partition("_")
     if example == "dynamicrafter":
         sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -103,8 +106,8 @@ def schedule(sampler: DDIMConfig) -> dict[str, Tensor]:
 
 
 def constant(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of a published file: by the rule, but for constants, variances, counters, and tables of positions, which
-    nothing reads."""
+    """A tensor of a published file: by the rule, but for constants, variances, counters, and tables
+    of positions, which nothing reads."""
     if name.endswith("rotary_emb.freqs"):
         return 10_000.0 ** (-torch.arange(shape[0]) / shape[0])
     if name.endswith(("num_batches_tracked", "num_updates")):
@@ -114,13 +117,15 @@ def constant(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape) if name.endswith(".pe") else weight(name, shape)
 
 
-def write(layout: str, path: Path, held: dict[str, Shapes] | None = None, dtype: torch.dtype = torch.float32) -> None:
+def write(layout: str, path: Path, held: dict[str, Shapes] | None = None,
+          dtype: torch.dtype = torch.float32) -> None:
     """held: the tensors of each file of the layout, instead of the published ones."""
     for file, manifests in {**LAYOUTS, **EXAMPLES}[layout].items():
         target = path / file if file else path
         target.parent.mkdir(parents=True, exist_ok=True)
         wanted = shapes(*manifests) if held is None else held[file]
-        state = {name: constant(name, shape).to(dtype) for name, shape in wanted.items()} | buffers(layout)
+        state = {name: constant(name, shape).to(dtype)
+                 for name, shape in wanted.items()} | buffers(layout)
         if target.suffix == ".safetensors":
             save_file(state, target)
         elif target.suffix == ".bin":
@@ -130,10 +135,12 @@ def write(layout: str, path: Path, held: dict[str, Shapes] | None = None, dtype:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("layout", choices=[*LAYOUTS, *EXAMPLES])
     parser.add_argument("path", type=Path, help="the file, or the folder for what is several files")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of its tensors")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                        help="of its tensors")
     args = parser.parse_args()
     write(args.layout, args.path, dtype=getattr(torch, args.dtype))
 

@@ -1,4 +1,5 @@
-"""What comes in to be converted: unwrapped where it is only wrapped, else told for what it is, in one line."""
+"""What comes in to be converted: unwrapped where it is only wrapped, else told for what it is, in
+one line."""
 
 import argparse
 import io
@@ -58,19 +59,18 @@ def test_wrapped_names_and_dicts_are_unwrapped(tmp_path, wrap, kind):
     assert all(torch.equal(source.read(name), x) for name, x in TWO.items())
 
 
-@pytest.mark.parametrize(
-    "names,reason",
-    [
-        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "holds a LoRA.*merge it"),
-        ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "holds a LoRA"),
-        ("unet.mid_block.to_q_lora.up.weight", "holds a LoRA"),
-        ("model.diffusion_model.x model_ema.diffusion_modelx", "is a training checkpoint, with averaged weights"),
-        ("model.diffusion_model.out.weight scaled_fp8", "weights scaled to 8-bit floats.*take the file in float16"),
-        ("out.weight out.scale_weight", "weights scaled to 8-bit floats"),
-        ("out.weight out.weight.absmax", "has quantised weights"),
-        ("out.weight module.out.weight", "both with and without module"),
-    ],
-)
+@pytest.mark.parametrize("names,reason",
+                         [("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+                           "holds a LoRA.*merge it"),
+                          ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "holds a LoRA"),
+                          ("unet.mid_block.to_q_lora.up.weight", "holds a LoRA"),
+                          ("model.diffusion_model.x model_ema.diffusion_modelx",
+                           "is a training checkpoint, with averaged weights"),
+                          ("model.diffusion_model.out.weight scaled_fp8",
+                           "weights scaled to 8-bit floats.*take the file in float16"),
+                          ("out.weight out.scale_weight", "weights scaled to 8-bit floats"),
+                          ("out.weight out.weight.absmax", "has quantised weights"),
+                          ("out.weight module.out.weight", "both with and without module")])
 def test_what_is_no_plain_checkpoint_is_told(tmp_path, names, reason):
     path = tmp_path / "x.safetensors"
     save_file({name: torch.ones(1) for name in names.split()}, path)
@@ -78,7 +78,8 @@ def test_what_is_no_plain_checkpoint_is_told(tmp_path, names, reason):
 
 
 def test_the_frame_wise_decoder_is_told(tmp_path):
-    names = ["model.diffusion_model.middle_block.0.time_stack.x", "first_stage_model.decoder.mid.block_1.conv1.weight"]
+    names = ["model.diffusion_model.middle_block.0.time_stack.x",
+             "first_stage_model.decoder.mid.block_1.conv1.weight"]
     path = tmp_path / "svd_xt_image_decoder.safetensors"
     save_file({name: torch.ones(1) for name in names}, path)
     with pytest.raises(
@@ -92,9 +93,12 @@ def test_the_frame_wise_decoder_is_told(tmp_path):
 def test_a_sharded_folder_is_read_by_its_index(tmp_path):
     folder = tmp_path / "unet"
     folder.mkdir()
-    save_file({"a.weight": TWO["a.weight"]}, folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
-    save_file({"b.c.weight": TWO["b.c.weight"]}, folder / "diffusion_pytorch_model-00002-of-00002.safetensors")
-    places = {name: f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors" for i, name in enumerate(TWO)}
+    save_file({"a.weight": TWO["a.weight"]}, folder
+              / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    save_file({"b.c.weight": TWO["b.c.weight"]}, folder
+              / "diffusion_pytorch_model-00002-of-00002.safetensors")
+    places = {name: f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+              for i, name in enumerate(TWO)}
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
 
     def write(content) -> None:
@@ -104,8 +108,10 @@ def test_a_sharded_folder_is_read_by_its_index(tmp_path):
     for source in (open_folder(tmp_path, ("unet",))["unet"], open_source(index)):
         assert source.shapes == {"a.weight": (2,), "b.c.weight": (3,)} and len(source.files) == 2
         assert all(torch.equal(source.read(name), x) for name, x in TWO.items())
-        assert len(source.sha256()) == 64 and "unet/diffusion_pytorch_model-00002-of-00002" in source.name
-    for bad in ("[", "[]", "{}", {"weight_map": []}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../x"}}):
+        assert len(source.sha256(
+                )) == 64 and "unet/diffusion_pytorch_model-00002-of-00002" in source.name
+    for bad in ("[", "[]", "{}", {"weight_map": []}, {"weight_map": {"a": 5}},
+                {"weight_map": {"a": "../x"}}):
         write(bad)
         assert "is no index of shards" in refused(index)
     write("[" * 100_000)
@@ -140,7 +146,9 @@ def test_pickles_of_other_things_are_told(tmp_path):
         assert "Python objects besides tensors" in said({"a": Code()}, legacy)
         assert "holds no tensors by name, but a dict of 1;" in said({1: torch.ones(2)}, legacy)
         assert "holds no tensors by name, but a list" in said([torch.ones(2)], legacy)
-        assert "holds no tensors by name" in said({}, legacy) and "but a Tensor" in said(torch.ones(2), legacy)
+        assert "holds no tensors by name" in said({},
+                                                  legacy) and "but a Tensor" in said(torch.ones(2),
+                                                                                     legacy)
         loop: dict = {}
         loop["model"] = loop
         assert "holds no tensors by name, but a dict of model" in said(loop, legacy)
@@ -182,14 +190,17 @@ NAME = "model.diffusion_model.out.2.bias"
         (65504.0, "float16", None),
     ],
 )
-def test_numbers_that_a_precision_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, value, dtype, reason):
+def test_numbers_that_a_precision_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, value,
+                                                          dtype, reason):
     size = FAMILIES["vc2"].config.unet.out_channels
     source = published(tmp_path, **{NAME: torch.full((size,), value, dtype=torch.float64)})
     out = tmp_path / "out.safetensors"
-    assert convert(monkeypatch, "vc2", source, "-o", out, "--dtype", dtype) == int(reason is not None)
+    assert convert(monkeypatch, "vc2", source, "-o", out, "--dtype",
+                   dtype) == int(reason is not None)
     said = capsys.readouterr().err
     assert reason is None or reason in said
-    assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == ([] if reason else ["out.safetensors"])
+    assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == ([] if reason
+                                                                       else ["out.safetensors"])
     if reason is None:
         assert load_file(out)["unet.conv_out.bias"].isfinite().all()
 
