@@ -2,14 +2,14 @@
 `tests.parity`.
 
     python -m tests.full_size vc2 model.ckpt             # 7.4 GB; vc1 alike
-    python -m tests.full_size lavie folder/              # 5.4 GB: lavie_base.pt and stable-diffusion-v1-4/
+    python -m tests.full_size lavie folder/              # 5.4 GB: lavie_base.pt, and the SD folder
     python -m tests.full_size svd svd.safetensors        # 10 GB: the authors' single file
     python -m tests.full_size svd_folder folder/         # 9 GB: diffusers' folder
     python -m tests.full_size animatediff folder/        # 6 GB: sd15/ and adapter_v2/
-    python -m tests.full_size animatediff_file folder/   # 6 GB: fine_tune.safetensors and v3_sd15_mm.ckpt
+    python -m tests.full_size animatediff_file folder/   # 6 GB: a fine-tune and v3_sd15_mm.ckpt
     python -m tests.full_size modelscope folder/         # 7.3 GB
-    python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256 and _1024 alike
-    python -m tests.full_size lavie_interpolation folder/        # 4.5 GB: lavie_interpolation.pt and the SD folder
+    python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256, _1024
+    python -m tests.full_size lavie_interpolation folder/        # 4.5 GB, with the SD folder
     python -m tests.full_size ldmvfi ldmvfi.ckpt         # 3.5 GB
 
 Convert it and run sample.py on it, at a small size: nobody needs the real weights to see that the
@@ -40,18 +40,19 @@ SD = {  # the Stable Diffusion folder beside LaVie's files
     "stable-diffusion-v1-4/text_encoder/model.safetensors": ("lavie_text_hf",),
 }
 Shapes = dict[str, tuple[int, ...]]
-LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # files of a checkpoint, and the manifests whose tensors they hold
-    "vc2": {"": ("vc2_unet", "vc2_vae", "vc2_text")},
-    "vc1": {"": ("vc1_unet", "vc2_vae", "vc2_text")},
-    "lavie": {"lavie_base.pt": ("lavie_unet",), **SD},
-    "svd": {"": ("svd_unet_sgm", "svd_vae_sgm", "svd_condition_vae_sgm", "svd_image_encoder_sgm")},
-    "svd_folder": {
+# files of a checkpoint, and the manifests whose tensors they hold
+LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {"vc2": {"": ("vc2_unet", "vc2_vae", "vc2_text")},
+                                                  "vc1": {"": ("vc1_unet", "vc2_vae", "vc2_text")},
+                                                  "lavie": {"lavie_base.pt": ("lavie_unet",), **SD},
+                                                  "svd": {"": ("svd_unet_sgm", "svd_vae_sgm",
+                                                               "svd_condition_vae_sgm",
+                                                               "svd_image_encoder_sgm")},
+                                                  "svd_folder": {
         "unet/diffusion_pytorch_model.safetensors": ("svd_unet_diffusers",),
         "vae/diffusion_pytorch_model.safetensors": ("svd_vae_diffusers",),
-        "image_encoder/model.safetensors": ("svd_image_encoder_hf",),
-    },
-}
-UNETS = {"256": "256", "512": "512", "1024": "512"}  # of DynamiCrafter's models, the manifest of its network
+        "image_encoder/model.safetensors": ("svd_image_encoder_hf",)}}
+# of DynamiCrafter's models, the manifest of its network
+UNETS = {"256": "256", "512": "512", "1024": "512"}
 DYNAMICRAFTER = "dynamicrafter_image_proj", "dynamicrafter_image_encoder", "vc2_text", "vc2_vae"
 SD_TEXT = "cond_stage_model.transformer./lavie_text_hf"  # its names have a prefix there
 EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/ and of interpolators
@@ -70,7 +71,8 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/ 
         "vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
         "text_encoder/model.safetensors": ("modelscope_text_hf",),
     },
-    **{f"dynamicrafter_{model}": {"": (f"dynamicrafter_{unet}_unet", *DYNAMICRAFTER)} for model, unet in UNETS.items()},
+    **{f"dynamicrafter_{model}": {"": (f"dynamicrafter_{unet}_unet", *DYNAMICRAFTER)}
+       for model, unet in UNETS.items()},
     "lavie_interpolation": {"lavie_interpolation.pt": ("lavie_interpolation_unet",), **SD},
     "ldmvfi": {"": ("ldmvfi",)},
 }

@@ -10,6 +10,7 @@ reference, and the bound. Exit status 1 if one is above.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import zlib
@@ -42,7 +43,8 @@ from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.pipeline import Pipeline
 from zerosmooth.samplers import DDIM, Euler, Sampler
 
-BOUND, RUN_BOUND = 1e-4, 1e-3  # of one evaluation; of whole sampling runs, where rounding adds up over the steps
+# of one evaluation; of whole sampling runs, where rounding adds up over the steps
+BOUND, RUN_BOUND = 1e-4, 1e-3
 
 
 @dataclass
@@ -148,7 +150,8 @@ def svd_unet(c: dict) -> SVDConfig:
         transformer_depth=c["transformer_layers_per_block"],
         condition_dim=c["addition_time_embed_dim"],
         frames=c["num_frames"],
-        outer_eps=1e-6,  # where diffusers departs from the authors, its own figures are met with its own value
+        # where diffusers departs from the authors, its own figures are met with its own value
+        outer_eps=1e-6,
     )
 
 
@@ -170,7 +173,8 @@ def text_config(c: dict) -> TextConfig:
         c["hidden_size"],
         c["num_attention_heads"],
         c["num_hidden_layers"],
-        pad_token=min(49407, c["vocab_size"] - 1),  # a small reference has fewer tokens, and is given their ids
+        # a small reference has fewer tokens, and is given their ids
+        pad_token=min(49407, c["vocab_size"] - 1),
         activation=c["hidden_act"],
     )
 
@@ -480,19 +484,16 @@ def check(path: Path, device: str | torch.device = "cpu",
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
     reference = read(path, device, dtype)
-    from . import parity_backbones_a, parity_backbones_b, parity_consistency, parity_interpolators  # which need this
-
-    bound = (RUN_BOUND
-             if reference.kind in ("pipeline", "cascade", "sampling", "interpolation",
-                                   "consistency") else BOUND)
-    own_checks = parity_backbones_b.CHECKS | parity_interpolators.CHECKS | parity_consistency.CHECKS
-    if own := own_checks.get((reference.family, reference.kind)):
-        return own(reference), bound
-    checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS
-    known = *FAMILIES, *parity_backbones_a.FAMILIES, "all"
-    if reference.kind not in checks or reference.family not in known:
-        raise ValueError(f"{path.name}: kind {reference.kind!r} of family {reference.family!r} is not known here")
-    return checks[reference.kind](reference), bound
+    kind, family = reference.kind, reference.family
+    runs = "pipeline", "cascade", "sampling", "interpolation", "consistency"
+    bound = RUN_BOUND if kind in runs else BOUND
+    for module in ("backbones_a", "backbones_b", "consistency", "interpolators"):  # they need this
+        checks = importlib.import_module(f".parity_{module}", __package__).CHECKS
+        if own := checks.get((family, kind)):
+            return own(reference), bound
+    if kind not in CHECKS or family not in (*FAMILIES, "all"):
+        raise ValueError(f"{path.name}: kind {kind!r} of family {family!r} is not known here")
+    return CHECKS[kind](reference), bound
 
 
 def main(paths: list[str], check: Callable[[Path], tuple[float, float]] = check) -> int:

@@ -25,8 +25,18 @@ from zerosmooth.models.unet import SkeletonConfig
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIM, DDIMConfig, Sampler
 
-from .parity import (Reference, diffusers_skeleton, error, frames_first, operators_of, run_unet,
-                     scales_of, toy, vae_config, weight)
+from .parity import (
+    Reference,
+    diffusers_skeleton,
+    error,
+    frames_first,
+    operators_of,
+    run_unet,
+    scales_of,
+    toy,
+    vae_config,
+    weight,
+)
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import animatediff  # noqa: E402 - the package does not know it
@@ -194,9 +204,8 @@ def check_samplers(reference: Reference) -> float:
     return max(errors)
 
 
-CHECKS: dict[str, Callable[[Reference], float]] = {"unet": check_unet, "windowed": check_windowed,
-                                                   "zerosmooth": check_zerosmooth,
-                                                   "cascade": check_cascade,
-                                                   "pipeline": check_sampling,
-                                                   "sampling": check_sampling,
-                                                   "samplers": check_samplers}
+CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind
+    (family, kind): check for family in FAMILIES for kind, check in {
+        "unet": check_unet, "windowed": check_windowed, "zerosmooth": check_zerosmooth,
+        "cascade": check_cascade, "pipeline": check_sampling, "sampling": check_sampling,
+        "samplers": check_samplers}.items()}

@@ -16,7 +16,17 @@ from zerosmooth.cascade import Cascade, sample_cascade
 from zerosmooth.config import Sampling
 from zerosmooth.guidance import Branch, Guidance
 
-from .parity import Reference, error, frames_first, ldm_skeleton, operators_of, run_sampler, scales_of, toy, weight
+from .parity import (
+    Reference,
+    error,
+    frames_first,
+    ldm_skeleton,
+    operators_of,
+    run_sampler,
+    scales_of,
+    toy,
+    weight,
+)
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import dynamicrafter  # noqa: E402 - an example, not a part of the package

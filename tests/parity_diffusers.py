@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (AnimateDiffPipeline, AutoencoderKL, AutoencoderKLTemporalDecoder,
-                       DDIMScheduler, EulerDiscreteScheduler, StableVideoDiffusionPipeline,
-                       UNetMotionModel, UNetSpatioTemporalConditionModel)
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+)
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -193,7 +200,8 @@ def check(path: Path) -> tuple[float, float]:
     another kind."""
     reference = read(path)
     if reference.kind not in CHECKS or reference.metadata["key_layout"] != "diffusers":
-        raise ValueError(f"{path.name}: kind {reference.kind!r}, names {reference.metadata['key_layout']!r}: not known")
+        names = reference.metadata["key_layout"]
+        raise ValueError(f"{path.name}: kind {reference.kind!r}, names {names!r}: not known")
     return CHECKS[reference.kind](reference), RUN_BOUND if reference.kind in ("pipeline",
                                                                               "cascade") else BOUND
 

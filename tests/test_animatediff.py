@@ -33,7 +33,8 @@ from .full_size import EXAMPLES, Shapes, shapes
 from .parity import weight
 
 ROOT = Path(__file__).parent.parent
-ad = sys.modules[type(load_family(str(ROOT / "examples/animatediff.py"), {})).__module__]  # as the commands load it
+# as the commands load it
+ad = sys.modules[type(load_family(str(ROOT / "examples/animatediff.py"), {})).__module__]
 IMAGES = ("folder", "file")
 OWNERS = ("authors", "diffusers")  # whose names the motion modules have
 
@@ -210,7 +211,9 @@ def test_wrong_sources_are_told(tmp_path, capsys):
 
 QUERY = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
 MOTION = "up_blocks.1.motion_modules.0."
-NAMINGS: dict[str, tuple[str, str, str, bool]] = {  # up and down; our tensor; which third of it; whether alpha is said
+INSIDE = "temporal_transformer.transformer_blocks.0"
+# up and down; our tensor; which third of it; whether alpha is said
+NAMINGS: dict[str, tuple[str, str, str, bool]] = {
     "kohya": (
         "lora_unet_" + QUERY.replace(".", "_") + "_to_k.lora_{}.weight",
         "unet.encoder.1.transformer.blocks.0.self_attn.to_qkv.weight",
@@ -248,7 +251,7 @@ NAMINGS: dict[str, tuple[str, str, str, bool]] = {  # up and down; our tensor; w
         False,
     ),
     "the authors' motion": (
-        MOTION + "temporal_transformer.transformer_blocks.0.attention_blocks.1.processor.to_v_lora.{}.weight",
+        f"{MOTION}{INSIDE}.attention_blocks.1.processor.to_v_lora.{{}}.weight",
         "unet.decoder.3.motion.blocks.0.attns.1.to_qkv.weight",
         "2/3",
         False,
@@ -307,7 +310,7 @@ def test_a_lora_is_added_to_its_weight_and_to_no_other(naming, image):
 
 def test_several_loras_add_up(tmp_path):
     arguments = write(tmp_path, "folder", "v2", "authors")
-    name = "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.to_q_lora"
+    name = f"mid_block.motion_modules.0.{INSIDE}.attention_blocks.0.processor.to_q_lora"
     lora = {f"{name}.down.weight": torch.randn(2, 128), f"{name}.up.weight": torch.randn(128, 2)}
     torch.save({"state_dict": lora}, tmp_path / "lora.ckpt")
     made = []

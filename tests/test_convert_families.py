@@ -82,7 +82,8 @@ def small_shapes(layout: str, config: ModelConfig) -> dict[str, Shapes]:
     found: Shapes = {}
     for name, target, _, parts, transposed in sources(layout, config):
         shape = ours[target][::-1] if transposed else ours[target]
-        tail = (1,) * (len(full[name]) - len(shape))  # a 1x1 convolution that is a linear layer here
+        # a 1x1 convolution that is a linear layer here
+        tail = (1,) * (len(full[name]) - len(shape))
         found[name] = (shape[0] // parts, *shape[1:], *tail)
     own, video = "conditioner.embedders.3.encoder.encoder.", "first_stage_model.encoder."
     found |= {video + name.removeprefix(own): shape for name, shape in found.items()
@@ -173,7 +174,8 @@ def test_another_unet_in_diffusers_layout_goes_into_either_base(tmp_path, monkey
     folder, source = make("svd_folder", tmp_path / "img2vid-xt"), tmp_path / "img2vid-xt"
     if base == "svd":
         source = make("svd", tmp_path / "svd_xt.safetensors")
-    unet, out = folder / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "lcm.safetensors"
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    out = tmp_path / "lcm.safetensors"
     state = {name: torch.full_like(x, 0.25) for name, x in load_file(unet).items()}
     save_file(state, tmp_path / "AnimateLCM.safetensors")
     flags = ["--unet", tmp_path / "AnimateLCM.safetensors", "--consistency", "--num_frames", 25]
@@ -274,14 +276,16 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
     with pytest.raises(ConversionError, match="add --num_frames"):
         svd.frames_of(Path("model.safetensors"), None)
     for frames, names in {
-        25: "svd_xt.safetensors  svd_xt.fp16.safetensors  svd_xt (1).safetensors  svd_xt1.1  svd-img2vid-xt1-1  "
-        "stable-video-diffusion-img2vid-xt-1-1  stableVideoDiffusion_img2vidXt11.safetensors  svdXT_v11.ckpt",
-        14: "svd.safetensors  svd (1).safetensors  svd.fp16.safetensors  stable-video-diffusion-img2vid  "
-        "SVD.safetensors",
+        25: "svd_xt.safetensors  svd_xt.fp16.safetensors  svd_xt (1).safetensors  svd_xt1.1  "
+            "svd-img2vid-xt1-1  stable-video-diffusion-img2vid-xt-1-1  svdXT_v11.ckpt  "
+            "stableVideoDiffusion_img2vidXt11.safetensors",
+        14: "svd.safetensors  svd (1).safetensors  svd.fp16.safetensors  SVD.safetensors  "
+            "stable-video-diffusion-img2vid",
     }.items():
         for name in names.split("  "):
             assert svd.frames_of(Path(name), None)[0] == frames, name
-    for name in ("my_text_svd.safetensors", "svd_next", "svd_1_1.safetensors", "snapshot"):  # 1.1 is an xt
+    # 1.1 is an xt
+    for name in ("my_text_svd.safetensors", "svd_next", "svd_1_1.safetensors", "snapshot"):
         with pytest.raises(ConversionError, match="add --num_frames"):
             svd.frames_of(Path(name), None)
     (tmp_path / "snapshot/unet").mkdir(parents=True)

@@ -105,7 +105,8 @@ def test_noise_is_nested_whatever_scheduler_adds_it(pipeline, reference, kind, m
     monkeypatch.setattr(diffusers_bus.Smooth, "noise", lambda *args: made.append(plain(*args))
                         or made[-1])
     videos(pipeline, reference, 64, eta=1.0)
-    assert len(made) >= SIZE["num_inference_steps"]  # the start and the steps, the last of which may add none
+    # the start and the steps, the last of which may add none
+    assert len(made) >= SIZE["num_inference_steps"]
     for x in made:
         base, double, fourfold = x.split([16, 32, 64], dim=2)
         assert torch.equal(base, double[:, :, ::2]) and torch.equal(double, fourfold[:, :, ::2])

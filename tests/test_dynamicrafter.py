@@ -39,9 +39,10 @@ TINY = dynamicrafter.DynamiCrafterConfig(**SIZE, head_dim=8, frames=FRAMES, text
 
 def manifests(model: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a published file."""
-    unet = f"dynamicrafter_{512 if model == '1024' else model}_unet"  # that of 1024 has the same tensors
-    parts = "dynamicrafter_image_proj", "dynamicrafter_image_encoder", "dynamicrafter_buffers", "vc2_text", "vc2_vae"
-    found = shapes(unet, *parts)
+    # that of 1024 has the same tensors
+    unet = f"dynamicrafter_{512 if model == '1024' else model}_unet"
+    own = (f"dynamicrafter_{part}" for part in ("image_proj", "image_encoder", "buffers"))
+    found = shapes(unet, *own, "vc2_text", "vc2_vae")
     if model == "256":
         del found["scale_arr"]
     return found
@@ -69,7 +70,8 @@ def small_file(model: str, path: Path) -> Path:
     for target, names in plan(table, full)[0].items():
         shape = ours[target][::-1] if target in transposed else ours[target]
         for name in names:
-            tail = (1,) * (len(full[name]) - len(shape))  # a 1x1 convolution that is a linear layer here
+            # a 1x1 convolution that is a linear layer here
+            tail = (1,) * (len(full[name]) - len(shape))
             state[name] = weight(name, (shape[0] // len(names), *shape[1:], *tail) if shape
                                  else shape)
     torch.save({"state_dict": state | schedule(config.sampler)}, path)
@@ -162,7 +164,8 @@ def ask(unet, x, stage=None, tokens=None):
 
 def test_the_network_conforms(unet):
     same = context()
-    same[:, 5:] = same[:, 5:8].repeat(1, FRAMES, 1)  # the windows of temporal attention are compared with them alone
+    # the windows of temporal attention are compared with them alone
+    same[:, 5:] = same[:, 5:8].repeat(1, FRAMES, 1)
     broken = check(unet, lambda x, stage: ask(unet, x, stage, same), FRAMES, (4, 4, 6))
     assert not broken, report(broken)
     broken = check(unet, lambda x, stage: ask(unet, x, stage), FRAMES, (4, 4, 6))

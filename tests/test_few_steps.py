@@ -96,7 +96,8 @@ def test_a_network_that_is_told_the_guidance_scale_runs_in_one_branch(turbo):
     assert not torch.allclose(frames[0], frames[1])
     for name, value in {"negative_prompt": "blur", "guidance_rescale": 0.5,
                         "first_guidance_scale": 1.0}.items():
-        with pytest.raises(ValueError, match=f"{name} does nothing to a guidance-distilled network"):
+        with pytest.raises(ValueError,
+                           match=f"{name} does nothing to a guidance-distilled network"):
             pipeline.settings(**{name: value})
     settings = pipeline.settings()
     assert settings.guided and not pipeline.family.guided(pipeline.config, settings)
@@ -121,7 +122,8 @@ def test_another_unet_replaces_the_files_own(turbo, tmp_path, monkeypatch):
 def test_what_does_not_fit_is_refused(turbo, tmp_path, monkeypatch, capsys):
     state, source = turbo[1], tmp_path / "model.ckpt"
     count = len(layers(state)) - 1
-    torch.save(listed(state)[:-2], tmp_path / "without_guidance.pt")  # so that every layer takes its neighbour's
+    # so that every layer takes its neighbour's
+    torch.save(listed(state)[:-2], tmp_path / "without_guidance.pt")
     torch.save(listed(state)[:-1], tmp_path / "odd.pt")
     save_file({"a.weight": torch.ones(2)}, tmp_path / "other.safetensors")
     for reason, flags in {
@@ -129,7 +131,7 @@ def test_what_does_not_fit_is_refused(turbo, tmp_path, monkeypatch, capsys):
         f"{count + 0.5} pairs of tensors for {count} layers": ["--lora", tmp_path / "odd.pt"],
         "is no LoRA of these networks": ["--lora", tmp_path / "other.safetensors"],
         "is no UNet of this family": ["--unet", tmp_path / "other.safetensors"],
-        "holds no tensors by name, but a list": ["--unet", tmp_path / "odd.pt"],
+        "holds a list of tensors, without names": ["--unet", tmp_path / "odd.pt"],
     }.items():
         assert convert_main(monkeypatch, "vc2", source, *flags, "-o", tmp_path
                             / "no.safetensors") == 1
@@ -148,7 +150,8 @@ def test_a_perfect_network_is_at_the_data_from_the_first_step(config):
             output = (x / (s**2 + 1) - x0) * (s**2 + 1) ** 0.5 / s
         else:
             output = (x - float(sampler.alpha[i]) * x0) / float(sampler.sigma[i])
-        assert_close(sampler.x0(i, x, output), x0, rtol=0, atol=1e-3)  # from x of size 700, in float32
+        # from x of size 700, in float32
+        assert_close(sampler.x0(i, x, output), x0, rtol=0, atol=1e-3)
         x = sampler.step(i, x, sampler.x0(i, x, output), torch.randn_like(x))
     assert_close(x, x0, rtol=0, atol=1e-3)
 
@@ -159,7 +162,8 @@ def test_a_steps_noise_is_the_next_ones_level(config):
                                                                                           1, 1)
     for i in range(3):
         level = sampler.sigmas[i + 1] if isinstance(config, EulerConfig) else sampler.sigma[i + 1]
-        assert_close(sampler.step(i, 5 + zero, zero, noise).item(), float(level))  # x itself is left behind
+        # x itself is left behind
+        assert_close(sampler.step(i, 5 + zero, zero, noise).item(), float(level))
     assert sampler.step(3, 5 + zero, zero, noise) == 0
 
 
@@ -169,7 +173,8 @@ def test_key_frames_see_the_same_fresh_noise_in_every_stage(config):
     bitwise."""
     cascade, sampler = Cascade(4, (2, 2), strength=0.0), config.sampler(4, 1.0)
     outputs = sample_cascade(lambda i, s, x, stage: torch.tanh(x + 0.1 * i), sampler,
-                             cascade, lambda i: nested_noise((4, 3, 3), 4, (2, 2), 7, i)[None], cascade.bus())
+                             cascade, lambda i: nested_noise((4, 3, 3), 4, (2, 2), 7, i)[None],
+                             cascade.bus())
     for ours, keys in zip(by_stage(outputs[-1], cascade.scales), outputs):
         assert torch.equal(ours, keys)
     assert outputs[0].std() > 0.1
