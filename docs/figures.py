@@ -96,7 +96,7 @@ def back_projection(pipeline: Pipeline, steps: int) -> Figure:
         make(pipeline, scale=2, steps=steps)
     module = [name for index, name in kept if index == 1][-1]
     key, own = kept[0, module][0], kept[1, module][0]  # f l d
-    token, channel = divmod(own.std(0).argmax().item(), own.shape[2])
+    token, channel = divmod(int(own.std(0).argmax()), own.shape[2])
     y, x = key[:, token, channel], own[:, token, channel]
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), sharey=True)
     for axis, M in zip(axes, (S(2), A1(2), A2(2))):

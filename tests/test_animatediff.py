@@ -56,9 +56,10 @@ def published(image: str, version: str, owner: str) -> Shapes:
 FULL = ad.FAMILY.config
 
 
-@pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize("version", ad.VERSIONS)
-@pytest.mark.parametrize("owner", OWNERS)
+@pytest.mark.parametrize(("image", "version", "owner"), [
+    ("folder", "v3", "authors"),
+    pytest.param("file", "v1", "authors", marks=pytest.mark.long),
+    pytest.param("file", "v2", "diffusers", marks=pytest.mark.long)])
 def test_every_published_tensor_has_its_place(image, version, owner):
     """At full size: names and shapes only. All are read but the positions' tables."""
     source, read = published(image, version, owner), []
@@ -159,6 +160,7 @@ def run(*arguments) -> int:
     return cli.main(["--family", "examples/animatediff.py", *map(str, arguments)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_every_layout_gives_the_same_checkpoint_and_it_samples(tmp_path, version):
     made = []
@@ -174,6 +176,7 @@ def test_every_layout_gives_the_same_checkpoint_and_it_samples(tmp_path, version
     assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 
+@pytest.mark.long
 def test_a_pipelines_folder_and_files_of_old_convert_too(tmp_path):
     """A UNet with motion modules in it, as diffusers saves a pipeline; a text encoder without one
     level of names."""
@@ -283,8 +286,9 @@ NAMINGS: dict[str, tuple[str, str, str, bool]] = {
 }
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize(("naming", "image"), [
+    *((naming, "folder") for naming in NAMINGS),
+    *(pytest.param(naming, "file", marks=pytest.mark.long) for naming in NAMINGS)])
 def test_a_lora_is_added_to_its_weight_and_to_no_other(naming, image):
     """W + scale * alpha / rank * up @ down, where alpha is the rank if nothing is said."""
     pattern, target, part, says_alpha = NAMINGS[naming]
@@ -364,8 +368,7 @@ def ask(unet: ad.AnimateDiffUNet) -> Callable:
     return run
 
 
-@pytest.mark.parametrize("version", ad.VERSIONS)
-@pytest.mark.parametrize("norms", ad.NORMS)
+@pytest.mark.parametrize(("version", "norms"), [("v1", "authors"), ("v2", "diffusers")])
 def test_it_conforms(version, norms):
     unet = network(version, norms)
     broken = check(unet, ask(unet), 4, (4, 4, 4), positions=frame_positions)
@@ -406,11 +409,3 @@ def test_the_sampler_ends_at_the_data():
     assert sampler.timesteps[:2] == [961, 921] and sampler.timesteps[-1] == 1
     assert sampler.alpha_prev[-1] == 1 and sampler.sigma_prev[-1] == 0
     assert DDIMConfig(beta_schedule="linear").sampler(25, 0.0).sigma_prev[-1] > 0
-
-
-def test_base_frames_do_not_depend_on_the_cascade(tmp_path):
-    source = write(tmp_path, "folder", "v2", "authors")
-    assert run(*source, "-o", tmp_path / "ad.safetensors") == 0
-    pipeline = load(tmp_path / "ad.safetensors", family=ad.FAMILY)
-    (alone,), (longer,) = (pipeline.sample("a test", scale=scale, steps=2) for scale in (1, 4))
-    assert torch.equal(alone.latents[0], longer.latents[0]) and len(longer.frames[2]) == 16

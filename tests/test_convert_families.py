@@ -113,7 +113,9 @@ def lavie_arguments(folder: Path) -> list:
     return ["lavie", folder / "lavie_base.pt", "--sd", folder / "stable-diffusion-v1-4"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [
+    layout if layout == "lavie" else pytest.param(layout, marks=pytest.mark.long)
+    for layout in LAYOUTS])
 def test_every_tensor_of_the_published_checkpoints_has_its_place(layout):
     """At full size: names and shapes only. Every one is read once, but for those that are dropped
     on purpose."""
@@ -140,6 +142,7 @@ def test_every_tensor_of_the_published_checkpoints_has_its_place(layout):
     assert not any(f"{clip}visual." in name or "resnets" in name for name in left)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_tensor_of_any_part_is_named(layout):
     config, source = FAMILIES[family_of(layout)].config, published(layout)
@@ -151,7 +154,8 @@ def test_a_missing_tensor_of_any_part_is_named(layout):
                     rest, lambda n: None, tensor_shapes(FAMILIES[family_of(layout)], config))
 
 
-@pytest.mark.parametrize("layout", ["lavie", "svd", "svd_folder"])
+@pytest.mark.parametrize("layout", ["lavie", "svd",
+                                    pytest.param("svd_folder", marks=pytest.mark.long)])
 def test_a_small_checkpoint_converts_and_samples(tmp_path, monkeypatch, small_families, layout):
     source, out = tmp_path / "stable-video-diffusion-img2vid", tmp_path / "out.safetensors"
     if layout == "svd":
@@ -167,7 +171,7 @@ def test_a_small_checkpoint_converts_and_samples(tmp_path, monkeypatch, small_fa
     assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 
-@pytest.mark.parametrize("base", ["svd", "svd_folder"])
+@pytest.mark.parametrize("base", [pytest.param("svd", marks=pytest.mark.long), "svd_folder"])
 def test_another_unet_in_diffusers_layout_goes_into_either_base(tmp_path, monkeypatch,
                                                                 small_families, base):
     """As AnimateLCM publishes its own; the command says that it is a consistency model."""
@@ -189,6 +193,7 @@ def test_another_unet_in_diffusers_layout_goes_into_either_base(tmp_path, monkey
                                                                                             1.2)
 
 
+@pytest.mark.long
 def test_a_folder_of_renamed_tensors_gives_the_same_checkpoint(tmp_path, monkeypatch,
                                                                small_families):
     """A single file's tensors under diffusers' names."""
@@ -214,6 +219,7 @@ def test_a_folder_of_renamed_tensors_gives_the_same_checkpoint(tmp_path, monkeyp
                                                                    / "b.safetensors").config
 
 
+@pytest.mark.long
 def test_other_file_kinds_and_names_in_a_folder_give_the_same(tmp_path, monkeypatch,
                                                               small_families):
     """Attention names of before 2023, .bin and .safetensors, half-precision files, where there is
@@ -296,17 +302,12 @@ def test_the_variant_is_told_by_the_name_or_the_flag(tmp_path, monkeypatch, smal
     (tmp_path / "snapshot/unet/config.json").write_text('{"num_frames": "25"}')
     with pytest.raises(ConversionError, match="has no usable num_frames .num_frames is '25'"):
         svd.frames_of(tmp_path / "snapshot", None)
-    for name, flags, frames in (("svd_xt_1_1.safetensors", [], 25), ("svd.safetensors", [], 14),
-                                ("svd.safetensors", ["--num_frames", 25], 25),
-                                ("mine.safetensors", ["--num_frames", 14], 14)):
-        if name != single.name:
-            shutil.copy(single, tmp_path / name)
-        assert run(monkeypatch, "svd", tmp_path / name, "-o", out, "--overwrite", *flags) == 0
-        assert describe(out).config.unet.frames == frames
-        assert f"taken for a model of {frames} frames, " in capsys.readouterr().out
-    assert run(monkeypatch, "svd", tmp_path / "mine.safetensors", "-o", out, "--overwrite") == 1
+    assert run(monkeypatch, "svd", single, "-o", out) == 0
+    assert describe(out).config.unet.frames == 25
+    assert "taken for a model of 25 frames, " in capsys.readouterr().out
+    mine = single.rename(tmp_path / "mine.safetensors")
+    assert run(monkeypatch, "svd", mine, "-o", out, "--overwrite") == 1
     assert "add --num_frames 14, or 25" in capsys.readouterr().err
-    assert describe(out).config.unet.frames == 14
 
 
 def test_wrong_sources_are_told(tmp_path, monkeypatch, small_families, capsys):

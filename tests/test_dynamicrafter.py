@@ -85,7 +85,8 @@ def small_models(monkeypatch):
     monkeypatch.setattr(cli, "load_family", lambda name, built_in: FAMILY)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [
+    model if model == "512" else pytest.param(model, marks=pytest.mark.long) for model in MODELS])
 def test_every_tensor_of_the_published_files_has_its_place(model):
     """Names and shapes only. Every one is read once, but for those that are dropped on purpose."""
     config, source, read = MODELS[model], manifests(model), []
@@ -110,8 +111,10 @@ def test_every_tensor_of_the_published_files_has_its_place(model):
                for name in rest)
 
 
-@pytest.mark.parametrize(("model", "flags"),
-                         [("256", []), ("512", []), ("1024", []), ("1024", ["--model", "1024"])])
+@pytest.mark.parametrize(("model", "flags"), [
+    ("256", []), pytest.param("512", [], marks=pytest.mark.long),
+    pytest.param("1024", [], marks=pytest.mark.long),
+    pytest.param("1024", ["--model", "1024"], marks=pytest.mark.long)])
 def test_a_file_says_which_model_it_is_and_makes_a_video(model, flags, tmp_path, small_models):
     source, out = small_file(model, tmp_path / "model.ckpt"), tmp_path / "dc.safetensors"
     assert cli.main(["--family", str(FILE), str(source), "-o", str(out), *flags]) == 0

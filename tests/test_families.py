@@ -23,14 +23,12 @@ def test_frames_of_every_stage(any_pipeline):
                                                         for x in video.frames)
 
 
-@pytest.mark.parametrize("setting",
-                         [dict(sequential_guidance=True), dict(frame_chunk=3),
-                          dict(sequential_guidance=True, frame_chunk=3)])
-@pytest.mark.parametrize("offload", [False, True])
-def test_memory_settings_change_nothing(any_pipeline, setting, offload):
+@pytest.mark.parametrize("setting", [{"sequential_guidance": True},
+                                     {"offload": True, "frame_chunk": 3}])
+def test_memory_settings_change_nothing(any_pipeline, setting):
     plain, other = (any_pipeline.sample(**subject(any_pipeline, 2), seeds=[1, 2], running=running,
-                                        scale=2, steps=3)
-                    for running in (Running(), Running(offload=offload, **setting)))
+                                        scale=2, steps=2)
+                    for running in (Running(), Running(**setting)))
     for a, b in zip(plain, other):
         for x, y in zip(a.latents, b.latents):  # sums run in another order in another batch
             assert_close(x, y, rtol=0, atol=2e-3 * x.abs().max().item())
