@@ -86,7 +86,7 @@ def test_a_version_is_told_by_what_is_in_the_file():
     assert ad.version_of(v3) == "v3"
     with pytest.raises(ConversionError, match="add --motion"):
         ad.version_of(shapes("animatediff_sd15_unet_diffusers"))
-    with pytest.raises(ConversionError, match="the length of their positions"):
+    with pytest.raises(ConversionError, match="lack the positions"):
         ad.version_of({name: shape for name, shape in v3.items() if not name.endswith(".pe")})
 
 
