@@ -16,7 +16,6 @@ from torch.testing import assert_close
 
 from weights_convert import __main__ as cli
 from weights_convert.engine import convert, plan
-from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import describe, load, tensor_shapes
 from zerosmooth.config import ModelConfig
 from zerosmooth.family import load_family
@@ -263,11 +262,8 @@ def test_sample_py_takes_an_image_and_a_prompt(tmp_path, small_models, monkeypat
     import sample
 
     command = ["sample.py", "--family", FILE, "--ckpt", out, "--image", tmp_path / "x.png",
-               "--prompt", "a ship"]
-    monkeypatch.setattr(sys, "argv",
-                        [*map(str,
-                              [*command, "--outdir", tmp_path, "--scale", 2, "--save_fps", 16])])
+               "--prompt", "a ship", "--outdir", tmp_path, "--set", "scale=2", "save_fps=16"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
     assert sample.main() == 0
     assert len(list(tmp_path.glob("*.mp4"))) == 2
-    assert (Cascade(16, (2,)).frames_of(1) == 32
-            and "16 key frames at 8 fps become 32 at 16 fps" in capsys.readouterr().out)
+    assert "16 key frames at 8 fps become 32 at 16 fps" in capsys.readouterr().out
