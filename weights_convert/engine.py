@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -51,11 +51,22 @@ class Table:
     def place(self, name: str) -> tuple[str, int] | None:
         """The target of a source tensor, and which part of it the tensor is; None if no row matches
         it."""
-        for source, target in self.rows:
+        heads = self._by_head
+        rows = sorted(row for end in range(len(name) + 1) for row in heads.get(name[:end], ()))
+        for _, source, target in rows:
             if match := _compile(source).fullmatch(name):
                 base, _, part = _fill(target.removesuffix("^T"), match).partition("#")
                 return base, int(part or 0)
         return None
+
+    @cached_property
+    def _by_head(self) -> dict[str, list[tuple[int, str, str]]]:
+        """The rows and their order, by what comes before the first wildcard: there are thousands,
+        and few of them can match a name."""
+        heads: dict[str, list[tuple[int, str, str]]] = {}
+        for i, (source, target) in enumerate(self.rows):
+            heads.setdefault(re.split(r"[{*]", source)[0], []).append((i, source, target))
+        return heads
 
 
 def same(*names: str) -> Rows:
