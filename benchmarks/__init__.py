@@ -1,8 +1,7 @@
-"""How fast, and in how much memory: one script a question, each printing ratios measured in one run.
+"""How fast, and in how much memory: ratios measured in one run. The numbers are in docs/speed.md.
 
-`unets` against the authors' networks and diffusers', and what the cascade adds; `scale` how time and memory grow with
-frames, size, stages and processes; `gpu` whole sampling steps on CUDA; `winograd` whether another way to convolve would
-help. The numbers: docs/speed.md.
+`unets`: our networks against the authors' and diffusers', and what the cascade adds, on the CPU.
+`gpu`: whether results on CUDA are right, and time and memory of whole sampling steps there.
 """
 
 import zerosmooth  # noqa: F401  before torch, whose threads are told how to wait

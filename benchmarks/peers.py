@@ -1,6 +1,7 @@
 """The authors' networks and diffusers', at their published size, and ours with the same weights.
 
-The authors' repositories are given by path and imported from there; nothing of them is part of this one.
+The authors' repositories are given by path and imported from there; nothing of them is part of this
+one.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from zerosmooth.config import Sampling
 from zerosmooth.families import FAMILIES
 from zerosmooth.models.unet import Skeleton
 
-PREFIX = {"vc2": "model.diffusion_model.", "lavie": "unet.", "svd": "unet."}  # of a UNet in the published files
+# of a UNet in the published files
+PREFIX = {"vc2": "model.diffusion_model.", "lavie": "unet.", "svd": "unet."}
 
 
 @dataclass
 class Pair:
-    """A network of somebody else and ours with its weights, and one evaluation of each, on the same input."""
+    """Another network and ours with its weights, and an evaluation of each on the same input."""
 
     theirs: nn.Module
     ours: Skeleton
@@ -41,8 +43,8 @@ class Pair:
 
 
 def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair:
-    """Of a family's UNet, for the frames it was trained on. height, width: of the latents; path: of the authors'
-    repository, where the peer is theirs."""
+    """A family's UNet, on the frames it was trained on. height, width: of the latents; path: of the
+    authors' repository, where the peer is theirs."""
     torch.manual_seed(0)
     theirs = {"vc2": videocrafter, "lavie": lavie, "svd": svd}[family](path)
     theirs.eval().requires_grad_(False)
@@ -57,7 +59,7 @@ def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair
     states, t = ours.project_context(context), torch.tensor([500.0])
     told = FAMILIES[family].condition(config, 8.0, Sampling())
     told = None if told is None else told[None]
-    first = x.transpose(1, 2).contiguous()  # frames behind channels, as VideoCrafter and LaVie take them
+    first = x.transpose(1, 2).contiguous()  # b c f h w, as VideoCrafter and LaVie have it
 
     def run_theirs() -> Tensor:
         if family == "svd":
@@ -70,17 +72,15 @@ def pair(family: str, height: int, width: int, path: Path | None = None) -> Pair
 
 
 def ours_with(family: str, theirs: nn.Module) -> Skeleton:
-    """Our network with the weights of a peer, through the converter's tables; most of them are not copied."""
-    source = {
-        PREFIX[family] + name: p.detach()
-        for name, p in theirs.named_parameters()
-        if not name.startswith("time_rel_pos_bias")  # at LaVie's top level: neither used nor in the published file
-    }
+    """Our network with the weights of a peer, through the converter's tables; most are shared."""
+    source = {PREFIX[family] + name: p.detach() for name, p in theirs.named_parameters()
+              if not name.startswith("time_rel_pos_bias")}  # LaVie's is not in the published file
     with torch.device("meta"):
         ours: Any = FAMILIES[family].unet(FAMILIES[family].config.unet)
     expected = {f"unet.{name}": tuple(p.shape) for name, p in ours.state_dict().items()}
     table = FAMILIES[family].conversion.table(FAMILIES[family].config, source)
-    state = convert(table, {name: tuple(p.shape) for name, p in source.items()}, source.__getitem__, expected)
+    shapes = {name: tuple(p.shape) for name, p in source.items()}
+    state = convert(table, shapes, source.__getitem__, expected)
     ours.load_state_dict({name.removeprefix("unet."): x for name, x in state}, assign=True)
     return ours.eval().requires_grad_(False)
 
@@ -97,26 +97,11 @@ def videocrafter(path: Path | None) -> nn.Module:
         from lvdm.modules.networks.openaimodel3d import UNetModel
 
         return UNetModel(
-            in_channels=4,
-            out_channels=4,
-            model_channels=320,
-            attention_resolutions=[4, 2, 1],
-            num_res_blocks=2,
-            channel_mult=[1, 2, 4, 4],
-            num_head_channels=64,
-            transformer_depth=1,
-            context_dim=1024,
-            use_linear=True,
-            use_checkpoint=False,  # of training
-            temporal_conv=True,
-            temporal_attention=True,
-            temporal_selfatt_only=True,
-            use_relative_position=False,
-            use_causal_attention=False,
-            temporal_length=16,
-            addition_attention=True,
-            fps_cond=True,
-        )
+            in_channels=4, out_channels=4, model_channels=320, attention_resolutions=[4, 2, 1],
+            num_res_blocks=2, channel_mult=[1, 2, 4, 4], num_head_channels=64, transformer_depth=1,
+            context_dim=1024, use_linear=True, use_checkpoint=False, temporal_conv=True,
+            temporal_attention=True, temporal_selfatt_only=True, use_relative_position=False,
+            use_causal_attention=False, temporal_length=16, addition_attention=True, fps_cond=True)
 
 
 def lavie(path: Path | None) -> nn.Module:
@@ -124,14 +109,14 @@ def lavie(path: Path | None) -> nn.Module:
     with imports(path, "models"):
         from models.unet import UNet3DConditionModel
 
-        return UNet3DConditionModel(
-            sample_size=64, cross_attention_dim=768, attention_head_dim=8, use_relative_position=True
-        )
+        return UNet3DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8,
+                                    use_relative_position=True)
 
 
 @contextmanager
 def imports(path: Path | None, *packages: str) -> Iterator[None]:
-    """Within, modules are found in a repository first; its top-level packages are forgotten before and after."""
+    """Within, modules are found in a repository first; its top-level packages are forgotten before
+    and after."""
     assert path is not None
 
     def forget() -> None:
@@ -140,7 +125,7 @@ def imports(path: Path | None, *packages: str) -> Iterator[None]:
 
     forget()
     sys.path.insert(0, str(path))
-    sys.modules.setdefault("cv2", types.ModuleType("cv2"))  # VideoCrafter imports it for what is not used here
+    sys.modules.setdefault("cv2", types.ModuleType("cv2"))  # VideoCrafter imports it, unused here
     try:
         yield
     finally:

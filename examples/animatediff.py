@@ -1,12 +1,14 @@
-"""AnimateDiff (Guo et al. 2023, arXiv 2307.04725): Stable Diffusion 1.5, or a fine-tune of it, with motion modules.
+"""AnimateDiff (Guo et al. 2023, arXiv 2307.04725): Stable Diffusion 1.5 with motion modules.
 
-    python -m weights_convert --family examples/animatediff.py SD15 --motion v3_sd15_mm.ckpt -o ad.safetensors
+    python -m weights_convert --family examples/animatediff.py SD15 \\
+        --motion v3_sd15_mm.ckpt -o ad.safetensors
     python sample.py --family examples/animatediff.py --ckpt ad.safetensors --prompt "..."
 
-A family in one file: the network, the names of its published weights, and its settings. Behind every ResNet block of
-Stable Diffusion, after its spatial transformer where it has one, stands a motion module: attention along the frames,
-twice, with absolute positions, and a feed-forward. The versions differ little: v2 has one more in the middle, and v1
-was trained with ResNet blocks whose norms see all frames together.
+A family in one file: the network, the names of its published weights, and its settings. Behind
+every ResNet block of Stable Diffusion, after its spatial transformer where it has one, stands a
+motion module: attention along the frames, twice, with absolute positions, and a feed-forward. The
+versions differ little: v2 has one more in the middle, and v1 was trained with ResNet blocks whose
+norms see all frames together.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from zerosmooth.attention import ContextStates, TemporalAttention, frame_positio
 from zerosmooth.bus import Stage, name_modules
 from zerosmooth.config import Defaults, ModelConfig
 from zerosmooth.family import Family
+from zerosmooth.fields import UserError
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import TextConfig
 from zerosmooth.models.layers import FeedForward, ResBlock, sinusoid
@@ -47,15 +50,17 @@ class AnimateDiffConfig(SkeletonConfig):
     motion_heads: int = 8
     motion_groups: int = 32  # of the motion modules' norms
     version: str = "v3"  # of the motion modules, one of VERSIONS
-    norms: str = "authors"  # or "diffusers", one of NORMS: whether frames share statistics (see `AnimateDiffBlock`)
+    norms: str = "authors"  # or "diffusers": which frames share statistics (see `AnimateDiffBlock`)
 
     def __post_init__(self) -> None:
         if self.version not in VERSIONS or self.norms not in NORMS:
-            raise ValueError(f"version={self.version!r}, norms={self.norms!r}; use one of {VERSIONS} and of {NORMS}")
+            raise UserError(f"version={self.version!r}, norms={self.norms!r}; "
+                            f"use one of {VERSIONS} and of {NORMS}")
 
     @property
     def res_across_frames(self) -> bool:
-        """Whether all frames share the statistics of the norms in ResNet blocks and of the last norm."""
+        """Whether all frames share the statistics of the norms in ResNet blocks and of the last
+        norm."""
         return self.version == "v1" and self.norms == "authors"
 
 
@@ -66,19 +71,19 @@ class AnimateDiffUNet(Skeleton):
 
 
 class AnimateDiffBlock(Block):
-    """Norms see one frame each, as the weights were trained, but for v1's ResNet blocks, where they see all together.
+    """Norms see one frame each, as the weights were trained; in v1's ResNet blocks all frames.
 
-    diffusers has it otherwise: its ResNet blocks' norms see one frame, and its motion modules' all frames.
+    In diffusers the norms of ResNet blocks see one frame, and those of motion modules all frames.
     """
 
-    def __init__(
-        self, c: AnimateDiffConfig, channels: int, out: int, attention: bool, second_res: bool = False, **more: bool
-    ) -> None:
-        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups, across_frames=c.res_across_frames)
+    def __init__(self, c: AnimateDiffConfig, channels: int, out: int, attention: bool,
+                 second_res: bool = False, **more: bool) -> None:
+        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups,
+                      across_frames=c.res_across_frames)
         super().__init__(res, channels, out, second_res, **more)
         self.transformer = SpatialTransformer(c, out) if attention else None
-        middle = second_res
-        self.motion = MotionModule(c, out) if c.version == "v2" or not middle else None
+        motion = c.version == "v2" or not second_res  # only v2 has one in the middle
+        self.motion = MotionModule(c, out) if motion else None
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         if self.transformer is not None:
@@ -101,9 +106,9 @@ class MotionModule(Transformer):
 class MotionBlock(nn.Module):
     """h: b f l d. Twice self-attention along the frames, then feed-forward.
 
-    Each attention adds the frames' positions to what it attends with, values too. On the bus they are those of the key
-    frames and of the places between them (paper Eq. 16), so there can be more frames than the motion modules were
-    trained on.
+    Each attention adds the frames' positions to queries, keys and values. On the bus they are those
+    of the key frames and of the places between them (Eq. 16), so there can be more frames than the
+    motion modules were trained on.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -114,7 +119,8 @@ class MotionBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(dim)
 
     def forward(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
-        positions = embed_positions(frame_positions(h.shape[1], stage), h.shape[-1]).to(h)[:, None]  # f 1 d
+        f, dim = h.shape[1], h.shape[-1]
+        positions = embed_positions(frame_positions(f, stage), dim).to(h)[:, None]  # f 1 d
         for norm, attn in zip(self.norms, self.attns):
             h = h + attn(norm(h) + positions, stage)
         return h + self.ff(self.norm_ff(h))
@@ -128,92 +134,82 @@ def embed_positions(position: Tensor, dim: int) -> Tensor:
 
 # --- the names of the published weights
 
-MOTION = Table(  # in the authors' names, and in diffusers'
-    [
-        *Table(
-            [
-                *ldm.PROJECTIONS,
-                *ldm.self_attention("transformer_blocks.{}.attention_blocks.{}", "blocks.{}.attns.{}"),
-                ("transformer_blocks.{}.norms.{}.*", "blocks.{}.norms.{}.*"),
-                *ldm.feed_forward("transformer_blocks.{}.ff", "blocks.{}.ff"),
-                ("transformer_blocks.{}.ff_norm.*", "blocks.{}.norm_ff.*"),
-            ]
-        ).within("temporal_transformer.", ""),
-        *ldm.PROJECTIONS,
-        *(
-            row
-            for i in (0, 1)
-            for row in (
-                *ldm.self_attention(f"transformer_blocks.{{}}.attn{i + 1}", f"blocks.{{}}.attns.{i}"),
-                (f"transformer_blocks.{{}}.norm{i + 1}.*", f"blocks.{{}}.norms.{i}.*"),
-            )
-        ),
-        *ldm.feed_forward("transformer_blocks.{}.ff", "blocks.{}.ff"),
-        ("transformer_blocks.{}.norm3.*", "blocks.{}.norm_ff.*"),
-    ]
-)
+BLOCK, OURS = ldm.BLOCK, ldm.OURS
+BY_AUTHORS = Table([
+    *ldm.PROJECTIONS,
+    *ldm.self_attention(f"{BLOCK}.attention_blocks.{{}}", f"{OURS}.attns.{{}}"),
+    (f"{BLOCK}.norms.{{}}.*", f"{OURS}.norms.{{}}.*"),
+    *ldm.feed_forward(f"{BLOCK}.ff", f"{OURS}.ff"), (f"{BLOCK}.ff_norm.*", f"{OURS}.norm_ff.*")])
+MOTION = Table([  # in the authors' names, and in diffusers'
+    *BY_AUTHORS.within("temporal_transformer.", ""), *ldm.PROJECTIONS,
+    *ldm.self_attention(f"{BLOCK}.attn1", f"{OURS}.attns.0"),
+    *ldm.self_attention(f"{BLOCK}.attn2", f"{OURS}.attns.1"),
+    (f"{BLOCK}.norm1.*", f"{OURS}.norms.0.*"), (f"{BLOCK}.norm2.*", f"{OURS}.norms.1.*"),
+    *ldm.feed_forward(f"{BLOCK}.ff", f"{OURS}.ff"), (f"{BLOCK}.norm3.*", f"{OURS}.norm_ff.*")])
 
 
 def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
-    """All networks, from a folder of Stable Diffusion or a single file (`sd.`), and motion modules (`motion.`)."""
+    """All networks, of Stable Diffusion, a folder or a file (`sd.`); and of motion (`motion.`)."""
     motion = "motion_modules", "motion", MOTION
     lists = ("resnets", "res", diffusers.RES), ("attentions", "transformer", SPATIAL), motion
+    sd = ldm.unet(("res", ldm.RES), ("transformer", SPATIAL))
     text = diffusers.TEXT.within("sd.cond_stage_model.transformer.", "encoder.")
+    old = [(source.replace("text_model.", ""), target) for source, target in text]  # of 2022
     return Table(
-        [
-            *diffusers.unet(config.unet, lists).within("unet.", "unet."),
-            *diffusers.unet(config.unet, [motion]).within("motion.", "unet."),
-            *diffusers.vae(config.vae).within("vae.", "vae."),
-            *diffusers.TEXT.within("text_encoder.", "encoder."),
-            *ldm.unet(ldm.RES, SPATIAL).within("sd.model.diffusion_model.", "unet."),
-            *ldm.VAE.within("sd.first_stage_model.", "vae."),
-            *text,
-            *((source.replace("text_model.", ""), target) for source, target in text),  # in files of 2022
-        ],
+        [*diffusers.unet(config.unet, lists).within("unet.", "unet."),
+         *diffusers.unet(config.unet, [motion]).within("motion.", "unet."),
+         *diffusers.vae(config.vae).within("vae.", "vae."),
+         *diffusers.TEXT.within("text_encoder.", "encoder."),
+         *sd.within("sd.model.diffusion_model.", "unet."),
+         *ldm.VAE.within("sd.first_stage_model.", "vae."), *text, *old],
         dropped={
-            "*.pos_encoder.pe": "the positions' sines and cosines, computed",
-            "*.pos_embed.pe": "the positions' sines and cosines, computed",
+            "*.pos_encoder.pe": "sines and cosines, computed",
+            "*.pos_embed.pe": "sines and cosines, computed",
             "*.position_ids": "0, 1, 2, ..",
             "sd.model_ema.*": "averages over the training; the weights themselves are taken",
-            **{f"sd.{name}": "of the noise schedule, computed" for name in BUFFERS},
-        },
-    )
+            **{f"sd.{name}": "of the noise schedule, computed" for name in BUFFERS}})
 
 
 def version_of(shapes: Shapes) -> str:
-    """Of the motion modules. ConversionError if there are none, or nothing tells."""
+    """The version of motion modules. ConversionError if there are none, or they do not show it."""
     motion = {name: shape for name, shape in shapes.items() if "motion_modules." in name}
     if not motion:
-        raise ConversionError("there are no motion modules; add --motion with v3_sd15_mm.ckpt or another file of them")
+        raise ConversionError("there are no motion modules; add --motion with v3_sd15_mm.ckpt or "
+                              "another file of them")
     if any("mid_block." in name for name in motion):
         return "v2"
     lengths = {shape[1] for name, shape in motion.items() if name.endswith(".pe")}
     if not lengths:
-        raise ConversionError(
-            "the motion modules are v1 or v3, which the length of their positions (.pe) tells, and they have none; "
-            "take the file that their authors published"
-        )
+        raise ConversionError("the motion modules are v1 or v3, and lack the positions (.pe) whose "
+                              "length shows which; take the file that their authors published")
     return "v1" if lengths == {24} else "v3"
 
 
 class AnimateDiffConversion(Conversion):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--motion", type=Path, help="motion modules, v1, v2 or v3: a file, or diffusers' folder")
+        add = parser.add_argument
+        add("--motion", type=Path, help="motion modules, v1 to v3: a file, or diffusers' folder")
+        add("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s)")
         lora.add_arguments(parser)
-        parser.add_argument("--norms", choices=NORMS, default=NORMS[0], help="whose norms (default: %(default)s)")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
-        """A folder of Stable Diffusion or one file in the names of latent diffusion; motion modules; LoRAs."""
-        folders = "unet", "vae", "text_encoder"
-        parts = open_folder(path, folders) if path.is_dir() else {"sd": open_source(path, takes=(AVERAGED,))}
-        if (motion := args.motion) is not None:
-            folder = motion.is_dir()
-            parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name] if folder else open_source(motion)
+        """Stable Diffusion, a folder or one file in latent diffusion's names; motion modules;
+        LoRAs."""
+        if path.is_dir():
+            parts = open_folder(path, ("unet", "vae", "text_encoder"))
+        else:
+            parts = {"sd": open_source(path, takes=(AVERAGED,))}
+        motion: Path | None = args.motion
+        if motion is not None and motion.is_dir():
+            parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name]
+        elif motion is not None:
+            parts["motion"] = open_source(motion)
         return lora.merge(join(path, parts), table(FAMILY.config), args)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         assert isinstance(config.unet, AnimateDiffConfig)
-        return replace(config, unet=replace(config.unet, version=version_of(source.shapes), norms=args.norms))
+        version = version_of(source.shapes)
+        return replace(config, unet=replace(config.unet, version=version, norms=args.norms))
 
 
 # --- the family
@@ -222,20 +218,11 @@ class AnimateDiffConversion(Conversion):
 class AnimateDiff(Family):
     name = "animatediff"
     config = ModelConfig(
-        "animatediff",
-        AnimateDiffConfig(),
-        AutoencoderConfig(),
+        "animatediff", AnimateDiffConfig(), AutoencoderConfig(),
         TextConfig(width=768, heads=12, layers=12, pad_token=49407, activation="quick_gelu"),
         DDIMConfig(beta_schedule="linear", ends_clean=True),
-        Defaults(
-            height=512,
-            width=512,
-            steps=25,
-            eta=0.0,
-            guidance_scale=7.5,
-            negative_prompt="low quality, blurry, distorted, watermark",
-        ),
-    )
+        Defaults(height=512, width=512, steps=25, eta=0.0, guidance_scale=7.5,
+                 negative_prompt="low quality, blurry, distorted, watermark"))
     conversion = AnimateDiffConversion(table)
 
     def unet(self, config: AnimateDiffConfig) -> nn.Module:

@@ -1,13 +1,16 @@
-"""ZeroSmooth in a pipeline that is already loaded in diffusers: Stable Video Diffusion, or AnimateDiff on any model.
+"""ZeroSmooth in a pipeline that is loaded in diffusers: Stable Video Diffusion, or AnimateDiff on
+any model, with LoRAs, adapters and any scheduler.
 
-    pipeline = AnimateDiffPipeline.from_pretrained(.., motion_adapter=..)     # with LoRAs, adapters, any scheduler
-    base, double, smooth_one = smooth(pipeline, frames=64)("a panda surfing", generator=torch.manual_seed(0))
-    export_to_video(smooth_one.frames[0], "panda.mp4", fps=32)
+    pipeline = AnimateDiffPipeline.from_pretrained(.., motion_adapter=..)
+    run = smooth(pipeline, frames=64)
+    base, double, smoothest = run("a panda surfing", generator=torch.manual_seed(0))
+    export_to_video(smoothest.frames[0], "panda.mp4", fps=32)
 
-Nothing is converted, and the pipeline stays what it is. For the time of a call its attention processors stand behind
-others, which correct hidden states on the bus and then let the old ones attend, so whatever is in those, or in the
-layers that they call, goes on working. The stages lie one behind the other along the frames of one long video, which
-the pipeline denoises as it would any other; what it takes for a network cuts it into stages.
+Nothing is converted, and the pipeline stays what it is. During a call, our attention processors
+stand before its own: they correct hidden states on the bus and then let the old ones attend, so
+whatever those do, or the layers that they call, still works. The stages lie one behind the other
+along the frames of one long video, which the pipeline denoises like any other. What it takes for
+its network cuts that video into stages.
 
 pip install .[diffusers]
 """
@@ -29,8 +32,9 @@ from torch.utils._pytree import tree_map
 from zerosmooth.attention import frame_positions, fusion_matrix, windows
 from zerosmooth.bus import Correction, Stage
 from zerosmooth.cascade import Cascade, by_stage, cascade_step, nested_noise
+from zerosmooth.fields import UserError
 from zerosmooth.models.layers import sinusoid
-from zerosmooth.operators import S
+from zerosmooth.operators import Operator, S
 
 # --- the bus in a network
 
@@ -50,14 +54,12 @@ class Seat:
 
 @contextmanager
 def on_bus(unet: UNetSpatioTemporalConditionModel | UNetMotionModel) -> Iterator[Seat]:
-    """Within it, the network runs whatever stage the seat names, and is called with that stage's frames.
+    """Within, the network runs the stage that the seat names, and is called with its frames.
 
-    ValueError if it is another network."""
+    UserError for a network of another kind."""
     if not isinstance(unet, (UNetSpatioTemporalConditionModel, UNetMotionModel)):
-        raise ValueError(
-            f"{type(unet).__name__} is neither a UNetSpatioTemporalConditionModel nor a UNetMotionModel; a network of "
-            "another kind needs what docs/new_backbone.md says"
-        )
+        raise UserError(f"{type(unet).__name__} is neither a UNetSpatioTemporalConditionModel nor "
+                        "a UNetMotionModel; docs/new_backbone.md says what others need")
     seat, before = Seat(), dict(unet.attn_processors)
     own = {path: processor_for(unet, path, processor, seat) for path, processor in before.items()}
     try:
@@ -65,90 +67,90 @@ def on_bus(unet: UNetSpatioTemporalConditionModel | UNetMotionModel) -> Iterator
             unet.set_attn_processor(own)
             for path, module in unet.named_modules():
                 last = path.rpartition(".")[2]
-                if last == "time_proj" and "attentions" in path:
-                    stack.enter_context(replaced(module, "forward", compressed(module.forward, seat)))
-                elif last == "pos_embed":
-                    stack.enter_context(replaced(module, "forward", embedded(module.forward, seat)))
+                if last == "pos_embed" or last == "time_proj" and "attentions" in path:
+                    embed = embedded if last == "pos_embed" else compressed
+                    stack.enter_context(replaced(module, "forward", embed(module.forward, seat)))
             yield seat
     finally:
         unet.set_attn_processor(before)
 
 
 def processor_for(unet: nn.Module, path: str, inner: Any, seat: Seat) -> Any:
-    """What takes the place of an attention processor. Attention to one token (an image's, in Stable Video Diffusion)
-    keeps its own: nothing can be corrected there."""
-    name, second = path.removesuffix(".processor"), path.endswith("attn2.processor")
-    if second and isinstance(unet, UNetSpatioTemporalConditionModel):
+    """What takes the place of an attention processor. Attention to one token, that of the image in
+    Stable Video Diffusion, keeps its own: there is nothing to correct."""
+    name, cross = path.removesuffix(".processor"), path.endswith("attn2.processor")
+    if cross and isinstance(unet, UNetSpatioTemporalConditionModel):
         return inner
     if "motion_modules" in path or "temporal_transformer_blocks" in path:
         return TemporalProcessor(inner, seat, name)
-    return CrossProcessor(inner, seat, name) if second else SpatialProcessor(inner, seat, our_name(unet, name))
+    return SpatialProcessor(inner, seat, name if cross else our_name(unet, name), cross)
 
 
 def our_name(unet: Any, path: str) -> str:
-    """The path that a spatial self-attention has in networks of this package, so that the same A1 and A2 are drawn."""
-    block, *rest = path.replace(".attentions.", ".").split(".transformer_blocks.")
+    """The path of a spatial self-attention in networks of this package, so that the same A1 and A2
+    are drawn."""
+    block, rest = path.replace(".attentions.", ".").split(".transformer_blocks.")
     kind, *index = block.split(".")
-    each = unet.config.layers_per_block
-    if kind == "mid_block":
-        place = "middle"
-    else:
-        level, i = map(int, index)
+    place = {"mid_block": "middle", "down_blocks": "encoder", "up_blocks": "decoder"}[kind]
+    if kind != "mid_block":
+        each = unet.config.layers_per_block
         depth = each if isinstance(each, int) else each[0]
-        place = f"{'encoder' if kind == 'down_blocks' else 'decoder'}.{level * (depth + 1) + i}"
-    return f"{place}.transformer.blocks.{rest[0].replace('attn1', 'self_attn')}"
+        place += f".{int(index[0]) * (depth + 1) + int(index[1])}"
+    return f"{place}.transformer.blocks.{rest.replace('attn1', 'self_attn')}"
 
 
 class Processor:
     """An attention processor that lets another one attend, with corrected hidden states too.
 
-    Projections act on channels and operators on frames, so a query made of a corrected hidden state is the corrected
-    query; an output projection is affine, so outputs are blended behind it as they would be before it.
+    Projections act on channels and operators on frames, so the query of a corrected hidden state is
+    the corrected query. The output projection is affine, so blending after it equals blending
+    before it.
     """
 
     def __init__(self, inner: Any, seat: Seat, name: str) -> None:
         self.inner, self.seat, self.name = inner, seat, name
-        vars(self)["__call__"] = inner.__call__  # whose signature tells diffusers which keywords can be passed
+        vars(self)["__call__"] = inner.__call__  # diffusers passes the keywords of its signature
 
-    def __call__(
-        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Any = None,
+                 *args: Any, **kwargs: Any) -> Tensor:
         def attend(h: Tensor, context: Any = encoder_hidden_states) -> Tensor:
             return self.inner(attn, h, context, *args, **kwargs)
 
-        stage = self.seat.stage
-        return attend(hidden_states) if stage is None else self.on_stage(stage, attend, hidden_states)
+        if self.seat.stage is None:
+            return attend(hidden_states)
+        return self.on_stage(self.seat.stage, attend, hidden_states)
 
     def on_stage(self, stage: Stage, attend: Callable[..., Tensor], h: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class SpatialProcessor(Processor):
-    """Query corrected with S (Eq. 10), key and value with A1 or A2 (11-14). h: (b f) l d."""
+    """Query corrected with S (Eq. 10), key and value with A1 or A2 (11-14). h: (b f) l d.
+
+    cross: what it attends to is not the frames, and stays.
+    """
+
+    def __init__(self, inner: Any, seat: Seat, name: str, cross: bool) -> None:
+        super().__init__(inner, seat, name)
+        self.cross = cross
 
     def on_stage(self, stage: Stage, attend: Callable[..., Tensor], h: Tensor) -> Tensor:
         video = h.unflatten(0, (-1, self.seat.frames))
-        states = {"q": (video, S(stage.n)), "kv": (video, stage.kv_operator(self.name))}
+        states: dict[str, tuple[Tensor, Operator]] = {"q": (video, S(stage.n))}
+        if not self.cross:
+            states["kv"] = video, stage.kv_operator(self.name)
         corrected, o = stage.exchange(self.name, "spatial", **states), attend(h)
         if corrected is None:
             return o
-        return stage.blend(o, attend(corrected["q"].flatten(0, 1), corrected["kv"].flatten(0, 1)))
-
-
-class CrossProcessor(Processor):
-    """Query corrected with S; what it attends to stays. h: (b f) l d."""
-
-    def on_stage(self, stage: Stage, attend: Callable[..., Tensor], h: Tensor) -> Tensor:
-        video = h.unflatten(0, (-1, self.seat.frames))
-        corrected, o = stage.exchange(self.name, "spatial", q=(video, S(stage.n))), attend(h)
-        return o if corrected is None else stage.blend(o, attend(corrected["q"].flatten(0, 1)))
+        return stage.blend(o, attend(*(x.flatten(0, 1) for x in corrected.values())))
 
 
 class TemporalProcessor(Processor):
     """Hidden state corrected with S (Eq. 9), attention in windows (Eq. 18-20). h: (b l) f d."""
 
     def on_stage(self, stage: Stage, attend: Callable[..., Tensor], h: Tensor) -> Tensor:
-        corrected, o = stage.exchange(self.name, "temporal", h=(h, S(stage.n))), fused(stage, attend, h)
+        corrected = stage.exchange(self.name, "temporal", h=(h, S(stage.n)))
+        o = fused(stage, attend, h)
         return o if corrected is None else stage.blend(o, fused(stage, attend, corrected["h"]))
 
 
@@ -164,17 +166,24 @@ def fused(stage: Stage, attend: Callable[..., Tensor], h: Tensor) -> Tensor:
 
 
 def compressed(plain: Callable[[Tensor], Tensor], seat: Seat) -> Callable[[Tensor], Tensor]:
-    """The embedding of positions, which are compressed (Eq. 16-17). position: 0, 1, .. of each video's frames."""
-    return lambda position: plain(position if seat.stage is None else position * (seat.stage.window / seat.frames))
+    """The embedding of positions (0, 1, .. of each video's frames), compressed (Eq. 16-17)."""
+
+    def forward(position: Tensor) -> Tensor:
+        scale = 1.0 if seat.stage is None else seat.stage.window / seat.frames
+        return plain(position * scale)
+
+    return forward
 
 
 def embedded(plain: Callable[[Tensor], Tensor], seat: Seat) -> Callable[[Tensor], Tensor]:
-    """What adds positions' embedding (x: n f d), compressed and computed: the length of its table is no limit."""
+    """A module that adds an embedding of positions to x (n f d), compressed. It is computed: the
+    length of the module's table is no limit."""
 
     def forward(x: Tensor) -> Tensor:
         if seat.stage is None or seat.stage.index == 0:
             return plain(x)
-        cosines, sines = sinusoid(frame_positions(x.shape[1], seat.stage), x.shape[-1]).chunk(2, dim=-1)
+        angles = sinusoid(frame_positions(x.shape[1], seat.stage), x.shape[-1])
+        cosines, sines = angles.chunk(2, dim=-1)
         return x + torch.stack([sines, cosines], dim=-1).flatten(-2).to(x)
 
     return forward
@@ -184,24 +193,30 @@ def embedded(plain: Callable[[Tensor], Tensor], seat: Seat) -> Callable[[Tensor]
 
 
 class Smooth:
-    """A pipeline whose videos are smooth; `smooth` makes one. Called as the pipeline is, but for the frames."""
+    """A pipeline whose videos are smooth, as `smooth` makes it. Called like the pipeline, without
+    num_frames."""
 
     def __init__(self, pipeline: DiffusionPipeline, cascade: Cascade) -> None:
         self.pipeline, self.cascade = pipeline, cascade
         self.lengths = [cascade.frames_of(s) for s in range(cascade.stages)]
-        self.axis = 1 if isinstance(pipeline.unet, UNetSpatioTemporalConditionModel) else 2  # of frames in latents
+        svd = isinstance(pipeline.unet, UNetSpatioTemporalConditionModel)
+        self.axis = 1 if svd else 2  # of frames in latents
 
-    def __call__(self, *args: Any, generator: Any = None, latents: Tensor | None = None, **kwargs: Any) -> list[Any]:
-        """What the pipeline returns, of each stage: key frames first, the smoothest last.
+    def __call__(self, *args: Any, generator: Any = None, latents: Tensor | None = None,
+                 **kwargs: Any) -> list[Any]:
+        """What the pipeline returns, for each stage: key frames first, the smoothest last.
 
-        generator: its seed is that of all noise, as in `sample.py`: one seed has the same key frames at every number of
-        frames. latents: instead of that, standard normal noise of the smoothest stage. Everything else: the pipeline's
-        own arguments, without num_frames; fps is that of the key frames. ValueError for what does not fit."""
+        generator: all noise has its seed, as in `sample.py`: one seed has the same key frames at
+        every number of frames. latents: standard normal noise of the smoothest stage, instead.
+        All else: the pipeline's own arguments; fps is that of the key frames. UserError for what
+        does not fit.
+        """
         if "num_frames" in kwargs:
-            raise ValueError(f"num_frames={kwargs['num_frames']}; how many there are was said to smooth(..)")
+            raise UserError(f"num_frames={kwargs['num_frames']}; give it to smooth(.., frames=..)")
         pipeline, unet, scheduler = self.pipeline, self.pipeline.unet, self.pipeline.scheduler
         seed = torch.seed() if generator is None else generator
-        seeds = [x if isinstance(x, int) else x.initial_seed() for x in (seed if isinstance(seed, list) else [seed])]
+        seeds = [x if isinstance(x, int) else x.initial_seed()
+                 for x in (seed if isinstance(seed, list) else [seed])]
         self.step = -1
         with ExitStack() as stack:
             enter = stack.enter_context
@@ -219,46 +234,50 @@ class Smooth:
                 enter(replaced(pipeline, "prepare_latents", prepared))
             module = sys.modules[type(scheduler).__module__]
 
-            def drawn(shape: Sequence[int], device: Any = None, dtype: Any = None, **_: Any) -> Tensor:
+            def drawn(shape: Sequence[int], device: Any = None, dtype: Any = None,
+                      **_: Any) -> Tensor:
                 return self.noise(seeds, shape).to(device=device, dtype=dtype)
 
-            if hasattr(module, "randn_tensor"):  # the noise of a step, if it adds some, is nested as well
+            if hasattr(module, "randn_tensor"):  # the noise that a step may add is nested as well
                 enter(replaced(module, "randn_tensor", drawn))
-            output = pipeline(*args, num_frames=sum(self.lengths), generator=generator, latents=latents, **kwargs)
+            output = pipeline(*args, num_frames=sum(self.lengths), generator=generator,
+                              latents=latents, **kwargs)
         axis = self.axis if kwargs.get("output_type") == "latent" else 1
         return [type(output)(frames=frames) for frames in self.cut(output.frames, axis)]
 
     def staged(self, plain: Callable[..., Any], seat: Seat) -> Callable[..., Any]:
-        """The network, of all stages at once, one behind the other."""
+        """The network on all stages, which lie one behind the other."""
         bus, axis, cascade = self.cascade.bus(), self.axis, self.cascade
 
-        def forward(sample: Tensor, timestep: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        def forward(sample: Tensor, timestep: Any, *args: Any, return_dict: bool = True,
+                    **kwargs: Any) -> Any:
             frames = len(sample) * sum(self.lengths)
 
             def told(value: Any, index: int) -> Any:
-                """Of what there is once for each frame, the part of a stage."""
+                """A stage's part of what has an entry for each frame."""
                 if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != frames:
                     return value
-                return value.unflatten(0, (len(sample), -1)).split(self.lengths, dim=1)[index].flatten(0, 1)
+                parts = value.unflatten(0, (len(sample), -1)).split(self.lengths, dim=1)
+                return parts[index].flatten(0, 1)
 
             def network(index: int, x: Tensor, stage: Stage | None) -> Tensor:
                 seat.stage = stage
                 given, named = tree_map(lambda value: told(value, index), (args, kwargs))
-                if "added_time_ids" in named:
-                    fps = (named["added_time_ids"][:, :1] + 1) * cascade.scale_of(index)
-                    named["added_time_ids"] = torch.cat([fps - 1, named["added_time_ids"][:, 1:]], dim=1)
+                if (ids := named.get("added_time_ids")) is not None:
+                    fps = (ids[:, :1] + 1) * cascade.scale_of(index)
+                    named["added_time_ids"] = torch.cat([fps - 1, ids[:, 1:]], dim=1)
                 return plain(x, timestep, *given, return_dict=False, **named)[0]
 
             self.step, share = self.progress(timestep)
             self.guide()
-            xs = sample.split(self.lengths, dim=axis)
-            y = torch.cat(cascade_step(network, xs, bus, self.step, cascade.strength_at(share)), dim=axis)
+            xs, w = sample.split(self.lengths, dim=axis), cascade.strength_at(share)
+            y = torch.cat(cascade_step(network, xs, bus, self.step, w), dim=axis)
             return SimpleNamespace(sample=y) if return_dict else (y,)
 
         return forward
 
     def progress(self, timestep: Any) -> tuple[int, float]:
-        """The step, and the paper's t/T: of timesteps over 1000, of noise levels the share of steps still to go."""
+        """The step, and t/T: timesteps over 1000; with noise levels the share of steps to go."""
         timesteps, config = self.pipeline.scheduler.timesteps, self.pipeline.scheduler.config
         step = int((timesteps == timestep).nonzero()[0])
         if config.get("timestep_type") == "continuous":
@@ -266,39 +285,43 @@ class Smooth:
         return step, float(timestep) / config.num_train_timesteps
 
     def guide(self) -> None:
-        """Guidance that grows over the frames does so in each stage."""
+        """Let guidance that grows over the frames do so in each stage."""
         scale = getattr(self.pipeline, "_guidance_scale", None)
         if isinstance(scale, Tensor):
             first, last = scale[:, :1], scale[:, -1:]
             way = torch.cat([torch.linspace(0, 1, f) for f in self.lengths]).to(scale)
-            self.pipeline._guidance_scale = first + (last - first) * way.view(1, -1, *[1] * (scale.ndim - 2))
+            way = way.view(1, -1, *[1] * (scale.ndim - 2))
+            self.pipeline._guidance_scale = first + (last - first) * way
 
     def decoded(self, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Decoding stage by stage, so that a decoder that mixes frames mixes none of two stages. Returns b c f h w."""
+        """Decoding stage by stage, so that a decoder that mixes frames mixes none of two stages: b
+        c f h w."""
 
         def decode(latents: Tensor, *args: Any) -> Tensor:
             parts = latents.split(self.lengths, dim=self.axis)
-            if self.axis == 1:  # it is told how many frames there are
+            if self.axis == 1:  # its second argument is how many frames there are
                 return torch.cat([plain(x, x.shape[1], *args[1:]) for x in parts], dim=2)
             return torch.cat([plain(x, *args) for x in parts], dim=2)
 
         return decode
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Standard normal noise of the running step, in the shape of the latents of all stages (Eq. 23)."""
+        """Standard normal noise of the running step (Eq. 23), shaped as the latents of all
+        stages."""
         sizes = [size for i, size in enumerate(shape[1:], start=1) if i != self.axis]
         if len(seeds) != shape[0]:
             seeds = [seeds[0] + i for i in range(shape[0])]
-        cascade = self.cascade
-        videos = [nested_noise(sizes, cascade.frames, cascade.scales, seed, self.step) for seed in seeds]
+        c = self.cascade
+        videos = [nested_noise(sizes, c.key_frames, c.scales, seed, self.step) for seed in seeds]
         return self.laid_out(torch.stack(videos))
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """The frames of all stages, one stage behind the other, of those of the last: b f c h w, to the pipeline's."""
+        """The frames of all stages, one stage behind the other. x: b f c h w of the last stage;
+        returns the pipeline's axes."""
         return torch.cat(by_stage(x, self.cascade.scales), dim=1).movedim(1, self.axis)
 
     def cut(self, videos: Any, axis: int) -> list[Any]:
-        """Of each stage: a list of lists of pictures, or an array."""
+        """By stage: lists of lists of pictures, or arrays."""
         ends = [sum(self.lengths[: s + 1]) for s in range(len(self.lengths))]
         spans = [slice(end - f, end) for f, end in zip(self.lengths, ends)]
         if isinstance(videos, list):
@@ -306,32 +329,29 @@ class Smooth:
         return [videos[(slice(None),) * axis + (span,)] for span in spans]
 
 
-def smooth(
-    pipeline: DiffusionPipeline,
-    frames: int = 64,
-    key_frames: int | None = None,
-    strength: float = 0.8,
-    correction: Correction = Correction(),
-    overlap: int | None = None,
-) -> Smooth:
-    """A pipeline whose videos have as many frames, all else being as it was.
+def smooth(pipeline: DiffusionPipeline, frames: int = 64, key_frames: int | None = None,
+           strength: float = 0.8, correction: Correction = Correction(),
+           overlap: int | None = None) -> Smooth:
+    """A pipeline whose videos have so many frames, and which else stays as it is.
 
-    key_frames: of the first stage, at most what the network was trained on; None: as many as that, 16 of AnimateDiff.
-    Each stage doubles them. strength, correction, overlap: as `Cascade`'s. ValueError if frames is no doubling of them.
+    key_frames: those of the first stage, at most what the network was trained on; None: just that,
+    16 for AnimateDiff. Each further stage doubles them. strength, correction, overlap: as in
+    `Cascade`. UserError if doublings of key_frames do not lead to frames.
     """
     trained = 16 if isinstance(pipeline.unet, UNetMotionModel) else pipeline.unet.config.num_frames
     key_frames = trained if key_frames is None else key_frames
     stages = log2(frames / key_frames) if frames >= key_frames > 0 else 0.5
     if stages % 1:
         fitting = ", ".join(str(key_frames * 2**s) for s in range(4))
-        raise ValueError(f"frames={frames} is not {key_frames} key frames doubled some times; use one of {fitting}")
-    scales = (2,) * int(stages)
-    return Smooth(pipeline, Cascade(key_frames, scales, correction=correction, strength=strength, overlap=overlap))
+        raise UserError(f"frames={frames} is not {key_frames} key frames doubled some times; "
+                        f"use one of {fitting}")
+    return Smooth(pipeline, Cascade(key_frames, (2,) * int(stages), strength, overlap=overlap,
+                                    correction=correction))
 
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """owner.name is value within."""
+    """Within, owner.name is value."""
     own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:

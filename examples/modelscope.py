@@ -1,6 +1,8 @@
-"""ModelScope text-to-video (Wang et al. 2023, arXiv 2308.06571), and Zeroscope: VideoCrafter2's network without fps.
+"""ModelScope text-to-video (Wang et al. 2023, arXiv 2308.06571), and Zeroscope: VideoCrafter2's
+network without fps.
 
-    python -m weights_convert --family examples/modelscope.py text-to-video-ms-1.7b/ -o ms.safetensors
+    python -m weights_convert --family examples/modelscope.py text-to-video-ms-1.7b/ \\
+        -o ms.safetensors
     python sample.py --family examples/modelscope.py --ckpt ms.safetensors --prompt "..."
 
 What is new is the names in diffusers' folder, and the settings.
@@ -29,21 +31,13 @@ from zerosmooth.samplers import DDIMConfig
 
 def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
     """All networks of a folder, with the names of its folders before their tensors'."""
-    lists = (
-        ("resnets", "res", diffusers.RES),
-        ("temp_convs", "res.temporal_conv", TEMPORAL_CONV),
-        ("attentions", "spatial", SPATIAL),
-        ("temp_attentions", "temporal", TEMPORAL),
-    )
-    return Table(
-        [
-            *diffusers.unet(config.unet, lists).within("unet.", "unet."),
-            *TEMPORAL.within("unet.transformer_in.", "unet.init_attn."),
-            *diffusers.vae(config.vae).within("vae.", "vae."),
-            *diffusers.TEXT.within("text_encoder.", "encoder."),
-        ],
-        dropped={"text_encoder.text_model.embeddings.position_ids": "0, 1, 2, .."},
-    )
+    lists = (("resnets", "res", diffusers.RES), ("temp_convs", "res.temporal_conv", TEMPORAL_CONV),
+             ("attentions", "spatial", SPATIAL), ("temp_attentions", "temporal", TEMPORAL))
+    return Table([*diffusers.unet(config.unet, lists).within("unet.", "unet."),
+                  *TEMPORAL.within("unet.transformer_in.", "unet.init_attn."),
+                  *diffusers.vae(config.vae).within("vae.", "vae."),
+                  *diffusers.TEXT.within("text_encoder.", "encoder.")],
+                 dropped={"text_encoder.text_model.embeddings.position_ids": "0, 1, 2, .."})
 
 
 class ModelScopeConversion(Conversion):
@@ -53,14 +47,9 @@ class ModelScopeConversion(Conversion):
 
 class ModelScope(Family):
     name = "modelscope"
-    config = ModelConfig(
-        "modelscope",
-        UNetConfig(fps_condition=False),
-        AutoencoderConfig(),
-        TextConfig(),
-        DDIMConfig(),
-        Defaults(height=256, width=256, eta=0.0, guidance_scale=9.0),
-    )
+    config = ModelConfig("modelscope", UNetConfig(fps_condition=False), AutoencoderConfig(),
+                         TextConfig(), DDIMConfig(),
+                         Defaults(height=256, width=256, eta=0.0, guidance_scale=9.0))
     conversion = ModelScopeConversion(table)
 
     def unet(self, config: UNetConfig) -> nn.Module:

@@ -2,13 +2,15 @@
 
     python -m tests.parity FILE...
 
-A reference file holds inputs and outputs, and the names and shapes of the checkpoint they were made with; its weights
-follow from the names by a rule. They go through the converter into our networks, in float32 on the CPU. One line a
-file: name, largest error over the standard deviation of the reference, and the bound. Exit status 1 if one is above.
+A reference file holds inputs and outputs, and the names and shapes of the checkpoint they were made
+with; its weights follow from the names by a rule. They go through the converter into our networks,
+in float32 on the CPU. One line a file: name, largest error over the standard deviation of the
+reference, and the bound. Exit status 1 if one is above.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import zlib
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from weights_convert.engine import convert
 from zerosmooth.bus import Correction, HiddenStateBus, Stage
-from zerosmooth.cascade import Cascade, Sampler, sample_cascade
+from zerosmooth.cascade import Cascade, sample_cascade
 from zerosmooth.config import ModelConfig, Sampling
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
@@ -39,9 +41,10 @@ from zerosmooth.models.tokenizer import Tokenizer
 from zerosmooth.models.unet import Skeleton
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.samplers import DDIM, Euler
+from zerosmooth.samplers import DDIM, Euler, Sampler
 
-BOUND, RUN_BOUND = 1e-4, 1e-3  # of one evaluation; of whole sampling runs, where rounding adds up over the steps
+# of one evaluation; of whole sampling runs, where rounding adds up over the steps
+BOUND, RUN_BOUND = 1e-4, 1e-3
 
 
 @dataclass
@@ -79,9 +82,11 @@ class Reference:
         return self.tensors[name]
 
 
-def read(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Reference:
+def read(path: Path, device: str | torch.device = "cpu",
+         dtype: torch.dtype = torch.float32) -> Reference:
     with safe_open(path, "pt") as file:
-        return Reference(file.metadata(), {name: file.get_tensor(name).to(device) for name in file.keys()}, dtype)
+        return Reference(file.metadata(),
+                         {name: file.get_tensor(name).to(device) for name in file.keys()}, dtype)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -102,53 +107,41 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def ldm_skeleton(c: dict) -> dict:
     """What VideoCrafter's and the SVD authors' configs have in common."""
-    return {
-        "in_channels": c["in_channels"],
-        "out_channels": c["out_channels"],
-        "channels": c["model_channels"],
-        "channel_mult": tuple(c["channel_mult"]),
-        "res_blocks": c["num_res_blocks"],
-        "attention_resolutions": tuple(c["attention_resolutions"]),
-        "head_dim": c["num_head_channels"],
-        "transformer_depth": c["transformer_depth"],
-        "context_dim": c["context_dim"],
-    }
+    return {"in_channels": c["in_channels"], "out_channels": c["out_channels"],
+            "channels": c["model_channels"], "channel_mult": tuple(c["channel_mult"]),
+            "res_blocks": c["num_res_blocks"],
+            "attention_resolutions": tuple(c["attention_resolutions"]),
+            "head_dim": c["num_head_channels"], "transformer_depth": c["transformer_depth"],
+            "context_dim": c["context_dim"]}
 
 
 def videocrafter_unet(c: dict) -> UNetConfig:
-    return UNetConfig(
-        **ldm_skeleton(c),
-        frames=c["temporal_length"],
-        temporal_conv=c["temporal_conv"],
-        relative_position=c["use_relative_position"],
-        fps_condition=c["fps_cond"],
-        initial_attention=c["addition_attention"],
-    )
+    return UNetConfig(**ldm_skeleton(c), frames=c["temporal_length"],
+                      temporal_conv=c["temporal_conv"],
+                      relative_position=c["use_relative_position"], fps_condition=c["fps_cond"],
+                      initial_attention=c["addition_attention"])
 
 
 def diffusers_skeleton(c: dict) -> dict:
     """What LaVie's and diffusers' configs have in common."""
     channels = c["block_out_channels"]
     attention = [2**i for i, kind in enumerate(c["down_block_types"]) if "CrossAttn" in kind]
-    return {
-        "in_channels": c["in_channels"],
-        "out_channels": c["out_channels"],
-        "channels": channels[0],
-        "channel_mult": tuple(ch // channels[0] for ch in channels),
-        "res_blocks": c["layers_per_block"],
-        "attention_resolutions": tuple(attention),
-        "context_dim": c["cross_attention_dim"],
-    }
+    return {"in_channels": c["in_channels"], "out_channels": c["out_channels"],
+            "channels": channels[0], "channel_mult": tuple(ch // channels[0] for ch in channels),
+            "res_blocks": c["layers_per_block"], "attention_resolutions": tuple(attention),
+            "context_dim": c["cross_attention_dim"]}
 
 
 def lavie_unet(c: dict) -> LaVieConfig:
-    return LaVieConfig(**diffusers_skeleton(c), heads=c["attention_head_dim"], groups=c["norm_num_groups"])
+    return LaVieConfig(**diffusers_skeleton(c), heads=c["attention_head_dim"],
+                       groups=c["norm_num_groups"])
 
 
 def svd_unet(c: dict) -> SVDConfig:
     if "model_channels" in c:  # the authors' own
         return SVDConfig(**ldm_skeleton(c), condition_dim=c["adm_in_channels"] // 3)
-    head_dims = {ch // heads for ch, heads in zip(c["block_out_channels"], c["num_attention_heads"])}
+    head_dims = {ch // heads
+                 for ch, heads in zip(c["block_out_channels"], c["num_attention_heads"])}
     if len(head_dims) > 1:
         raise ValueError(f"heads of {head_dims} channels; one size is supported")
     return SVDConfig(
@@ -157,7 +150,8 @@ def svd_unet(c: dict) -> SVDConfig:
         transformer_depth=c["transformer_layers_per_block"],
         condition_dim=c["addition_time_embed_dim"],
         frames=c["num_frames"],
-        outer_eps=1e-6,  # where diffusers departs from the authors, its own figures are met with its own value
+        # where diffusers departs from the authors, its own figures are met with its own value
+        outer_eps=1e-6,
     )
 
 
@@ -171,14 +165,16 @@ def vae_config(c: dict) -> AutoencoderConfig:
 
 def text_config(c: dict) -> TextConfig:
     if "width" in c:
-        return TextConfig(c["vocab_size"], c["context_length"], c["width"], c["heads"], c["layers"] - 1)
+        return TextConfig(c["vocab_size"], c["context_length"], c["width"], c["heads"], c["layers"]
+                          - 1)
     return TextConfig(
         c["vocab_size"],
         c["max_position_embeddings"],
         c["hidden_size"],
         c["num_attention_heads"],
         c["num_hidden_layers"],
-        pad_token=min(49407, c["vocab_size"] - 1),  # a small reference has fewer tokens, and is given their ids
+        # a small reference has fewer tokens, and is given their ids
+        pad_token=min(49407, c["vocab_size"] - 1),
         activation=c["hidden_act"],
     )
 
@@ -188,7 +184,8 @@ def image_config(c: dict, out: int) -> ImageConfig:
         heads = c["width"] // c["head_width"]
         return ImageConfig(c["image_size"], c["patch_size"], c["width"], heads, c["layers"], out)
     heads = c["num_attention_heads"]
-    return ImageConfig(c["image_size"], c["patch_size"], c["hidden_size"], heads, c["num_hidden_layers"], out)
+    return ImageConfig(c["image_size"], c["patch_size"], c["hidden_size"], heads,
+                       c["num_hidden_layers"], out)
 
 
 UNETS = {"vc2": videocrafter_unet, "vc1": videocrafter_unet, "lavie": lavie_unet, "svd": svd_unet}
@@ -201,7 +198,8 @@ PREFIXES = {  # of a part's tensors, where a reference holds that part alone
 def parts_of(reference: Reference) -> dict[str, dict]:
     """The author's config of each of our networks that the reference has."""
     names = {"unet": "unet", "vae": "vae", "text": "encoder", "image_encoder": "encoder"}
-    found = {ours: reference.json(theirs) for theirs, ours in names.items() if theirs in reference.metadata}
+    found = {ours: reference.json(theirs) for theirs, ours in names.items()
+             if theirs in reference.metadata}
     return found or {names.get(reference.kind, "unet"): reference.json("config")}
 
 
@@ -223,20 +221,25 @@ def sizes(reference: Reference) -> ModelConfig:
 
 
 def build(reference: Reference) -> tuple[Networks, ModelConfig]:
-    """Our networks with the reference's weights; parts that the reference does not have stay empty."""
+    """Our networks with the reference's weights; parts that the reference does not have stay
+    empty."""
     parts, config = parts_of(reference), sizes(reference)
     with torch.device("meta"):
         networks = Networks(FAMILIES[reference.family], config)
     shapes = {name: tuple(shape) for name, shape in reference.json("keys").items()}
     origin = {name: name for name in shapes}  # the name that fixes a tensor's weights
-    if reference.metadata["key_layout"] in ("diffusers", "huggingface", "lavie") and len(parts) == 1:
+    if reference.metadata["key_layout"] in ("diffusers", "huggingface",
+                                            "lavie") and len(parts) == 1:
         prefix = PREFIXES[reference.family][next(iter(parts))]
         origin = {prefix + name: name for name in shapes}
     if config.vae.temporal and parts.get("vae", {}).get("layers_per_block") == 1:
-        # diffusers' decoder of one layer a block holds an attention in the middle that it does not use, and one ResNet
+        # diffusers' decoder of one layer a block holds an attention in the middle that it does not
+        # use, and one ResNet
         networks.vae.decoder.middle.attn = networks.vae.decoder.middle.res2 = torch.nn.Identity()
-        origin = {ours: name for ours, name in origin.items() if "decoder.mid_block.attentions" not in name}
-    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in parts}
+        origin = {ours: name for ours, name in origin.items()
+                  if "decoder.mid_block.attentions" not in name}
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()
+                if name.partition(".")[0] in parts}
     table = FAMILIES[reference.family].conversion.table(config, origin)
     held = {ours: shapes[name] for ours, name in origin.items()}
     state = dict(convert(table, held, lambda ours: weight(origin[ours], held[ours]), expected))
@@ -265,7 +268,8 @@ def embed_sinusoids(unet: SVDUNet, timestep: Tensor, vector: Tensor, dtype: torc
     return Skeleton.embed(unet, timestep, None, dtype) + unet.condition_embedding(vector.to(dtype))
 
 
-def run_unet(reference: Reference, networks: Networks, s: str = "", stage: Stage | None = None) -> float:
+def run_unet(reference: Reference, networks: Networks, s: str = "", stage: Stage
+             | None = None) -> float:
     """Our network against x{s}, y{s}."""
     t = reference.tensors
     x, y, context = t[f"x{s}"].to(reference.dtype), t[f"y{s}"], t["context"].to(reference.dtype)
@@ -297,7 +301,8 @@ def check_windowed(reference: Reference) -> float:
 
 
 def operators_of(reference: Reference) -> Correction:
-    return Correction(a1_probability={"A1": 1.0, "A2": 0.0}[reference.metadata["operator_for_spatial_kv"]])
+    return Correction(a1_probability={"A1": 1.0,
+                                      "A2": 0.0}[reference.metadata["operator_for_spatial_kv"]])
 
 
 def scales_of(frames: list[int]) -> tuple[int, ...]:
@@ -309,69 +314,66 @@ def check_zerosmooth(reference: Reference) -> float:
     frames = reference.json("frames")
     bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
     strength = float(reference["strength"])
-    return max(run_unet(reference, networks, str(s), bus.stage(s, strength=strength)) for s in range(len(frames)))
+    return max(run_unet(reference, networks, str(s), bus.stage(s, strength=strength))
+               for s in range(len(frames)))
 
 
 def check_cascade(reference: Reference) -> float:
     networks, config = build(reference)
-    ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99) if f"y{s}" in reference.tensors]
+    ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99)
+          if f"y{s}" in reference.tensors]
     frames = [y.shape[1] for y in ys]
     cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
     if "image" in FAMILIES[reference.family].takes:
-        context, z = reference["context"].to(reference.dtype), reference["image_latent"].to(reference.dtype)
+        context, z = reference["context"].to(reference.dtype), reference["image_latent"].to(
+            reference.dtype)
         branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
-        told = Sampling(
-            guidance_scale=reference.number("max_guidance_scale"),
-            first_guidance_scale=reference.number("min_guidance_scale"),
-            motion_bucket_id=int(reference.number("motion_bucket_id")),
-            noise_aug_strength=reference.number("noise_aug_strength"),
-        )
+        told = Sampling(guidance_scale=reference.number("max_guidance_scale"),
+                        first_guidance_scale=reference.number("min_guidance_scale"),
+                        motion_bucket_id=int(reference.number("motion_bucket_id")),
+                        noise_aug_strength=reference.number("noise_aug_strength"))
     else:
         branches = [Branch(reference[name].to(reference.dtype)) for name in ("context", "uncond")]
         told = replace(config.defaults, guidance_scale=reference.number("guidance_scale"))
-    sampler = config.sampler.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
+    sampler = config.sampler.sampler(int(reference.number("steps")),
+                                     float(reference.metadata.get("eta", 0)))
     guided, family = Guidance(networks.unet, branches, told), FAMILIES[reference.family]
 
     def noise(step: int) -> Tensor:
-        return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
+        return frames_first(reference, reference["latents"] if step < 0
+                            else reference["noise"][step])
 
     def told_network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
         numbers = family.condition(config, reference.base_fps * cascade.scale_of(index), told)
         return guided(x, sampler.timestep(step), numbers, stage)
 
-    return max(error(ours, y) for ours, y in zip(sample_cascade(told_network, sampler, cascade, noise), ys))
+    return max(error(ours, y)
+               for ours, y in zip(sample_cascade(told_network, sampler, cascade, noise,
+                                                 cascade.bus()), ys))
 
 
 def check_pipeline(reference: Reference) -> float:
     networks, config = build(reference)
     pipeline = Pipeline(FAMILIES[reference.family], config, networks)
     latents = frames_first(reference, reference["latents"])
-    settings = {
-        "frames": latents.shape[1],
-        "scales": (),
-        "height": latents.shape[3] * config.vae.factor,
-        "width": latents.shape[4] * config.vae.factor,
-        "steps": int(reference.number("steps")),
-        "fps": reference.base_fps,
-        "noise": lambda step: latents if step < 0 else frames_first(reference, reference["noise"][step]),
-    }
+    settings = {"key_frames": latents.shape[1], "scale": 1, "height": latents.shape[3]
+                * config.vae.factor, "width": latents.shape[4] * config.vae.factor,
+                "steps": int(reference.number("steps")), "fps": reference.base_fps,
+                "noise": lambda step: latents if step < 0
+                else frames_first(reference, reference["noise"][step])}
     errors = []
     if "image" in pipeline.family.takes:
         if config.defaults.first_guidance_scale != reference.number("min_guidance_scale"):
             raise ValueError("the reference's first frame has another guidance scale than ours")
-        (video,) = pipeline.sample(
-            reference["image"],
-            guidance_scale=reference.number("max_guidance_scale"),
-            motion_bucket_id=int(reference.number("motion_bucket_id")),
-            noise_aug_strength=reference.number("noise_aug_strength"),
-            image_noise=reference["augmentation_noise"],
-            **settings,
-        )
+        (video,) = pipeline.sample(reference["image"],
+                                   guidance_scale=reference.number("max_guidance_scale"),
+                                   motion_bucket_id=int(reference.number("motion_bucket_id")),
+                                   noise_aug_strength=reference.number("noise_aug_strength"),
+                                   image_noise=reference["augmentation_noise"], **settings)
     else:
         prompt = reference.metadata["prompt"]
-        (video,) = pipeline.sample(
-            prompt, eta=reference.number("eta"), guidance_scale=reference.number("guidance_scale"), **settings
-        )
+        (video,) = pipeline.sample(prompt, eta=reference.number("eta"),
+                                   guidance_scale=reference.number("guidance_scale"), **settings)
         errors.append(error(networks.encoder.encode([prompt]), reference["y_context"]))
     z = video.latents[0].to(pipeline.device, networks.vae.dtype)
     frames = rearrange(networks.vae.decode(z), "f c h w -> 1 c f h w")
@@ -396,16 +398,16 @@ def check_text(reference: Reference) -> float:
 
 def check_image_encoder(reference: Reference) -> float:
     networks, _ = build(reference)
-    return error(networks.encoder(reference["pixels"].to(reference.dtype))[:, 0], reference["y_embed"])
+    return error(networks.encoder(reference["pixels"].to(reference.dtype))[:, 0],
+                 reference["y_embed"])
 
 
 def toy(x: Tensor, context: float, step: float) -> Tensor:
     return torch.tanh(0.7 * x + context + step)
 
 
-def run_sampler(
-    sampler: Sampler, x: Tensor, network: Callable[[Tensor, float], Tensor], noise: Tensor | None
-) -> Tensor:
+def run_sampler(sampler: Sampler, x: Tensor, network: Callable[[Tensor, float], Tensor],
+                noise: Tensor | None) -> Tensor:
     for i in range(len(sampler)):
         output = network(sampler.network_input(i, x), sampler.timestep(i))
         x = sampler.step(i, x, sampler.x0(i, x, output), None if noise is None else noise[i])
@@ -413,17 +415,20 @@ def run_sampler(
 
 
 def check_samplers(reference: Reference) -> float:
-    """DDIM as VideoCrafter2 and LaVie sample, Euler as SVD does, on toy networks; a file without a part is an error."""
+    """DDIM as VideoCrafter2 and LaVie sample, Euler as SVD does, on toy networks; a file without a
+    part is an error."""
 
     def part(family: str) -> dict[str, Tensor]:
-        return {k.removeprefix(f"{family}."): x for k, x in reference.tensors.items() if k.startswith(f"{family}.")}
+        return {k.removeprefix(f"{family}."): x for k, x in reference.tensors.items()
+                if k.startswith(f"{family}.")}
 
     t, config = part("vc2"), FAMILIES["vc2"].config.sampler
     fifty, scales = DDIM(config, 50, eta=1.0), torch.from_numpy(config.data_scales())
     if [int(x) for x in t["timesteps50"]] not in (fifty.timesteps, fifty.timesteps[::-1]):
         return float("inf")
     errors = [error(scales[: len(t["scale_arr"])].float(), t["scale_arr"].float()[: len(scales)])]
-    for name, value in {"alphas50": fifty.alpha / scales[fifty.timesteps].numpy(), "sigmas50": fifty.fresh}.items():
+    for name, value in {"alphas50": fifty.alpha / scales[fifty.timesteps].numpy(),
+                        "sigmas50": fifty.fresh}.items():
         value = value**2 if name == "alphas50" else value
         errors.append(error(torch.from_numpy(value[::-1].copy()).float(), t[name].float()))
 
@@ -433,7 +438,8 @@ def check_samplers(reference: Reference) -> float:
 
     for eta in (0.0, 1.0):
         sampler = DDIM(config, len(t["noise"]), eta)
-        errors.append(error(run_sampler(sampler, t["x"], guided, t["noise"]), t[f"eta{int(eta)}.y"]))
+        errors.append(error(run_sampler(sampler, t["x"], guided, t["noise"]),
+                            t[f"eta{int(eta)}.y"]))
 
     t, config = part("lavie"), FAMILIES["lavie"].config.sampler
     if any(DDIM(config, n).timesteps != t[f"timesteps{n}"].tolist() for n in (10, 50)):
@@ -456,42 +462,38 @@ def check_tokenizer(path: Path) -> float:
     """Zero if all tokens agree, else infinity."""
     reference = json.loads(path.read_text())
     pads = {"openclip": 0, "sd": 49407}
-    same = [Tokenizer(48894, 77, pad)(reference["prompts"]).tolist() == reference[k] for k, pad in pads.items()]
+    same = [Tokenizer(48894, 77, pad)(reference["prompts"]).tolist() == reference[k]
+            for k, pad in pads.items()]
     return 0.0 if all(same) else float("inf")
 
 
-CHECKS: dict[str, Callable[[Reference], float]] = {
-    "unet": check_unet,
-    "windowed": check_windowed,
-    "zerosmooth": check_zerosmooth,
-    "cascade": check_cascade,
-    "pipeline": check_pipeline,
-    "vae": check_vae,
-    "text": check_text,
-    "image_encoder": check_image_encoder,
-    "samplers": check_samplers,
-}
+CHECKS: dict[str, Callable[[Reference], float]] = {"unet": check_unet, "windowed": check_windowed,
+                                                   "zerosmooth": check_zerosmooth,
+                                                   "cascade": check_cascade,
+                                                   "pipeline": check_pipeline, "vae": check_vae,
+                                                   "text": check_text,
+                                                   "image_encoder": check_image_encoder,
+                                                   "samplers": check_samplers}
 
 
 @torch.inference_mode()
-def check(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-    """Error of a reference file, and its bound in float32. ValueError if its kind or family is not known here."""
+def check(path: Path, device: str | torch.device = "cpu",
+          dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+    """Error of a reference file, and its bound in float32. ValueError if its kind or family is not
+    known here."""
     if path.suffix == ".json":
         return check_tokenizer(path), BOUND
     reference = read(path, device, dtype)
-    from . import parity_backbones_a, parity_backbones_b, parity_consistency, parity_interpolators  # which need this
-
-    bound = (
-        RUN_BOUND if reference.kind in ("pipeline", "cascade", "sampling", "interpolation", "consistency") else BOUND
-    )
-    own_checks = parity_backbones_b.CHECKS | parity_interpolators.CHECKS | parity_consistency.CHECKS
-    if own := own_checks.get((reference.family, reference.kind)):
-        return own(reference), bound
-    checks = parity_backbones_a.CHECKS if reference.family in parity_backbones_a.FAMILIES else CHECKS
-    known = *FAMILIES, *parity_backbones_a.FAMILIES, "all"
-    if reference.kind not in checks or reference.family not in known:
-        raise ValueError(f"{path.name}: kind {reference.kind!r} of family {reference.family!r} is not known here")
-    return checks[reference.kind](reference), bound
+    kind, family = reference.kind, reference.family
+    runs = "pipeline", "cascade", "sampling", "interpolation", "consistency"
+    bound = RUN_BOUND if kind in runs else BOUND
+    for module in ("backbones_a", "backbones_b", "consistency", "interpolators"):  # they need this
+        checks = importlib.import_module(f".parity_{module}", __package__).CHECKS
+        if own := checks.get((family, kind)):
+            return own(reference), bound
+    if kind not in CHECKS or family not in (*FAMILIES, "all"):
+        raise ValueError(f"{path.name}: kind {kind!r} of family {family!r} is not known here")
+    return CHECKS[kind](reference), bound
 
 
 def main(paths: list[str], check: Callable[[Path], tuple[float, float]] = check) -> int:
@@ -507,7 +509,8 @@ def main(paths: list[str], check: Callable[[Path], tuple[float, float]] = check)
             failed = True
             continue
         failed |= not value <= bound
-        print(f"{path.name}  {value:.1e}  {'ok' if value <= bound else 'above'} {bound:g}", flush=True)
+        print(f"{path.name}  {value:.1e}  {'ok' if value <= bound else 'above'} {bound:g}",
+              flush=True)
     return int(failed)
 
 

@@ -1,4 +1,5 @@
-"""Reference files of the families in `examples/` that make videos from prompts: what `tests.parity` does with them."""
+"""Reference files of the families in `examples/` that make videos from prompts: what `tests.parity`
+does with them."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from weights_convert.engine import convert
 from zerosmooth.bus import HiddenStateBus, Stage
-from zerosmooth.cascade import Cascade, Sampler, sample_cascade
+from zerosmooth.cascade import Cascade, sample_cascade
 from zerosmooth.config import Sampling
 from zerosmooth.family import Family, Networks
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.unet import SkeletonConfig
 from zerosmooth.models.videocrafter import UNetConfig
-from zerosmooth.samplers import DDIM, DDIMConfig
+from zerosmooth.samplers import DDIM, DDIMConfig, Sampler
 
 from .parity import (
     Reference,
@@ -46,35 +47,26 @@ def animatediff_unet(c: dict) -> animatediff.AnimateDiffConfig:
     if "motion_module_kwargs" in c:  # the authors' own
         motion = c["motion_module_kwargs"]
         late = "v2" if c["motion_module_mid_block"] else "v3"
-        return animatediff.AnimateDiffConfig(
-            **diffusers_skeleton(c),
-            heads=c["attention_head_dim"],
-            groups=c["norm_num_groups"],
-            motion_heads=motion["num_attention_heads"],
-            version=late if c["use_inflated_groupnorm"] else "v1",
-        )
-    return animatediff.AnimateDiffConfig(
-        **diffusers_skeleton(c),
-        heads=c["num_attention_heads"],
-        groups=c["norm_num_groups"],
-        motion_heads=c["motion_num_attention_heads"],
-        motion_groups=c["norm_num_groups"],
-        version="v2" if c["use_motion_mid_block"] else "v3",
-        norms="diffusers",
-    )
+        return animatediff.AnimateDiffConfig(**diffusers_skeleton(c), heads=c["attention_head_dim"],
+                                             groups=c["norm_num_groups"],
+                                             motion_heads=motion["num_attention_heads"],
+                                             version=late if c["use_inflated_groupnorm"] else "v1")
+    return animatediff.AnimateDiffConfig(**diffusers_skeleton(c), heads=c["num_attention_heads"],
+                                         groups=c["norm_num_groups"],
+                                         motion_heads=c["motion_num_attention_heads"],
+                                         motion_groups=c["norm_num_groups"], version="v2"
+                                         if c["use_motion_mid_block"] else "v3", norms="diffusers")
 
 
 def modelscope_unet(c: dict) -> UNetConfig:
-    return replace(
-        modelscope.FAMILY.config.unet,
-        **diffusers_skeleton(c),
-        head_dim=c["attention_head_dim"],
-        groups=c["norm_num_groups"],
-    )
+    return replace(modelscope.FAMILY.config.unet, **diffusers_skeleton(c),
+                   head_dim=c["attention_head_dim"], groups=c["norm_num_groups"])
 
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (animatediff.FAMILY, modelscope.FAMILY)}
-UNETS: dict[str, Callable[[dict], SkeletonConfig]] = {"animatediff": animatediff_unet, "modelscope": modelscope_unet}
+FAMILIES: dict[str, Family] = {family.name: family
+                               for family in (animatediff.FAMILY, modelscope.FAMILY)}
+UNETS: dict[str, Callable[[dict], SkeletonConfig]] = {"animatediff": animatediff_unet,
+                                                      "modelscope": modelscope_unet}
 
 
 def build(reference: Reference) -> Networks:
@@ -91,38 +83,39 @@ def build(reference: Reference) -> Networks:
         networks = Networks(family, config)
     folder = "" if "unet" in c else "unet."  # before a name it is no part of what fixes the weights
     shapes = {f"{folder}{name}": tuple(shape) for name, shape in reference.json("keys").items()}
-    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in parts}
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()
+                if name.partition(".")[0] in parts}
     table = family.conversion.table(config, shapes)
-    state = convert(table, shapes, lambda name: weight(name.partition(".")[2], shapes[name]), expected)
+    state = convert(table, shapes, lambda name: weight(name.partition(".")[2], shapes[name]),
+                    expected)
     networks.load_state_dict(dict(state), strict=False, assign=True)
     return networks.eval().requires_grad_(False)
 
 
 def ddim(c: dict) -> DDIMConfig:
     """diffusers' DDIM scheduler, of its config."""
-    return DDIMConfig(
-        beta_start=c["beta_start"],
-        beta_end=c["beta_end"],
-        beta_schedule={"linear": "linear", "scaled_linear": "sqrt_linear"}[c["beta_schedule"]],
-        spacing=c.get("timestep_spacing", "leading"),
-        ends_clean=c.get("set_alpha_to_one", True),
-    )
+    return DDIMConfig(beta_start=c["beta_start"], beta_end=c["beta_end"],
+                      beta_schedule={"linear": "linear",
+                                     "scaled_linear": "sqrt_linear"}[c["beta_schedule"]],
+                      spacing=c.get("timestep_spacing", "leading"),
+                      ends_clean=c.get("set_alpha_to_one", True))
 
 
 def sampler_of(reference: Reference) -> DDIM:
-    c = reference.json("scheduler") if "scheduler" in reference.metadata else reference.json("config").get("scheduler")
+    c = reference.json("scheduler") if "scheduler" in reference.metadata else reference.json(
+        "config").get("scheduler")
     config = ddim(c) if c else FAMILIES[reference.family].config.sampler
     return config.sampler(int(reference.number("steps")), float(reference.metadata.get("eta", 0)))
 
 
 def guided(reference: Reference, networks: Networks) -> Guidance:
     branches = [Branch(reference["context"]), Branch(reference["uncond"])]
-    return Guidance(networks.unet, branches, Sampling(guidance_scale=reference.number("guidance_scale")))
+    return Guidance(networks.unet, branches,
+                    Sampling(guidance_scale=reference.number("guidance_scale")))
 
 
-def walk(
-    sampler: Sampler, x: Tensor, network: Callable[[int, Tensor], Tensor], noise: Tensor | None
-) -> Iterator[Tensor]:
+def walk(sampler: Sampler, x: Tensor, network: Callable[[int, Tensor], Tensor], noise: Tensor
+         | None) -> Iterator[Tensor]:
     """x after every step."""
     for i in range(len(sampler)):
         output = network(i, sampler.network_input(i, x))
@@ -144,33 +137,39 @@ def check_zerosmooth(reference: Reference) -> float:
     networks, frames = build(reference), reference.json("frames")
     bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
     strength = float(reference["strength"])
-    return max(run_unet(reference, networks, str(s), bus.stage(s, strength=strength)) for s in range(len(frames)))
+    return max(run_unet(reference, networks, str(s), bus.stage(s, strength=strength))
+               for s in range(len(frames)))
 
 
 def check_cascade(reference: Reference) -> float:
-    ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99) if f"y{s}" in reference.tensors]
+    ys = [frames_first(reference, reference[f"y{s}"]) for s in range(99)
+          if f"y{s}" in reference.tensors]
     frames = [y.shape[1] for y in ys]
     cascade = Cascade(frames[0], scales_of(frames), correction=operators_of(reference))
     sampler, network = sampler_of(reference), guided(reference, build(reference))
 
     def noise(step: int) -> Tensor:
-        return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
+        return frames_first(reference, reference["latents"] if step < 0
+                            else reference["noise"][step])
 
     def told(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
         return network(x, sampler.timestep(step), None, stage)
 
-    return max(error(ours, y) for ours, y in zip(sample_cascade(told, sampler, cascade, noise), ys))
+    return max(error(ours, y)
+               for ours, y in zip(sample_cascade(told, sampler, cascade, noise, cascade.bus()), ys))
 
 
 def check_sampling(reference: Reference) -> float:
-    """A run from given conditions: its last latents, and where the file has them the first step's, and the frames."""
+    """A run from given conditions: its last latents, and where the file has them the first step's,
+    and the frames."""
     networks, sampler, t = build(reference), sampler_of(reference), reference.tensors
     network = guided(reference, networks)
     noise = [frames_first(reference, x) for x in t["noise"]] if sampler.stochastic else None
     x = sampler.start(frames_first(reference, t["latents"]))
     steps = list(walk(sampler, x, lambda i, x: network(x, sampler.timestep(i), None, None), noise))
     errors = [error(steps[-1], frames_first(reference, t["y_latents"]))]
-    if "timesteps" in t and [sampler.timestep(i) for i in range(len(sampler))] != t["timesteps"].tolist():
+    if "timesteps" in t and [sampler.timestep(i)
+                             for i in range(len(sampler))] != t["timesteps"].tolist():
         return float("inf")
     if "y_step0" in t:
         errors.append(error(steps[0], frames_first(reference, t["y_step0"])))
@@ -188,7 +187,8 @@ def check_samplers(reference: Reference) -> float:
         assert scheduler is not None
         config = ddim(json.loads(scheduler[0]))
         errors.append(error(torch.from_numpy(config.alphas_cumprod()).float(), t["alphas_cumprod"]))
-        errors.append(float(np.abs(DDIM(config, 10).alpha_prev[-1] ** 2 - float(t[f"{name}.final_alpha_cumprod"]))))
+        errors.append(float(np.abs(DDIM(config, 10).alpha_prev[-1] ** 2
+                                   - float(t[f"{name}.final_alpha_cumprod"]))))
         for steps in (10, 25):
             if DDIM(config, steps).timesteps != t[f"{name}.timesteps{steps}"].tolist():
                 return float("inf")
@@ -204,12 +204,8 @@ def check_samplers(reference: Reference) -> float:
     return max(errors)
 
 
-CHECKS: dict[str, Callable[[Reference], float]] = {
-    "unet": check_unet,
-    "windowed": check_windowed,
-    "zerosmooth": check_zerosmooth,
-    "cascade": check_cascade,
-    "pipeline": check_sampling,
-    "sampling": check_sampling,
-    "samplers": check_samplers,
-}
+CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind
+    (family, kind): check for family in FAMILIES for kind, check in {
+        "unet": check_unet, "windowed": check_windowed, "zerosmooth": check_zerosmooth,
+        "cascade": check_cascade, "pipeline": check_sampling, "sampling": check_sampling,
+        "samplers": check_samplers}.items()}

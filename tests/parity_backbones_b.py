@@ -16,33 +16,46 @@ from zerosmooth.cascade import Cascade, sample_cascade
 from zerosmooth.config import Sampling
 from zerosmooth.guidance import Branch, Guidance
 
-from .parity import Reference, error, frames_first, ldm_skeleton, operators_of, run_sampler, scales_of, toy, weight
+from .parity import (
+    Reference,
+    error,
+    frames_first,
+    ldm_skeleton,
+    operators_of,
+    run_sampler,
+    scales_of,
+    toy,
+    weight,
+)
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import dynamicrafter  # noqa: E402 - an example, not a part of the package
 
 
 def load(reference: Reference, network: nn.Module, table: Table, prefix: str) -> nn.Module:
-    """A network of ours with the reference's weights. table: of the names behind a prefix; others are left out."""
+    """A network of ours with the reference's weights. table: of the names behind a prefix; others
+    are left out."""
     shapes = {name: tuple(shape) for name, shape in reference.json("keys").items()}
     with torch.device("meta"):
         expected = {name: tuple(p.shape) for name, p in network.state_dict().items()}
-    table = Table(table.within(prefix, ""), {prefix + name: why for name, why in table.dropped.items()})
-    network.load_state_dict(dict(convert(table, shapes, lambda name: weight(name, shapes[name]), expected)))
+    table = Table(table.within(prefix, ""),
+                  {prefix + name: why for name, why in table.dropped.items()})
+    network.load_state_dict(dict(convert(table, shapes, lambda name: weight(name, shapes[name]),
+                                         expected)))
     return network.eval().requires_grad_(False)
 
 
 def unet_of(reference: Reference) -> dynamicrafter.DynamiCrafterUNet:
     c = reference.json("config")
-    config = dynamicrafter.DynamiCrafterConfig(
-        **ldm_skeleton(c),
-        frames=c["temporal_length"],
-        learned_scale=c.get("image_cross_attention_scale_learnable", False),
-    )
-    return load(reference, dynamicrafter.DynamiCrafterUNet(config), dynamicrafter.UNET, "model.diffusion_model.")
+    config = dynamicrafter.DynamiCrafterConfig(**ldm_skeleton(c), frames=c["temporal_length"],
+                                               learned_scale=c.get(
+            "image_cross_attention_scale_learnable", False))
+    return load(reference, dynamicrafter.DynamiCrafterUNet(config), dynamicrafter.UNET,
+                "model.diffusion_model.")
 
 
-def run_unet(reference: Reference, unet: nn.Module, told: Tensor, s: str = "", stage: Stage | None = None) -> float:
+def run_unet(reference: Reference, unet: nn.Module, told: Tensor, s: str = "", stage: Stage
+             | None = None) -> float:
     x, y = (frames_first(reference, reference[f"{name}{s}"]) for name in "xy")
     return error(unet(x, reference["timesteps"], reference["context"], told, stage), y)
 
@@ -55,19 +68,22 @@ def check_windowed(reference: Reference) -> float:
     (start, end), *others = reference["windows"].tolist()
     stride = others[0][0] - start if others else end
     bus = HiddenStateBus(end, (2,), overlap=end - stride)
-    return run_unet(reference, unet_of(reference), reference["fs"], stage=bus.stage(1, strength=0.0))
+    return run_unet(reference, unet_of(reference), reference["fs"],
+                    stage=bus.stage(1, strength=0.0))
 
 
 def check_zerosmooth(reference: Reference) -> float:
     unet, frames, fps = unet_of(reference), reference.json("frames"), reference.json("fps")
     bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
     views = [bus.stage(s, strength=float(reference["strength"])) for s in range(len(frames))]
-    return max(run_unet(reference, unet, torch.tensor([fps[s]]), str(s), view) for s, view in enumerate(views))
+    return max(run_unet(reference, unet, torch.tensor([fps[s]]), str(s), view)
+               for s, view in enumerate(views))
 
 
 def check_run(reference: Reference) -> float:
     """A whole run of the network and DDIM: of a cascade, or of its first stage alone."""
-    names = [name for name in ("y_latents", *(f"y{s}" for s in range(9))) if name in reference.tensors]
+    names = [name for name in ("y_latents", *(f"y{s}" for s in range(9)))
+             if name in reference.tensors]
     ys = [frames_first(reference, reference[name]) for name in names]
     frames = [y.shape[1] for y in ys]
     if len(ys) > 1:
@@ -85,12 +101,15 @@ def check_run(reference: Reference) -> float:
     guided = Guidance(unet_of(reference), branches, config.defaults)
 
     def noise(step: int) -> Tensor:
-        return frames_first(reference, reference["latents"] if step < 0 else reference["noise"][step])
+        return frames_first(reference, reference["latents"] if step < 0
+                            else reference["noise"][step])
 
     def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
         return guided(x, sampler.timestep(step), torch.tensor(fps[index]), stage)
 
-    return max(error(ours, y) for ours, y in zip(sample_cascade(network, sampler, cascade, noise), ys))
+    return max(error(ours, y)
+               for ours, y in zip(sample_cascade(network, sampler, cascade, noise, cascade.bus()),
+                                  ys))
 
 
 def check_samplers(reference: Reference) -> float:
@@ -117,7 +136,9 @@ def check_samplers(reference: Reference) -> float:
                 return toy(x, context.view(-1, 1, 1, 1, 1), step.view(-1, 1, 1, 1, 1) / 1000)
 
         branches = [Branch(torch.tensor([[[c]]])) for c in (0.3, -0.2)]
-        guided = Guidance(Toy(), branches, Sampling(guidance_scale=7.5, guidance_rescale=settings["guidance_rescale"]))
+        guided = Guidance(Toy(), branches,
+                          Sampling(guidance_scale=7.5,
+                                   guidance_rescale=settings["guidance_rescale"]))
         x, noise = frames_first(reference, t["x"]), [frames_first(reference, z) for z in t["noise"]]
         for eta in (0.0, 1.0):
             run = partial(run_sampler, config.sampler.sampler(len(noise), eta), x)
@@ -128,26 +149,21 @@ def check_samplers(reference: Reference) -> float:
 
 def check_resampler(reference: Reference) -> float:
     c = reference.json("config")
-    config = dynamicrafter.ResamplerConfig(
-        width=c["dim"],
-        layers=c["depth"],
-        heads=c["heads"],
-        head_dim=c["dim_head"],
-        tokens=c["num_queries"],
-        frames=c["video_length"],
-        image_width=c["embedding_dim"],
-        out=c["output_dim"],
-    )
-    resampler = load(reference, dynamicrafter.Resampler(config), dynamicrafter.RESAMPLER, "image_proj_model.")
+    config = dynamicrafter.ResamplerConfig(width=c["dim"], layers=c["depth"], heads=c["heads"],
+                                           head_dim=c["dim_head"], tokens=c["num_queries"],
+                                           frames=c["video_length"], image_width=c["embedding_dim"],
+                                           out=c["output_dim"])
+    resampler = load(reference, dynamicrafter.Resampler(config), dynamicrafter.RESAMPLER,
+                     "image_proj_model.")
     return error(resampler(reference["x"]), reference["y"])
 
 
 def check_image_encoder(reference: Reference) -> float:
     c = reference.json("config")
-    config = dynamicrafter.ImageConfig(
-        c["image_size"], c["patch_size"], c["width"], c["width"] // c["head_width"], c["layers"]
-    )
-    tower = load(reference, dynamicrafter.TokenTower(config), dynamicrafter.IMAGE, "embedder.model.visual.")
+    config = dynamicrafter.ImageConfig(c["image_size"], c["patch_size"], c["width"],
+                                       c["width"] // c["head_width"], c["layers"])
+    tower = load(reference, dynamicrafter.TokenTower(config), dynamicrafter.IMAGE,
+                 "embedder.model.visual.")
     pixels = tower.prepare(reference["image"])
     return max(error(pixels, reference["pixels"]), error(tower(pixels), reference["y_tokens"]))
 

@@ -1,6 +1,8 @@
-"""As `tests.parity`, of diffusers' own networks with the bus put into them: `examples/diffusers_bus.py`.
+"""As `tests.parity`, of diffusers' own networks with the bus put into them:
+`examples/diffusers_bus.py`.
 
-python -m tests.parity_diffusers FILE...        # of Stable Video Diffusion and AnimateDiff, in diffusers' names
+python -m tests.parity_diffusers FILE...        # of Stable Video Diffusion and AnimateDiff, in
+diffusers' names
 """
 
 from __future__ import annotations
@@ -32,25 +34,19 @@ from .parity import BOUND, RUN_BOUND, Reference, error, main, operators_of, read
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import diffusers_bus  # noqa: E402 - an example, not a part of the package
 
-SVD_SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "prediction_type": "v_prediction",
-    "sigma_min": 0.002,
-    "sigma_max": 700.0,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-    "use_karras_sigmas": True,
-}
+SVD_SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+                 "prediction_type": "v_prediction", "sigma_min": 0.002, "sigma_max": 700.0,
+                 "steps_offset": 1, "timestep_spacing": "leading", "timestep_type": "continuous",
+                 "use_karras_sigmas": True}
 
 
 def filled(module: nn.Module, prefix: str = "") -> nn.Module:
-    """With the weights of `tests.parity`'s rule; prefix: of the names in the reference. Constants stay."""
+    """With the weights of `tests.parity`'s rule; prefix: of the names in the reference. Constants
+    stay."""
     constant = ("pos_embed.pe", "position_ids")
     state = module.state_dict()
-    state |= {k: weight(prefix + k, tuple(v.shape)) for k, v in state.items() if not k.endswith(constant)}
+    state |= {k: weight(prefix + k, tuple(v.shape)) for k, v in state.items()
+              if not k.endswith(constant)}
     module.load_state_dict(state)
     return module.eval().requires_grad_(False)
 
@@ -84,40 +80,35 @@ def check_zerosmooth(reference: Reference) -> float:
             seat.stage = bus.stage(s, strength=float(reference["strength"]))
             step, context, added = told(reference, str(s), f)
             more = {} if added is None else {"added_time_ids": added}
-            errors.append(error(unet(reference[f"x{s}"], step, context, **more).sample, reference[f"y{s}"]))
+            errors.append(error(unet(reference[f"x{s}"], step, context, **more).sample,
+                                reference[f"y{s}"]))
     return max(errors)
 
 
 def animatediff(unet: nn.Module, vae: nn.Module | None, scheduler: dict) -> AnimateDiffPipeline:
-    pipeline = AnimateDiffPipeline(
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet,
-        motion_adapter=None,
-        scheduler=DDIMScheduler(**scheduler),
-    )
+    pipeline = AnimateDiffPipeline(vae=vae, text_encoder=None, tokenizer=None, unet=unet,
+                                   motion_adapter=None, scheduler=DDIMScheduler(**scheduler))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def svd(unet: nn.Module, vae: nn.Module | None, image_encoder: nn.Module | None) -> StableVideoDiffusionPipeline:
-    pipeline = StableVideoDiffusionPipeline(
-        vae=vae,
-        image_encoder=image_encoder,
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(**SVD_SCHEDULER),
-        feature_extractor=CLIPImageProcessor(),
-    )
+def svd(unet: nn.Module, vae: nn.Module | None, image_encoder: nn.Module
+        | None) -> StableVideoDiffusionPipeline:
+    pipeline = StableVideoDiffusionPipeline(vae=vae, image_encoder=image_encoder, unet=unet,
+                                            scheduler=EulerDiscreteScheduler(**SVD_SCHEDULER),
+                                            feature_extractor=CLIPImageProcessor())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def encoded_svd(unet: nn.Module, context: Tensor, z: Tensor) -> tuple[StableVideoDiffusionPipeline, tuple[int, int]]:
-    """A pipeline that takes any image of the size that comes with it for one that is encoded already."""
+def encoded_svd(unet: nn.Module, context: Tensor, z: Tensor) -> tuple[StableVideoDiffusionPipeline,
+                                                                      tuple[int, int]]:
+    """A pipeline that takes any image of the size that comes with it for one that is encoded
+    already."""
     pipeline = svd(unet, AutoencoderKLTemporalDecoder(block_out_channels=(32, 64)), None)
     both = [torch.cat([torch.zeros_like(x), x]) for x in (context, z)]
-    pipeline._encode_image, pipeline._encode_vae_image = lambda *_: both[0], lambda *_, **__: both[1]
+    pipeline._encode_image, pipeline._encode_vae_image = lambda *_: both[0], lambda *_, **__: both[
+        1]
     return pipeline, (2 * z.shape[-2], 2 * z.shape[-1])
 
 
@@ -127,21 +118,19 @@ def check_cascade(reference: Reference) -> float:
     svd_like = reference.family == "svd"
     frames = [y.shape[1 if svd_like else 2] for y in ys]
     settings = {"correction": operators_of(reference), "key_frames": frames[0]}
-    run = {"num_inference_steps": int(reference.number("steps")), "latents": t["latents"], "output_type": "latent"}
+    run = {"num_inference_steps": int(reference.number("steps")), "latents": t["latents"],
+           "output_type": "latent"}
     unet = unet_of(reference)
     if svd_like:
         pipeline, (height, width) = encoded_svd(unet, t["context"], t["image_latent"])
-        outputs = diffusers_bus.smooth(pipeline, frames[-1], **settings)(
-            Image.new("RGB", (width, height)),
-            height=height,
-            width=width,
-            fps=reference.base_fps,
-            min_guidance_scale=reference.number("min_guidance_scale"),
-            max_guidance_scale=reference.number("max_guidance_scale"),
-            motion_bucket_id=reference.number("motion_bucket_id"),
-            noise_aug_strength=reference.number("noise_aug_strength"),
-            **run,
-        )
+        outputs = diffusers_bus.smooth(pipeline, frames[-1],
+                                       **settings)(Image.new("RGB", (width, height)), height=height,
+                                                   width=width, fps=reference.base_fps,
+                                                   min_guidance_scale=reference.number(
+                "min_guidance_scale"), max_guidance_scale=reference.number("max_guidance_scale"),
+                                                   motion_bucket_id=reference.number(
+                "motion_bucket_id"), noise_aug_strength=reference.number("noise_aug_strength"),
+                                                   **run)
     else:
         pipeline = animatediff(unet, None, reference.json("scheduler"))
         height, width = (side * pipeline.vae_scale_factor for side in t["latents"].shape[-2:])
@@ -161,32 +150,29 @@ def check_pipeline(reference: Reference) -> float:
     """The first stage alone, from an image or a prompt's embedding to frames, not clipped."""
     t, steps, stack = reference.tensors, int(reference.number("steps")), ExitStack()
     if reference.family == "svd":
-        parts = {
-            "unet": unet_of(reference, reference.json("unet"), "unet."),
-            "vae": filled(AutoencoderKLTemporalDecoder.from_config(reference.json("vae")), "vae."),
-            "image_encoder": filled(
-                CLIPVisionModelWithProjection(CLIPVisionConfig(**reference.json("image_encoder"))), "image_encoder."
-            ),
-        }
+        parts = {"unet": unet_of(reference, reference.json("unet"), "unet."),
+                 "vae": filled(AutoencoderKLTemporalDecoder.from_config(reference.json("vae")),
+                               "vae."),
+                 "image_encoder": filled(CLIPVisionModelWithProjection(CLIPVisionConfig(
+                        **reference.json("image_encoder"))), "image_encoder.")}
         pipeline, axis = svd(**parts), 1
-        given = {
-            "image": Image.fromarray(t["image"].numpy()),
-            "fps": reference.base_fps,
-            **{name: reference.number(name) for name in ("min_guidance_scale", "max_guidance_scale")},
-            **{name: reference.number(name) for name in ("motion_bucket_id", "noise_aug_strength")},
-        }
+        given = {"image": Image.fromarray(t["image"].numpy()), "fps": reference.base_fps,
+                 **{name: reference.number(name)
+                    for name in ("min_guidance_scale", "max_guidance_scale")},
+                 **{name: reference.number(name)
+                    for name in ("motion_bucket_id", "noise_aug_strength")}}
         module = sys.modules[StableVideoDiffusionPipeline.__module__]
-        stack.enter_context(diffusers_bus.replaced(module, "randn_tensor", lambda *_, **__: t["augmentation_noise"]))
+        stack.enter_context(diffusers_bus.replaced(module,
+                                                   "randn_tensor", lambda *_, **__: t[
+                    "augmentation_noise"]))
     else:
         config = reference.json("config")
         vae = filled(AutoencoderKL.from_config({**config["vae"], "scaling_factor": 0.18215}))
-        pipeline, axis = animatediff(unet_of(reference, config["unet"]), vae, config["scheduler"]), 2
-        given = {
-            "prompt_embeds": t["context"],
-            "negative_prompt_embeds": t["uncond"],
-            "guidance_scale": reference.number("guidance_scale"),
-            "eta": reference.number("eta"),
-        }
+        pipeline, axis = animatediff(unet_of(reference, config["unet"]), vae,
+                                     config["scheduler"]), 2
+        given = {"prompt_embeds": t["context"], "negative_prompt_embeds": t["uncond"],
+                 "guidance_scale": reference.number("guidance_scale"),
+                 "eta": reference.number("eta")}
     factor = pipeline.vae_scale_factor
     seen: list[Tensor] = []
     plain = pipeline.decode_latents
@@ -199,20 +185,25 @@ def check_pipeline(reference: Reference) -> float:
     with stack:
         run = diffusers_bus.smooth(pipeline, t["latents"].shape[axis], t["latents"].shape[axis])
         height, width = (side * factor for side in t["latents"].shape[-2:])
-        run(**given, latents=t["latents"], num_inference_steps=steps, height=height, width=width, output_type="pt")
+        run(**given, latents=t["latents"], num_inference_steps=steps, height=height, width=width,
+            output_type="pt")
     return max(error(seen[0], t["y_latents"]), error(seen[1], t["y_frames"]))
 
 
-CHECKS = {"unet": check_unet, "zerosmooth": check_zerosmooth, "cascade": check_cascade, "pipeline": check_pipeline}
+CHECKS = {"unet": check_unet, "zerosmooth": check_zerosmooth, "cascade": check_cascade,
+          "pipeline": check_pipeline}
 
 
 @torch.no_grad()
 def check(path: Path) -> tuple[float, float]:
-    """Error and bound of a reference file. ValueError if it is not in diffusers' names, or of another kind."""
+    """Error and bound of a reference file. ValueError if it is not in diffusers' names, or of
+    another kind."""
     reference = read(path)
     if reference.kind not in CHECKS or reference.metadata["key_layout"] != "diffusers":
-        raise ValueError(f"{path.name}: kind {reference.kind!r}, names {reference.metadata['key_layout']!r}: not known")
-    return CHECKS[reference.kind](reference), RUN_BOUND if reference.kind in ("pipeline", "cascade") else BOUND
+        names = reference.metadata["key_layout"]
+        raise ValueError(f"{path.name}: kind {reference.kind!r}, names {names!r}: not known")
+    return CHECKS[reference.kind](reference), RUN_BOUND if reference.kind in ("pipeline",
+                                                                              "cascade") else BOUND
 
 
 if __name__ == "__main__":

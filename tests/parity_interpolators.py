@@ -1,4 +1,5 @@
-"""The trained interpolators against what their authors' code computed: checks by family and kind for `parity`."""
+"""The trained interpolators against what their authors' code computed: checks by family and kind
+for `parity`."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def numbers(values: np.ndarray, reference: Reference) -> Tensor:
 
 def pixels_off(ours: Tensor, theirs: Tensor) -> float:
     """Zero if no pixel is off by more than 1, else infinity."""
-    return 0.0 if ours.shape == theirs.shape and (ours.int() - theirs.int()).abs().max() <= 1 else INFINITE
+    return 0.0 if ours.shape == theirs.shape and (ours.int()
+                                                  - theirs.int()).abs().max() <= 1 else INFINITE
 
 
 def lavie_networks(reference: Reference) -> Networks:
@@ -57,9 +59,11 @@ def lavie_networks(reference: Reference) -> Networks:
         networks = Networks(lavie.FAMILY, config)
     prefix = "unet." if alone else ""
     shapes = {prefix + name: shape for name, shape in shapes_of(reference).items()}
-    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items() if name.partition(".")[0] in parts}
+    expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()
+                if name.partition(".")[0] in parts}
     table = lavie.FAMILY.conversion.table(config, shapes)
-    state = convert(table, shapes, lambda name: weight(name.removeprefix(prefix), shapes[name]), expected)
+    state = convert(table, shapes, lambda name: weight(name.removeprefix(prefix), shapes[name]),
+                    expected)
     networks.load_state_dict(dict(state), strict=False, assign=True)
     return placed(networks, parts, reference)
 
@@ -90,18 +94,18 @@ def check_lavie_sampler(reference: Reference) -> float:
 
 def check_lavie_run(reference: Reference) -> float:
     t, networks = reference.tensors, lavie_networks(reference)
-    keys = lavie.key_latents(networks, t["frames"], t["posterior_noise"], tuple(reference.json("size")))
+    keys = lavie.key_latents(networks, t["frames"], t["posterior_noise"],
+                             tuple(reference.json("size")))
     noise = rearrange(t["latents"], "b c f h w -> b f c h w")
     sampler = lavie.EvenDDIM(lavie.FAMILY.config.sampler, int(reference.number("steps")))
     contexts = t["context"], t["uncond"]
-    z = lavie.sample(networks, sampler, keys[None], noise, contexts, reference.number("guidance_scale"))
+    z = lavie.sample(networks, sampler, keys[None], noise, contexts,
+                     reference.number("guidance_scale"))
     frames = networks.vae.decode(z[0])
-    return max(
-        error(keys, t["y_key_latents"]),
-        error(rearrange(z, "b f c h w -> b c f h w"), t["y_latents"]),
-        error(rearrange(frames, "f c h w -> 1 c f h w"), t["y_frames"]),
-        pixels_off(lavie.to_uint8(frames), t["y_uint8"]),
-    )
+    return max(error(keys, t["y_key_latents"]),
+               error(rearrange(z, "b f c h w -> b c f h w"), t["y_latents"]),
+               error(rearrange(frames, "f c h w -> 1 c f h w"), t["y_frames"]),
+               pixels_off(lavie.to_uint8(frames), t["y_uint8"]))
 
 
 def ldmvfi_networks(reference: Reference) -> LDMVFI:
@@ -110,21 +114,19 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
     if reference.kind in ("unet", "interpolation"):
         c = reference.json("unet" if "unet" in reference.metadata else "config")
         parts.append("unet")
-        unet = ldmvfi.UNetConfig(
-            in_channels=c["in_channels"],
-            out_channels=c["out_channels"],
-            channels=c["model_channels"],
-            channel_mult=tuple(c["channel_mult"]),
-            res_blocks=c["num_res_blocks"],
-            attention_resolutions=tuple(c["attention_resolutions"]),
-            head_dim=c["num_head_channels"],
-            window=min(c["image_size"] // 4, 8),
-        )
+        unet = ldmvfi.UNetConfig(in_channels=c["in_channels"], out_channels=c["out_channels"],
+                                 channels=c["model_channels"],
+                                 channel_mult=tuple(c["channel_mult"]),
+                                 res_blocks=c["num_res_blocks"],
+                                 attention_resolutions=tuple(c["attention_resolutions"]),
+                                 head_dim=c["num_head_channels"],
+                                 window=min(c["image_size"] // 4, 8))
     if reference.kind in ("autoencoder", "interpolation"):
         c = reference.json("vae" if "vae" in reference.metadata else "config")
         parts.append("vae")
         codes = int(reference.metadata["n_embed"])
-        vae = VQFIGANConfig(c["ch"], tuple(c["ch_mult"]), c["num_res_blocks"], c["z_channels"], codes)
+        vae = VQFIGANConfig(c["ch"], tuple(c["ch_mult"]), c["num_res_blocks"], c["z_channels"],
+                            codes)
     with torch.device("meta"):
         networks = LDMVFI(unet, vae)
     shapes = shapes_of(reference)
@@ -133,12 +135,10 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
         fixed = reference.tensors.get(f"fixed.{name}")
         return weight(name, shapes[name]) if fixed is None else fixed
 
-    expected = {
-        name: tuple(x.shape)
-        for name, x in networks.state_dict().items()
-        if name.partition(".")[0] in parts and ldmvfi.COUNTER not in name
-    }
-    networks.load_state_dict(dict(convert(ldmvfi.TABLE, shapes, read, expected)), strict=False, assign=True)
+    expected = {name: tuple(x.shape) for name, x in networks.state_dict().items()
+                if name.partition(".")[0] in parts and ldmvfi.COUNTER not in name}
+    networks.load_state_dict(dict(convert(ldmvfi.TABLE, shapes, read, expected)), strict=False,
+                             assign=True)
     return placed(networks, parts, reference)
 
 
@@ -162,7 +162,8 @@ def check_ldmvfi_sampler(reference: Reference) -> float:
 
     for eta in (0, 1):
         sampler = DDIM(ldmvfi.SAMPLER, steps, float(eta))
-        errors.append(error(run_sampler(sampler, t["x"], toy, t["noise"] if eta else None), t[f"eta{eta}.y"]))
+        errors.append(error(run_sampler(sampler, t["x"], toy, t["noise"] if eta else None),
+                            t[f"eta{eta}.y"]))
     return max(errors)
 
 
@@ -172,7 +173,8 @@ def check_ldmvfi_autoencoder(reference: Reference) -> float:
     (z_prev, phi_prev), (z_next, phi_next) = encoded
     condition = error(torch.cat([z_prev, z_next], dim=1), t["y_condition"])
     errors = [condition * BOUND / CONDITION_BOUND]
-    errors += [error(phi.mean(1), t[f"y_phi_{i}"]) for i, phi in enumerate(phi_prev) if f"y_phi_{i}" in t]
+    errors += [error(phi.mean(1), t[f"y_phi_{i}"]) for i, phi in enumerate(phi_prev)
+               if f"y_phi_{i}" in t]
     if not torch.equal(vae.codes(t["z"]).reshape(t["y_codes"].shape), t["y_codes"]):
         return INFINITE
     for name, quantise in {"y": True, "y_not_quantised": False}.items():
@@ -196,11 +198,8 @@ def check_ldmvfi_run(reference: Reference) -> float:
     if not torch.equal(networks.vae.codes(latents).reshape(t["y_codes"].shape), t["y_codes"]):
         return INFINITE
     every = int(reference.metadata["every"])
-    return max(
-        error(latents, t["y_latents"]),
-        error(frame[..., ::every, ::every], t["y_part"]),
-        pixels_off(ldmvfi.to_uint8(frame)[0], t["y_frame"]),
-    )
+    return max(error(latents, t["y_latents"]), error(frame[..., ::every, ::every], t["y_part"]),
+               pixels_off(ldmvfi.to_uint8(frame)[0], t["y_frame"]))
 
 
 CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind

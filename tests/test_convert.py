@@ -24,7 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_indices_parts_and_drops():
-    table = Table([("in.{}.q", "out.{-1}.qk#0"), ("in.{}.k", "out.{-1}.qk#1"), ("r.*", "s.*")], {"old.*": "unused"})
+    table = Table([("in.{}.q", "out.{-1}.qk#0"), ("in.{}.k", "out.{-1}.qk#1"), ("r.*", "s.*")],
+                  {"old.*": "unused"})
     sources, unknown = plan(table, ["in.1.k", "in.1.q", "r.a.b", "old.x", "new"])
     assert sources == {"out.0.qk": ["in.1.q", "in.1.k"], "s.a.b": ["r.a.b"]} and unknown == ["new"]
 
@@ -33,10 +34,9 @@ def test_problems_are_named():
     table, expected = Table([("a", "x"), ("b", "y"), ("c", "z")]), {"x": (2,), "y": (3,)}
     with pytest.raises(ConversionError) as error:
         convert(table, {"a": (4,), "c": (1,), "d": (1,)}, lambda name: None, expected)
-    assert all(
-        text in str(error.value)
-        for text in ("no tensor for 1: y", "unexpected tensors 2: d, c", "another shape 1: a (4,) for (2,)")
-    )
+    assert all(text in str(error.value)
+               for text in ("no tensor for 1: y", "unexpected tensors 2: d, c",
+                            "another shape 1: a (4,) for (2,)"))
 
 
 def test_parts_of_unequal_size_and_second_sources_are_refused():
@@ -50,18 +50,19 @@ def test_parts_of_unequal_size_and_second_sources_are_refused():
 
 def test_1x1_convolutions_become_linear():
     w = torch.randn(3, 2, 1)
-    assert torch.equal(
-        dict(convert(Table([("a", "x")]), {"a": (3, 2, 1)}, {"a": w}.get, {"x": (3, 2)}))["x"], w[..., 0]
-    )
+    assert torch.equal(dict(convert(Table([("a", "x")]), {"a": (3, 2, 1)}, {"a": w}.get,
+                                    {"x": (3, 2)}))["x"], w[..., 0])
     with pytest.raises(ConversionError):
         convert(Table([("a", "x")]), {"a": (3, 2, 2)}, {}.get, {"x": (3, 2)})
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """VideoCrafter2's names and shapes in a small size, from the reference files, made to fit each other."""
+    """VideoCrafter2's names and shapes in a small size, from the reference files, made to fit each
+    other."""
     shapes = {}
     for name in ("golden_windowed_vc2", "golden_vc2_vae", "golden_vc2_text"):
-        shapes |= {k: tuple(v) for k, v in read(GOLDEN / f"{name}.safetensors").json("keys").items()}
+        shapes |= {k: tuple(v)
+                   for k, v in read(GOLDEN / f"{name}.safetensors").json("keys").items()}
     for name, shape in shapes.items():
         if "attn2.to_" in name and shape[-1] == 24:  # the text's channels
             shapes[name] = (*shape[:-1], 64)
@@ -69,13 +70,13 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-SMALL = replace(
-    FAMILIES["vc2"].config,
-    unet=replace(videocrafter_unet(read(GOLDEN / "golden_windowed_vc2.safetensors").json("config")), context_dim=64),
-    vae=vae_config(read(GOLDEN / "golden_vc2_vae.safetensors").json("config")),
-    encoder=TextConfig(vocab_size=554, width=64, heads=4, layers=2),
-    defaults=replace(FAMILIES["vc2"].config.defaults, height=16, width=16),
-)
+SMALL = replace(FAMILIES["vc2"].config,
+                unet=replace(videocrafter_unet(read(GOLDEN
+                                                    / "golden_windowed_vc2.safetensors").json(
+                "config")), context_dim=64),
+                vae=vae_config(read(GOLDEN / "golden_vc2_vae.safetensors").json("config")),
+                encoder=TextConfig(vocab_size=554, width=64, heads=4, layers=2),
+                defaults=replace(FAMILIES["vc2"].config.defaults, height=16, width=16))
 
 
 @pytest.fixture
@@ -84,14 +85,16 @@ def small_family(monkeypatch):
     monkeypatch.setattr(FAMILIES["vc2"], "config", SMALL)
     vc1 = replace(SMALL.unet, temporal_conv=False, relative_position=True, fps_condition=False)
     sampler = FAMILIES["vc1"].config.sampler
-    monkeypatch.setattr(FAMILIES["vc1"], "config", replace(SMALL, family="vc1", unet=vc1, sampler=sampler))
+    monkeypatch.setattr(FAMILIES["vc1"], "config",
+                        replace(SMALL, family="vc1", unet=vc1, sampler=sampler))
 
 
 def published(tmp_path, **extra):
     """A .ckpt as its authors ship it."""
     state = {name: weight(name, shape) for name, shape in published_shapes().items()}
     schedule = {"alphas_cumprod": torch.from_numpy(SMALL.sampler.alphas_cumprod()).float()}
-    schedule["scale_arr"] = torch.cat([torch.from_numpy(SMALL.sampler.data_scales()), torch.full((400,), 0.7)]).float()
+    schedule["scale_arr"] = torch.cat([torch.from_numpy(SMALL.sampler.data_scales()),
+                                       torch.full((400,), 0.7)]).float()
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {**state, **schedule, **extra}, "epoch": 3}, path)
     return path
@@ -107,7 +110,8 @@ def test_a_checkpoint_converts_and_says_what_it_is(tmp_path, monkeypatch, small_
     source, out = published(tmp_path), tmp_path / "vc2.safetensors"
     assert convert_main(monkeypatch, "vc2", source, "-o", out, "--dtype", dtype) == 0
     checkpoint = describe(out)
-    assert checkpoint.config == SMALL and checkpoint.source == "model.ckpt" and len(checkpoint.source_sha256) == 64
+    assert checkpoint.config == SMALL and checkpoint.source == "model.ckpt" and len(
+        checkpoint.source_sha256) == 64
     assert checkpoint.dtype == {"float32": "F32", "float16": "F16"}[dtype]
     tensors, original = load_file(out), torch.load(source, weights_only=True)["state_dict"]
     q = original["model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"]
@@ -115,7 +119,7 @@ def test_a_checkpoint_converts_and_says_what_it_is(tmp_path, monkeypatch, small_
     assert torch.equal(ours, q.to(ours.dtype))
     pipeline = load(out)
     assert pipeline.dtype == torch.float32
-    (video,) = pipeline.sample("x", frames=4, scales=(2,), steps=1)
+    (video,) = pipeline.sample("x", key_frames=4, scale=2, steps=1)
     assert [tuple(frames.shape) for frames in video.frames] == [(4, 16, 16, 3), (8, 16, 16, 3)]
 
 
@@ -133,16 +137,17 @@ def test_another_family_is_named(tmp_path, monkeypatch, small_family, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "extra,reason",
-    [
-        ({"model.diffusion_model.new.weight": torch.ones(2)}, "unexpected tensors 1: model.diffusion_model.new.weight"),
-        ({"model.diffusion_model.out.2.bias": torch.ones(7)}, "of another shape 1: model.diffusion_model.out.2.bias"),
-        ({"alphas_cumprod": torch.linspace(1, 0, 1000)}, "another noise schedule"),
-    ],
-)
-def test_a_tensor_too_many_or_wrong_is_named(tmp_path, monkeypatch, small_family, capsys, extra, reason):
-    assert convert_main(monkeypatch, "vc2", published(tmp_path, **extra), "-o", tmp_path / "out.safetensors") == 1
+@pytest.mark.parametrize("extra,reason",
+                         [({"model.diffusion_model.new.weight": torch.ones(2)},
+                           "unexpected tensors 1: model.diffusion_model.new.weight"),
+                          ({"model.diffusion_model.out.2.bias": torch.ones(7)},
+                           "of another shape 1: model.diffusion_model.out.2.bias"),
+                          ({"alphas_cumprod": torch.linspace(1, 0, 1000)},
+                           "another noise schedule")])
+def test_a_tensor_too_many_or_wrong_is_named(tmp_path, monkeypatch, small_family, capsys, extra,
+                                             reason):
+    assert convert_main(monkeypatch, "vc2", published(tmp_path, **extra), "-o", tmp_path
+                        / "out.safetensors") == 1
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
@@ -185,7 +190,8 @@ def test_deepspeed_files_and_safetensors_open_too(tmp_path):
 @pytest.fixture
 def converted(tmp_path, pipeline):
     path = tmp_path / "tiny.safetensors"
-    save(path, FAMILIES["vc2"], TINY_CONFIG, pipeline.networks.state_dict().items(), torch.float32, "a test", "0" * 64)
+    save(path, FAMILIES["vc2"], TINY_CONFIG, pipeline.networks.state_dict().items(), torch.float32,
+         "a test", "0" * 64)
     return path
 
 
@@ -200,7 +206,8 @@ def test_a_failed_save_leaves_nothing(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        save(tmp_path / "x.safetensors", FAMILIES["vc2"], TINY_CONFIG, broken(), torch.float32, "", "")
+        save(tmp_path / "x.safetensors", FAMILIES["vc2"], TINY_CONFIG, broken(), torch.float32, "",
+             "")
     assert not list(tmp_path.iterdir())
 
 
@@ -218,11 +225,11 @@ def test_damaged_checkpoints_are_told_apart(converted, tmp_path):
     refuse(b"", "empty")
     refuse(b"PK\x03\x04 zip", "PyTorch pickle")
     refuse(whole.replace(b'"format_version": "1"', b'"format_version": "9"'), "format version '9'")
-    refuse(
-        whole.replace(b'"family": "vc2"', b'"family": "vc9"'), "family 'vc9', not vc2, vc1, lavie, svd; add --family"
-    )
+    refuse(whole.replace(b'"family": "vc2"', b'"family": "vc9"'),
+           "family 'vc9', not vc2, vc1, lavie, svd; add --family")
     refuse(whole.replace(b'"data_offsets": [0, ', b'"data_offsets": [4, '), "a damaged header")
-    refuse(whole.replace(b"unet.conv_in.bias", b"unet.conv_in.bios"), "tensors that are not those of its config")
+    refuse(whole.replace(b"unet.conv_in.bias", b"unet.conv_in.bios"),
+           "tensors that are not those of its config")
     with pytest.raises(CheckpointError, match="does not exist"):
         describe(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="is a folder"):
@@ -252,7 +259,6 @@ def test_what_an_older_file_does_not_say_has_its_default():
 
 
 def test_the_command_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "weights_convert", "vc2", "none.ckpt", "-o", "x.safetensors"], capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-m", "weights_convert", "vc2", "none.ckpt", "-o",
+                           "x.safetensors"], capture_output=True)
     assert done.returncode == 1 and b"none.ckpt does not exist" in done.stderr

@@ -1,4 +1,5 @@
-"""What must hold of `examples/diffusers_bus.py`: diffusers' own networks on the bus. Skipped where it is missing."""
+"""What must hold of `examples/diffusers_bus.py`: diffusers' own networks on the bus. Skipped where
+it is missing."""
 
 from __future__ import annotations
 
@@ -27,13 +28,8 @@ from .parity import build, read  # noqa: E402
 from .parity_diffusers import animatediff, check, diffusers_bus, encoded_svd, filled, unet_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = (
-    "zerosmooth_svd_A2",
-    "cascade_svd",
-    "zerosmooth_animatediff_A1",
-    "cascade_animatediff",
-    "animatediff_pipeline",
-)
+FILES = ("zerosmooth_svd_A2", "cascade_svd", "zerosmooth_animatediff_A1", "cascade_animatediff",
+         "animatediff_pipeline")
 SIZE = {"height": 32, "width": 32, "num_inference_steps": 2}
 
 
@@ -65,36 +61,28 @@ def videos(pipeline, reference, frames: int = 32, seed: int = 5, **more) -> list
 
 
 def test_draws_the_operators_and_the_noise_of_our_own_network():
-    """The whole of Stable Video Diffusion's run by default settings: A1 and A2 as drawn, noise as seeded."""
+    """The whole of Stable Video Diffusion's run by default settings: A1 and A2 as drawn, noise as
+    seeded."""
     reference = read(GOLDEN / "golden_cascade_svd.safetensors")
     networks, config = build(reference)
     context, z = reference["context"], reference["image_latent"]
     branches = [Branch(context, z), Branch(torch.zeros_like(context), torch.zeros_like(z))]
-    guided, sampler = (
-        Guidance(networks.unet, branches, Sampling(guidance_scale=3.0, first_guidance_scale=1.0)),
-        config.sampler.sampler(3, 0.0),
-    )
+    guided, sampler = (Guidance(networks.unet, branches,
+                                Sampling(guidance_scale=3.0, first_guidance_scale=1.0)),
+                       config.sampler.sampler(3, 0.0))
     family, cascade = FAMILIES["svd"], Cascade(14, (2, 2))
     settings = settings_for(family, config, fps=7, motion_bucket_id=180)
     assert settings.cascade == cascade
-    ours = sample_cascade(
-        lambda i, s, x, stage: guided(
-            x, sampler.timestep(i), family.condition(config, settings.fps_of(s), settings), stage
-        ),
-        sampler,
-        cascade,
-        lambda step: nested_noise(z.shape[1:], 14, (2, 2), 9, step)[None],
-    )
+    ours = sample_cascade(lambda i, s, x, stage: guided(x, sampler.timestep(i),
+                                                        family.condition(config, settings.fps_of(s),
+                                                                         settings), stage), sampler,
+                          cascade, lambda step: nested_noise(z.shape[1:], 14, (2, 2), 9,
+                                                             step)[None])
     pipeline, (height, width) = encoded_svd(unet_of(reference), context, z)
-    outputs = diffusers_bus.smooth(pipeline, 56)(
-        torch.zeros(1, 3, height, width),
-        generator=torch.Generator().manual_seed(9),
-        motion_bucket_id=180,
-        output_type="latent",
-        num_inference_steps=3,
-        height=height,
-        width=width,
-    )
+    outputs = diffusers_bus.smooth(pipeline, 56)(torch.zeros(1, 3, height, width),
+                                                 generator=torch.Generator().manual_seed(9),
+                                                 motion_bucket_id=180, output_type="latent",
+                                                 num_inference_steps=3, height=height, width=width)
     for a, b in zip(outputs, ours, strict=True):
         assert_close(a.frames, b, rtol=0, atol=1e-3 * b.std().item())
 
@@ -114,9 +102,11 @@ def test_noise_is_nested_whatever_scheduler_adds_it(pipeline, reference, kind, m
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
     made = []
     plain = diffusers_bus.Smooth.noise
-    monkeypatch.setattr(diffusers_bus.Smooth, "noise", lambda *args: made.append(plain(*args)) or made[-1])
+    monkeypatch.setattr(diffusers_bus.Smooth, "noise", lambda *args: made.append(plain(*args))
+                        or made[-1])
     videos(pipeline, reference, 64, eta=1.0)
-    assert len(made) >= SIZE["num_inference_steps"]  # the start and the steps, the last of which may add none
+    # the start and the steps, the last of which may add none
+    assert len(made) >= SIZE["num_inference_steps"]
     for x in made:
         base, double, fourfold = x.split([16, 32, 64], dim=2)
         assert torch.equal(base, double[:, :, ::2]) and torch.equal(double, fourfold[:, :, ::2])
@@ -132,7 +122,8 @@ def state_of(pipeline) -> tuple:
 def test_the_pipeline_stays_what_it_is(pipeline, reference):
     """After a call, and after one that is interrupted."""
     before = state_of(pipeline)
-    plain = pipeline(num_frames=16, generator=torch.Generator().manual_seed(1), **prompts(reference)).frames
+    plain = pipeline(num_frames=16, generator=torch.Generator().manual_seed(1),
+                     **prompts(reference)).frames
     ours = {k: v for k, v in vars(pipeline).items()}
     videos(pipeline, reference)
 
@@ -143,7 +134,8 @@ def test_the_pipeline_stays_what_it_is(pipeline, reference):
         videos(pipeline, reference, callback_on_step_end=stop)
     after = state_of(pipeline)
     assert after[:2] == before[:2] and after[2].keys() == ours.keys()
-    again = pipeline(num_frames=16, generator=torch.Generator().manual_seed(1), **prompts(reference)).frames
+    again = pipeline(num_frames=16, generator=torch.Generator().manual_seed(1),
+                     **prompts(reference)).frames
     assert torch.equal(plain, again)
 
 
@@ -156,10 +148,8 @@ def test_the_correction_moves_the_longer_videos_and_never_the_key_frames(pipelin
 
 def test_runs_in_half_precision(pipeline, reference):
     pipeline.unet.to(torch.bfloat16)
-    embeds = {
-        name: reference[key].bfloat16()
-        for name, key in (("prompt_embeds", "context"), ("negative_prompt_embeds", "uncond"))
-    }
+    embeds = {name: reference[key].bfloat16()
+              for name, key in (("prompt_embeds", "context"), ("negative_prompt_embeds", "uncond"))}
     base, longer = videos(pipeline, reference, eta=1.0, **embeds)
     assert base.dtype == longer.dtype == torch.bfloat16 and longer.isfinite().all()
 
@@ -196,7 +186,8 @@ def test_image_adapters_go_on_working(reference):
     bus, noise = HiddenStateBus(16, (2,)), torch.randn(1, 4, 32, 4, 4)
 
     def run(frames: int, image: float) -> Tensor:
-        x, context = noise[:, :, :: 32 // frames], reference["context"].repeat_interleave(frames, dim=0)
+        x, context = noise[:, :, :: 32 // frames], reference["context"].repeat_interleave(frames,
+                                                                                          dim=0)
         added = {"image_embeds": [torch.full((1, 1, 8), image)]}
         return unet(x, 500, context, added_cond_kwargs=added).sample
 
@@ -221,17 +212,23 @@ def test_frames_come_as_the_pipeline_gives_them(reference):
     embeds = {"prompt_embeds": whole["context"], "negative_prompt_embeds": whole["uncond"], **SIZE}
     run = diffusers_bus.smooth(pipeline, 32)
     pictures = run(**embeds)
-    assert [len(output.frames[0]) for output in pictures] == [16, 32] and pictures[1].frames[0][0].size == (32, 32)
-    assert [output.frames.shape for output in run(**embeds, output_type="np")] == [(1, f, 32, 32, 3) for f in (16, 32)]
+    assert [len(output.frames[0]) for output in pictures] == [16,
+                                                              32] and pictures[1].frames[0][
+        0].size == (32, 32)
+    assert [output.frames.shape for output in run(**embeds, output_type="np")] == [(1, f, 32, 32, 3)
+                                                                                   for f in (16,
+                                                                                             32)]
 
 
 def test_what_does_not_fit_is_refused(pipeline, reference):
-    for frames, fitting in ((48, "use one of 16, 32, 64, 128"), (8, "is not 16 key frames doubled")):
+    for frames, fitting in ((48, "use one of 16, 32, 64, 128"),
+                            (8, "is not 16 key frames doubled")):
         with pytest.raises(ValueError, match=fitting):
             diffusers_bus.smooth(pipeline, frames)
-    with pytest.raises(ValueError, match="num_frames=16; how many there are was said"):
+    with pytest.raises(ValueError, match="num_frames=16; give it to smooth"):
         diffusers_bus.smooth(pipeline, 32)(num_frames=16)
     with torch.device("meta"):
         other = UNet2DConditionModel()
-    with pytest.raises(ValueError, match="UNet2DConditionModel is neither"), diffusers_bus.on_bus(other):
+    with pytest.raises(ValueError,
+                       match="UNet2DConditionModel is neither"), diffusers_bus.on_bus(other):
         pass

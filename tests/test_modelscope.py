@@ -14,8 +14,8 @@ from torch import Tensor
 from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, convert, plan
 from zerosmooth.checkpoint import load, tensor_shapes
-from zerosmooth.conformance import check, report
 
+from .conformance import check, report
 from .full_size import shapes
 from .parity import weight
 
@@ -24,22 +24,15 @@ sys.path.append(str(ROOT / "examples"))
 import modelscope  # noqa: E402 - the package does not know it
 
 FULL = modelscope.FAMILY.config
-SMALL = replace(
-    FULL,
-    unet=replace(FULL.unet, channels=32, head_dim=8, context_dim=16, frames=4),
-    vae=replace(FULL.vae, channels=32),
-    encoder=replace(FULL.encoder, vocab_size=600, width=16, heads=2, layers=23),
-    defaults=replace(FULL.defaults, height=64, width=64, steps=1),
-)
-PUBLISHED = {
-    f"{folder}.{name}": shape
-    for folder, manifest in {
-        "unet": "modelscope_unet_diffusers",
-        "vae": "lavie_vae_diffusers",
-        "text_encoder": "modelscope_text_hf",
-    }.items()
-    for name, shape in shapes(manifest).items()
-}
+SMALL = replace(FULL, unet=replace(FULL.unet, channels=32, head_dim=8, context_dim=16, frames=4),
+                vae=replace(FULL.vae, channels=32),
+                encoder=replace(FULL.encoder, vocab_size=600, width=16, heads=2, layers=23),
+                defaults=replace(FULL.defaults, height=64, width=64, steps=1))
+PUBLISHED = {f"{folder}.{name}": shape
+             for folder, manifest in {"unet": "modelscope_unet_diffusers",
+                                      "vae": "lavie_vae_diffusers",
+                                      "text_encoder": "modelscope_text_hf"}.items()
+             for name, shape in shapes(manifest).items()}
 
 
 def test_every_published_tensor_has_its_place():
@@ -51,7 +44,8 @@ def test_every_published_tensor_has_its_place():
         return torch.empty(PUBLISHED[name], device="meta")
 
     table, expected = modelscope.table(FULL), tensor_shapes(modelscope.FAMILY, FULL)
-    assert {name: tuple(x.shape) for name, x in convert(table, PUBLISHED, read_meta, expected)} == expected
+    assert {name: tuple(x.shape)
+            for name, x in convert(table, PUBLISHED, read_meta, expected)} == expected
     assert sorted(read) == sorted(PUBLISHED)
     for gone in (read[0], read[-1]):
         rest = {name: shape for name, shape in PUBLISHED.items() if name != gone}
@@ -75,7 +69,7 @@ def test_a_small_folder_converts_and_samples(tmp_path, monkeypatch):
         save_file(tensors, tmp_path / folder / f"{name}.safetensors")
     out = tmp_path / "ms.safetensors"
     assert cli.main(["--family", "examples/modelscope.py", str(tmp_path), "-o", str(out)]) == 0
-    (video,) = load(out, family=modelscope.FAMILY).sample("a test", scales=(2,))
+    (video,) = load(out, family=modelscope.FAMILY).sample("a test", scale=2)
     assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 

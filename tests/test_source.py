@@ -1,4 +1,5 @@
-"""What comes in to be converted: unwrapped where it is only wrapped, else told for what it is, in one line."""
+"""What comes in to be converted: unwrapped where it is only wrapped, else told for what it is, in
+one line."""
 
 import argparse
 import io
@@ -37,7 +38,7 @@ def refused(path: Path) -> str:
     [
         lambda s: {f"module.{name}": x for name, x in s.items()},
         lambda s: {f"_orig_mod.{name}": x for name, x in s.items()},
-        lambda s: {name.replace("b.", "b._orig_mod.").replace("a.", "a.module."): x for name, x in s.items()},
+        lambda s: {re.sub("^b.", "b._orig_mod.", name): x for name, x in s.items()},
         lambda s: {f"module._orig_mod.{name}": x for name, x in s.items()},
         lambda s: {"model": s, "optimizer": {"lr": 1}, "step": 3},
         lambda s: {"model": {"state_dict": {f"module.{name}": x for name, x in s.items()}}},
@@ -58,19 +59,18 @@ def test_wrapped_names_and_dicts_are_unwrapped(tmp_path, wrap, kind):
     assert all(torch.equal(source.read(name), x) for name, x in TWO.items())
 
 
-@pytest.mark.parametrize(
-    "names,reason",
-    [
-        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "holds a LoRA.*merge it"),
-        ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "holds a LoRA"),
-        ("unet.mid_block.to_q_lora.up.weight", "holds a LoRA"),
-        ("model.diffusion_model.x model_ema.diffusion_modelx", "is a training checkpoint, with averaged weights"),
-        ("model.diffusion_model.out.weight scaled_fp8", "weights scaled to 8-bit floats.*take the file in float16"),
-        ("out.weight out.scale_weight", "weights scaled to 8-bit floats"),
-        ("out.weight out.weight.absmax", "has quantised weights"),
-        ("out.weight module.out.weight", "both with and without module"),
-    ],
-)
+@pytest.mark.parametrize("names,reason",
+                         [("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+                           "holds a LoRA.*merge it"),
+                          ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "holds a LoRA"),
+                          ("unet.mid_block.to_q_lora.up.weight", "holds a LoRA"),
+                          ("model.diffusion_model.x model_ema.diffusion_modelx",
+                           "is a training checkpoint that also has averaged weights"),
+                          ("model.diffusion_model.out.weight scaled_fp8",
+                           "weights scaled to 8-bit floats.*take the file in float16"),
+                          ("out.weight out.scale_weight", "weights scaled to 8-bit floats"),
+                          ("out.weight out.weight.absmax", "has quantised weights"),
+                          ("out.weight module.out.weight", "both with and without module")])
 def test_what_is_no_plain_checkpoint_is_told(tmp_path, names, reason):
     path = tmp_path / "x.safetensors"
     save_file({name: torch.ones(1) for name in names.split()}, path)
@@ -78,12 +78,11 @@ def test_what_is_no_plain_checkpoint_is_told(tmp_path, names, reason):
 
 
 def test_the_frame_wise_decoder_is_told(tmp_path):
-    names = ["model.diffusion_model.middle_block.0.time_stack.x", "first_stage_model.decoder.mid.block_1.conv1.weight"]
+    names = ["model.diffusion_model.middle_block.0.time_stack.x",
+             "first_stage_model.decoder.mid.block_1.conv1.weight"]
     path = tmp_path / "svd_xt_image_decoder.safetensors"
     save_file({name: torch.ones(1) for name in names}, path)
-    with pytest.raises(
-        ConversionError, match="frame-wise decoder .image_decoder.; take the file with the temporal one"
-    ):
+    with pytest.raises(ConversionError, match="frame-wise decoder .image_decoder.; take the file"):
         CONVERSION.open(path, argparse.Namespace(unet=None))
     save_file({name: torch.ones(1) for name in [*names, f"{names[1][:33]}.time_stack.x"]}, path)
     CONVERSION.open(path, argparse.Namespace(unet=None))
@@ -92,9 +91,12 @@ def test_the_frame_wise_decoder_is_told(tmp_path):
 def test_a_sharded_folder_is_read_by_its_index(tmp_path):
     folder = tmp_path / "unet"
     folder.mkdir()
-    save_file({"a.weight": TWO["a.weight"]}, folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
-    save_file({"b.c.weight": TWO["b.c.weight"]}, folder / "diffusion_pytorch_model-00002-of-00002.safetensors")
-    places = {name: f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors" for i, name in enumerate(TWO)}
+    save_file({"a.weight": TWO["a.weight"]}, folder
+              / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    save_file({"b.c.weight": TWO["b.c.weight"]}, folder
+              / "diffusion_pytorch_model-00002-of-00002.safetensors")
+    places = {name: f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+              for i, name in enumerate(TWO)}
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
 
     def write(content) -> None:
@@ -104,8 +106,10 @@ def test_a_sharded_folder_is_read_by_its_index(tmp_path):
     for source in (open_folder(tmp_path, ("unet",))["unet"], open_source(index)):
         assert source.shapes == {"a.weight": (2,), "b.c.weight": (3,)} and len(source.files) == 2
         assert all(torch.equal(source.read(name), x) for name, x in TWO.items())
-        assert len(source.sha256()) == 64 and "unet/diffusion_pytorch_model-00002-of-00002" in source.name
-    for bad in ("[", "[]", "{}", {"weight_map": []}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../x"}}):
+        assert len(source.sha256(
+                )) == 64 and "unet/diffusion_pytorch_model-00002-of-00002" in source.name
+    for bad in ("[", "[]", "{}", {"weight_map": []}, {"weight_map": {"a": 5}},
+                {"weight_map": {"a": "../x"}}):
         write(bad)
         assert "is no index of shards" in refused(index)
     write("[" * 100_000)
@@ -139,8 +143,10 @@ def test_pickles_of_other_things_are_told(tmp_path):
         assert "torch.save its state_dict alone" in text
         assert "Python objects besides tensors" in said({"a": Code()}, legacy)
         assert "holds no tensors by name, but a dict of 1;" in said({1: torch.ones(2)}, legacy)
-        assert "holds no tensors by name, but a list" in said([torch.ones(2)], legacy)
-        assert "holds no tensors by name" in said({}, legacy) and "but a Tensor" in said(torch.ones(2), legacy)
+        assert "holds a list of tensors, without names" in said([torch.ones(2)], legacy)
+        assert "holds no tensors by name" in said({},
+                                                  legacy) and "but a Tensor" in said(torch.ones(2),
+                                                                                     legacy)
         loop: dict = {}
         loop["model"] = loop
         assert "holds no tensors by name, but a dict of model" in said(loop, legacy)
@@ -173,7 +179,7 @@ NAME = "model.diffusion_model.out.2.bias"
 @pytest.mark.parametrize(
     "value,dtype,reason",
     [
-        (1e6, "float16", f"numbers up to 1e+06 in {NAME}, and torch.float16 ends at 6.55e+04; use --dtype bfloat16"),
+        (1e6, "float16", f"up to 1e+06 in {NAME}, and torch.float16 ends at 6.55e+04; use --dtype"),
         (1e39, "float32", "numbers up to 1e+39"),
         (float("nan"), "float32", f"has NaN or infinity in {NAME}"),
         (float("inf"), "float16", f"has NaN or infinity in {NAME}"),
@@ -182,14 +188,17 @@ NAME = "model.diffusion_model.out.2.bias"
         (65504.0, "float16", None),
     ],
 )
-def test_numbers_that_a_precision_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, value, dtype, reason):
+def test_numbers_that_a_precision_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, value,
+                                                          dtype, reason):
     size = FAMILIES["vc2"].config.unet.out_channels
     source = published(tmp_path, **{NAME: torch.full((size,), value, dtype=torch.float64)})
     out = tmp_path / "out.safetensors"
-    assert convert(monkeypatch, "vc2", source, "-o", out, "--dtype", dtype) == int(reason is not None)
+    assert convert(monkeypatch, "vc2", source, "-o", out, "--dtype",
+                   dtype) == int(reason is not None)
     said = capsys.readouterr().err
     assert reason is None or reason in said
-    assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == ([] if reason else ["out.safetensors"])
+    assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == ([] if reason
+                                                                       else ["out.safetensors"])
     if reason is None:
         assert load_file(out)["unet.conv_out.bias"].isfinite().all()
 

@@ -7,8 +7,8 @@
     python -m weights_convert svd stable-video-diffusion-img2vid/ -o our_svd.safetensors
     python -m weights_convert --family my_family.py SOURCE -o mine.safetensors
 
-Every tensor of the source is placed, or dropped by name; anything else is an error, and then nothing is written.
-`python -m weights_convert FAMILY --help` says what else a family's files need.
+Every tensor of the source is placed, or dropped by name; anything else is an error, and then
+nothing is written. `python -m weights_convert FAMILY --help` says what else a family's files need.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is work to tidy up: no traceback while torch loads
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while torch loads
     import zerosmooth  # noqa: F401  before torch, whose threads are told how to wait
 
 import torch
@@ -40,23 +40,24 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def parse(argv: list[str]) -> tuple[Family, argparse.Namespace]:
-    """The family first, which has flags of its own. ValueError if it cannot be loaded."""
+    """The family, and the arguments, some of which are its own. UserError if there is none."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--family")
     name = first.parse_known_args(argv)[0].family
     family = None if name is None else load_family(name, FAMILIES)
     if family is None and argv and argv[0] in FAMILIES:
         family = FAMILIES[argv[0]]
-    parser = argparse.ArgumentParser(
-        prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--family", metavar="FILE", help="Python file or module that defines another family")
+    parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--family", metavar="FILE", help="Python file or module that defines another family")
     if name is None:
-        parser.add_argument("name", metavar="FAMILY", choices=FAMILIES, help=", ".join(FAMILIES))
-    parser.add_argument("source", type=Path, help="the published checkpoint: a file, or where there is one a folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written tensors (default: float32)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+        add("name", metavar="FAMILY", choices=FAMILIES, help=", ".join(FAMILIES))
+    add("source", type=Path, help="the published checkpoint: a file, or a folder")
+    add("-o", "--output", type=Path, required=True, help="the safetensors file to write")
+    add("--dtype", choices=DTYPES, default="float32",
+        help="of the written tensors (default: float32)")
+    add("--overwrite", action="store_true", help="replace the output file if it exists")
     if family is not None:
         family.conversion.add_arguments(parser)
     args = parser.parse_args(argv)
@@ -64,14 +65,13 @@ def parse(argv: list[str]) -> tuple[Family, argparse.Namespace]:
 
 
 def convert_to_file(family: Family, args: argparse.Namespace) -> int:
-    """Check everything that can be checked before anything is written. ConversionError for what will not do."""
+    """Check all that can be checked, then write. ConversionError for what will not do."""
     output, dtype = args.output, DTYPES[args.dtype]
     if output.suffix != ".safetensors":
         raise ConversionError(f"the output {output} must end in .safetensors")
     if output.exists() and not output.is_file():
-        raise ConversionError(
-            f"the output {output} is {'a folder' if output.is_dir() else 'no regular file'}; name a file"
-        )
+        what = "a folder" if output.is_dir() else "no regular file"
+        raise ConversionError(f"the output {output} is {what}; name a file")
     if output.exists() and not args.overwrite:
         raise ConversionError(f"{output} exists; add --overwrite to replace it")
     if not output.absolute().parent.is_dir():
@@ -86,7 +86,8 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
     size = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
     free = shutil.disk_usage(output.absolute().parent).free
     if free < size * 1.01:
-        raise ConversionError(f"{output} needs {size / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
+        raise ConversionError(
+            f"{output} needs {size / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
     tensors = family.conversion.tensors(family.name, source.checked(dtype), config, shapes)
     bar = tqdm(tensors, total=len(shapes), desc=family.name, unit=" tensors")
     save(output, family, config, bar, dtype, source.name, source.sha256())
@@ -96,7 +97,8 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    return run_command("weights_convert", lambda: convert_to_file(*parse(argv)), "nothing was written")
+    return run_command("weights_convert", lambda: convert_to_file(*parse(argv)),
+                       "nothing was written")
 
 
 if __name__ == "__main__":

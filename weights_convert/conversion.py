@@ -1,4 +1,5 @@
-"""How a family's published files become one of ours. A family has one `Conversion`, its own or derived from this."""
+"""How a family's published files become one of ours. A family has one `Conversion`, its own or
+derived from this."""
 
 from __future__ import annotations
 
@@ -32,19 +33,25 @@ class Conversion:
         return open_source(path)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
-        """The config of the source's variant, of the family's own. ConversionError if nothing tells it."""
+        """The config of the source's variant, of the family's own. ConversionError if nothing tells
+        it."""
         return config
 
     def check(self, source: Source, config: ModelConfig) -> None:
-        """ConversionError if what is dropped, because it is computed, is not what the source has."""
+        """ConversionError if what is dropped, because it is computed, is not what the source
+        has."""
 
-    def tensors(self, name: str, source: Source, config: ModelConfig, expected: Shapes) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors, read one at a time. ConversionError, at once, if the source is not of the family `name`."""
+    def tensors(self, name: str, source: Source, config: ModelConfig,
+                expected: Shapes) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors, read one at a time. ConversionError, at once, if the source is not of the
+        family `name`."""
+        table = self.table(config, source.shapes)
         try:
-            tensors = convert(self.table(config, source.shapes), source.shapes, source.read, expected)
+            tensors = convert(table, source.shapes, source.read, expected)
             self.check(source, config)
         except ConversionError as error:
             looks = looks_like(source.shapes)
-            other = "; it is incomplete, or changed" if f"convert {name}" in looks else f". It looks like {looks}"
+            own = f"convert {name}" in looks
+            other = "; it is incomplete, or changed" if own else f". It looks like {looks}"
             raise ConversionError(f"{source.name} is not {name}: {error}{other}") from None
         return tensors

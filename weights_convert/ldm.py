@@ -1,146 +1,92 @@
-"""Names that the code bases share which grew from latent diffusion's: VideoCrafter's and Stability's.
+"""Names in the code bases that grew from latent diffusion's: VideoCrafter's and Stability's.
 
-What is inside a transformer has the same names in diffusers, and so in LaVie.
+Inside a transformer, diffusers has the same names, and so has LaVie.
 """
 
 from __future__ import annotations
 
-from .engine import Table
+from .engine import Rows, Table, same
 
-RES = Table(
-    [
-        ("in_layers.0.*", "norm1.*"),
-        ("in_layers.2.*", "conv1.*"),
-        ("emb_layers.1.*", "emb.*"),
-        ("out_layers.0.*", "norm2.*"),
-        ("out_layers.3.*", "conv2.*"),
-        ("skip_connection.*", "skip.*"),
-    ]
-)
-PROJECTIONS = [  # around the blocks of a transformer
-    ("norm.*", "norm.*"),
-    ("proj_in.*", "proj_in.*"),
-    ("proj_out.*", "proj_out.*"),
-]
+RES = Table([
+    ("in_layers.0.*", "norm1.*"), ("in_layers.2.*", "conv1.*"), ("emb_layers.1.*", "emb.*"),
+    ("out_layers.0.*", "norm2.*"), ("out_layers.3.*", "conv2.*"), ("skip_connection.*", "skip.*")])
+PROJECTIONS = same("norm", "proj_in", "proj_out")  # around the blocks of a transformer
+BLOCK, OURS = "transformer_blocks.{}", "blocks.{}"
 
 
-def feed_forward(source: str, target: str) -> list[tuple[str, str]]:
-    return [(f"{source}.net.0.proj.*", f"{target}.proj_in.*"), (f"{source}.net.2.*", f"{target}.proj_out.*")]
+def feed_forward(source: str, target: str) -> Rows:
+    return [(f"{source}.net.0.proj.*", f"{target}.proj_in.*"),
+            (f"{source}.net.2.*", f"{target}.proj_out.*")]
 
 
-def self_attention(source: str, target: str) -> list[tuple[str, str]]:
-    return [
-        *((f"{source}.to_{x}.weight", f"{target}.to_qkv.weight#{i}") for i, x in enumerate("qkv")),
-        (f"{source}.to_out.0.*", f"{target}.to_out.*"),
-    ]
+def joined(source: str, target: str, parts: str, kinds: tuple[str, ...] = ("weight",)) -> Rows:
+    """Rows of layers that are parts of one of ours. source: with {part} for the name of one;
+    parts: these names, in order; kinds: of tensors."""
+    return [(f"{source.replace('{part}', part)}.{kind}", f"{target}.{kind}#{i}")
+            for kind in kinds for i, part in enumerate(parts.split())]
 
 
-def cross_attention(source: str, target: str) -> list[tuple[str, str]]:
-    return [
-        (f"{source}.to_q.weight", f"{target}.to_q.weight"),
-        (f"{source}.to_k.weight", f"{target}.to_kv.weight#0"),
-        (f"{source}.to_v.weight", f"{target}.to_kv.weight#1"),
-        (f"{source}.to_out.0.*", f"{target}.to_out.*"),
-    ]
+def self_attention(source: str, target: str) -> Rows:
+    return [*joined(f"{source}.to_{{part}}", f"{target}.to_qkv", "q k v"),
+            (f"{source}.to_out.0.*", f"{target}.to_out.*")]
 
 
-def norms(source: str, target: str, *names: str) -> list[tuple[str, str]]:
-    return [(f"{source}.{name}.*", f"{target}.{name}.*") for name in names]
+def cross_attention(source: str, target: str) -> Rows:
+    return [(f"{source}.to_q.*", f"{target}.to_q.*"),
+            *joined(f"{source}.to_{{part}}", f"{target}.to_kv", "k v"),
+            (f"{source}.to_out.0.*", f"{target}.to_out.*")]
 
 
-def unet(res: Table, transformer: Table) -> Table:
-    """A UNet of Stable Diffusion's skeleton, whose blocks are a ResNet block and a transformer."""
-    return Table(
-        [
-            ("time_embed.*", "time_embedding.*"),
-            ("input_blocks.0.0.*", "conv_in.*"),
+def norms(source: str, target: str, *names: str) -> Rows:
+    return Table(same(*names)).within(f"{source}.", f"{target}.")
+
+
+def unet(*parts: tuple[str, Table]) -> Table:
+    """A UNet of Stable Diffusion's skeleton. parts: what each block holds, in order, beginning with
+    the ResNet block: our name for it, and the names inside."""
+    rows = [("time_embed.*", "time_embedding.*"), ("input_blocks.0.0.*", "conv_in.*"),
             ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
-            *res.within("input_blocks.{}.0.", "encoder.{-1}.res."),
-            *transformer.within("input_blocks.{}.1.", "encoder.{-1}.transformer."),
-            *res.within("middle_block.0.", "middle.res."),
-            *transformer.within("middle_block.1.", "middle.transformer."),
-            *res.within("middle_block.2.", "middle.res2."),
-            *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
-            *res.within("output_blocks.{}.0.", "decoder.{}.res."),
-            *transformer.within("output_blocks.{}.1.", "decoder.{}.transformer."),
-            ("out.0.*", "norm_out.*"),
-            ("out.2.*", "conv_out.*"),
-        ]
-    )
+            ("out.0.*", "norm_out.*"), ("out.2.*", "conv_out.*")]
+    rows += [(f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*")
+             for i in (1, len(parts))]
+    for i, (name, table) in enumerate(parts):
+        rows += table.within(f"input_blocks.{{}}.{i}.", f"encoder.{{-1}}.{name}.")
+        rows += table.within(f"middle_block.{i}.", f"middle.{name}.")
+        rows += table.within(f"output_blocks.{{}}.{i}.", f"decoder.{{}}.{name}.")
+    return Table(rows + parts[0][1].within(f"middle_block.{len(parts)}.", "middle.res2."))
 
 
-VAE_RES = Table(
-    [
-        ("norm1.*", "norm1.*"),
-        ("conv1.*", "conv1.*"),
-        ("norm2.*", "norm2.*"),
-        ("conv2.*", "conv2.*"),
-        ("nin_shortcut.*", "skip.*"),
-    ]
-)
+VAE_RES = Table([*same("norm1", "conv1", "norm2", "conv2"), ("nin_shortcut.*", "skip.*")])
 
 
-def vae_ends(res: Table) -> Table:
+def vae_ends(res: Table) -> Rows:
     """What an encoder and a decoder share. res: their ResNet blocks."""
-    return Table(
-        [
-            ("conv_in.*", "conv_in.*"),
-            *res.within("mid.block_1.", "middle.res1."),
-            ("mid.attn_1.norm.*", "middle.attn.norm.*"),
-            *((f"mid.attn_1.{x}.weight", f"middle.attn.to_qkv.weight#{i}") for i, x in enumerate("qkv")),
-            *((f"mid.attn_1.{x}.bias", f"middle.attn.to_qkv.bias#{i}") for i, x in enumerate("qkv")),
-            ("mid.attn_1.proj_out.*", "middle.attn.to_out.*"),
-            *res.within("mid.block_2.", "middle.res2."),
-            ("norm_out.*", "norm_out.*"),
-            ("conv_out.*", "conv_out.*"),
-        ]
-    )
+    return [
+        *same("conv_in", "norm_out", "conv_out"),
+        *res.within("mid.block_1.", "middle.res1."), *res.within("mid.block_2.", "middle.res2."),
+        ("mid.attn_1.norm.*", "middle.attn.norm.*"),
+        *joined("mid.attn_1.{part}", "middle.attn.to_qkv", "q k v", ("weight", "bias")),
+        ("mid.attn_1.proj_out.*", "middle.attn.to_out.*")]
 
 
-VAE_ENCODER = Table(
-    [
-        *vae_ends(VAE_RES).rows,
-        *VAE_RES.within("down.{}.block.{}.", "levels.{}.res.{}."),
-        ("down.{}.downsample.conv.*", "levels.{}.resample.*"),
-    ]
-)
+VAE_ENCODER = Table([
+    *vae_ends(VAE_RES), *VAE_RES.within("down.{}.block.{}.", "levels.{}.res.{}."),
+    ("down.{}.downsample.conv.*", "levels.{}.resample.*")])
 
 
 def vae_decoder(res: Table) -> Table:
-    return Table(
-        [
-            *vae_ends(res).rows,
-            *res.within("up.{}.block.{}.", "levels.{}.res.{}."),
-            ("up.{}.upsample.conv.*", "levels.{}.resample.conv.*"),
-        ]
-    )
+    return Table([*vae_ends(res), *res.within("up.{}.block.{}.", "levels.{}.res.{}."),
+                  ("up.{}.upsample.conv.*", "levels.{}.resample.conv.*")])
 
 
-VAE = Table(
-    [
-        *VAE_ENCODER.within("encoder.", "encoder."),
-        *vae_decoder(VAE_RES).within("decoder.", "decoder."),
-        ("quant_conv.*", "quant_conv.*"),
-        ("post_quant_conv.*", "post_quant_conv.*"),
-    ]
-)
+VAE = Table([
+    *VAE_ENCODER.within("encoder.", "encoder."),
+    *vae_decoder(VAE_RES).within("decoder.", "decoder."), *same("quant_conv", "post_quant_conv")])
 
-TOWER = Table(  # OpenCLIP's, of text or images
-    [
-        ("transformer.resblocks.{}.ln_1.*", "blocks.{}.norm1.*"),
-        ("transformer.resblocks.{}.attn.in_proj_weight", "blocks.{}.to_qkv.weight"),
-        ("transformer.resblocks.{}.attn.in_proj_bias", "blocks.{}.to_qkv.bias"),
-        ("transformer.resblocks.{}.attn.out_proj.*", "blocks.{}.to_out.*"),
-        ("transformer.resblocks.{}.ln_2.*", "blocks.{}.norm2.*"),
-        ("transformer.resblocks.{}.mlp.c_fc.*", "blocks.{}.fc1.*"),
-        ("transformer.resblocks.{}.mlp.c_proj.*", "blocks.{}.fc2.*"),
-    ]
-)
-TEXT = Table(
-    [
-        ("token_embedding.weight", "token_embedding.weight"),
-        ("positional_embedding", "positional_embedding"),
-        *TOWER.rows,
-        ("ln_final.*", "norm_out.*"),
-    ]
-)
+TOWER = Table([  # OpenCLIP's, of text or images
+    ("ln_1.*", "norm1.*"), ("attn.in_proj_weight", "to_qkv.weight"),
+    ("attn.in_proj_bias", "to_qkv.bias"), ("attn.out_proj.*", "to_out.*"), ("ln_2.*", "norm2.*"),
+    ("mlp.c_fc.*", "fc1.*"), ("mlp.c_proj.*", "fc2.*"),
+]).within("transformer.resblocks.{}.", "blocks.{}.")
+TEXT = Table([*same("token_embedding"), ("positional_embedding", "positional_embedding"), *TOWER,
+              ("ln_final.*", "norm_out.*")])

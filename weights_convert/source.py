@@ -1,4 +1,5 @@
-"""Opens the files and folders that checkpoints are published in, one tensor at a time, and says what is wrong."""
+"""Opens the files and folders that checkpoints are published in, one tensor at a time, and says
+what is wrong."""
 
 from __future__ import annotations
 
@@ -15,43 +16,36 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zerosmooth.header import FORMAT, JSON, PICKLE, SAFETENSORS, CheckpointError, file_kind, read_header, sha256
+from zerosmooth import header
+from zerosmooth.header import CheckpointError, sha256
 
 from .engine import ConversionError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files in a Hugging Face folder
-ENDS = (  # the first that is there is taken; an index names the shards that a file was cut into
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".fp16.safetensors",
-    ".safetensors.index.fp16.json",
-    ".fp16.safetensors.index.json",
-    ".fp16.bin",
-)
-WRAPPERS = ("ema", "state_dict", "module", "model")  # keys of dicts that hold the weights: LaVie's, Lightning's, ..
-WRAPPED = re.compile(
-    r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module)\."
-)  # put into names by what trains or compiles
+ENDS = (  # the first one found is taken; an index names the shards that a file was cut into
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".fp16.safetensors",
+    ".safetensors.index.fp16.json", ".fp16.safetensors.index.json", ".fp16.bin")
+WRAPPERS = ("ema", "state_dict", "module", "model")  # keys of dicts around the weights
+# in names of networks that were wrapped for training, or compiled
+WRAPPED = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module)\.")
 AVERAGED = r"^model_ema\."
 LORA = r"(^|[._])(lora|hada|lokr)[._]"
-LISTED = r"^\d+$"  # given by their places
-UNFIT = {  # what some name of a file has, and what such a file is
-    LORA: "holds a LoRA, which changes a checkpoint and is none; merge it into its checkpoint and convert the result",
-    LISTED: "holds no tensors by name, but a list, as some LoRAs do; give the file with the network's weights",
-    AVERAGED: "is a training checkpoint, with averaged weights (model_ema.*) beside the others; save one of the "
-    "two sets alone, under the others' names, and convert that",
-    r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$": "has weights scaled to 8-bit floats (fp8); take the file in "
-    "float16 or float32",
-    r"\.(absmax|quant_map|quant_state\..*|qweight|qzeros)$": "has quantised weights; take the file in float16 or "
-    "float32",
+LISTED = r"^\d+$"  # of tensors in a list
+BETTER = "take the file in float16 or float32"
+UNFIT = {  # a pattern that some name in a file matches, and what such a file is
+    LORA: "holds a LoRA, not a whole checkpoint; merge it into its checkpoint and convert that",
+    LISTED: "holds a list of tensors, without names; give the file with the network's weights",
+    AVERAGED: "is a training checkpoint that also has averaged weights (model_ema.*); save one of "
+              "the two sets, under the names of the others, and convert that",
+    r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$":
+        f"has weights scaled to 8-bit floats (fp8); {BETTER}",
+    r"\.(absmax|quant_map|quant_state\..*|qweight|qzeros)$": f"has quantised weights; {BETTER}",
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published checkpoint. shapes: of its tensors; read: one of them; files: that it lies in."""
+    """A published checkpoint. shapes: of its tensors; read: returns one of them; files: its own."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -61,10 +55,12 @@ class Source:
     @property
     def name(self) -> str:
         """Of its files, for the record."""
-        return " + ".join(_short(file) for file in self.files) if len(self.files) > 1 else self.files[0].name
+        if len(self.files) == 1:
+            return self.files[0].name
+        return " + ".join(map(_short, self.files))
 
     def sha256(self) -> str:
-        """Of its file; of a list of their digests and names, as `sha256sum` prints it, if there are several."""
+        """Of its file; if there are several, of what `sha256sum` prints for them."""
         if len(self.files) == 1:
             return sha256(self.files[0])
         lines = "".join(f"{sha256(file)}  {_short(file)}\n" for file in self.files)
@@ -76,10 +72,7 @@ class Source:
 
 
 def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
-    """The parts (subfolders) of a Hugging Face folder.
-
-    ConversionError if one of them is missing.
-    """
+    """The parts (subfolders) of a Hugging Face folder. ConversionError if one is missing."""
     if not path.is_dir():
         raise ConversionError(f"{path} is not a folder with {', '.join(parts)} in it")
     sources = {}
@@ -87,19 +80,25 @@ def open_folder(path: Path, parts: tuple[str, ...]) -> dict[str, Source]:
         names = [stem + end for end in ENDS for stem in STEMS]
         file = next((path / part / name for name in names if (path / part / name).exists()), None)
         if file is None:
-            raise ConversionError(f"{path / part} has no weights; looked for {', '.join(names[:3])}, ..")
+            raise ConversionError(
+                f"{path / part} has no weights; looked for {', '.join(names[:3])}, ..")
         sources[part] = open_source(file)
     return sources
 
 
 def with_unet(source: Source, path: Path, prefixes: Mapping[str, str]) -> Source:
-    """A source with another UNet, of a file of its own. prefixes: how some tensor of such a file begins, in one of the
-    layouts -> what goes before all its names in a whole checkpoint. ConversionError if it is none."""
+    """A source with another UNet, from a file of its own.
+
+    prefixes: by layout, how some name in such a file begins -> what goes before all its names in a
+    whole checkpoint. ConversionError if it is not of these.
+    """
     unet = open_source(path)
-    begins = next((begin for begin in prefixes if any(name.startswith(begin) for name in unet.shapes)), None)
+    begins = next((begin for begin in prefixes
+                   if any(name.startswith(begin) for name in unet.shapes)), None)
     whole = tuple(prefixes.values())
     if begins is None and not all(name.startswith(whole) for name in unet.shapes):
-        raise ConversionError(f"{path} is no UNet of this family: nothing in it begins with {' or '.join(prefixes)}")
+        raise ConversionError(
+            f"{path} is no UNet of this family: nothing in it begins with {' or '.join(prefixes)}")
     theirs = {(prefixes[begins] if begins else "") + name: name for name in unet.shapes}
     shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith(whole)}
     shapes |= {ours: unet.shapes[name] for ours, name in theirs.items()}
@@ -111,19 +110,21 @@ def with_unet(source: Source, path: Path, prefixes: Mapping[str, str]) -> Source
 
 
 def join(path: Path, sources: dict[str, Source]) -> Source:
-    """Several sources as one; their names go before their tensors'."""
-    shapes = {f"{part}.{name}": shape for part, source in sources.items() for name, shape in source.shapes.items()}
+    """Several sources as one; their names come before their tensors' names."""
+    shapes = {f"{part}.{name}": shape for part, source in sources.items()
+              for name, shape in source.shapes.items()}
 
     def read(name: str) -> Tensor:
         part, _, rest = name.partition(".")
         return sources[part].read(rest)
 
-    return Source(path, shapes, read, tuple(file for source in sources.values() for file in source.files))
+    return Source(path, shapes, read,
+                  tuple(file for source in sources.values() for file in source.files))
 
 
 def open_source(path: Path, takes: tuple[str, ...] = ()) -> Source:
-    """ConversionError, with what the file looks like instead, if it is no whole checkpoint. takes: what is UNFIT else,
-    but not to whoever asks."""
+    """ConversionError, which says what it looks like, if a file is no whole checkpoint. takes: keys
+    of UNFIT that are allowed."""
     source = _open(path)
     for pattern, what in UNFIT.items():
         if pattern not in takes and any(re.search(pattern, name) for name in source.shapes):
@@ -133,12 +134,12 @@ def open_source(path: Path, takes: tuple[str, ...] = ()) -> Source:
 
 def _open(path: Path) -> Source:
     try:
-        kind = file_kind(path)
-        if kind == PICKLE:
+        kind = header.file_kind(path)
+        if kind == header.PICKLE:
             return _open_pickle(path)
-        if kind == SAFETENSORS:
+        if kind == header.SAFETENSORS:
             return _open_safetensors(path)
-        if kind == JSON and ".index." in path.name:
+        if kind == header.JSON and ".index." in path.name:
             return _open_shards(path)
     except ConversionError:
         raise
@@ -148,11 +149,12 @@ def _open(path: Path) -> Source:
 
 
 def _open_safetensors(path: Path) -> Source:
-    header = read_header(path)
-    if header.metadata.get("format") == FORMAT:
-        family = header.metadata.get("family", "")[:40]
-        raise ConversionError(f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")
-    return _unwrapped(path, header.shapes, safe_open(path, "pt").get_tensor)
+    found = header.read_header(path)
+    if found.metadata.get("format") == header.FORMAT:
+        family = found.metadata.get("family", "")[:40]
+        raise ConversionError(
+            f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")
+    return _unwrapped(path, found.shapes, safe_open(path, "pt").get_tensor)
 
 
 def _open_pickle(path: Path) -> Source:
@@ -167,9 +169,10 @@ def _open_pickle(path: Path) -> Source:
     except Exception as error:  # a damaged pickle can raise anything
         raise ConversionError(f"{path} {_unreadable(error)}") from error
     if not tensors:
-        keys = list(content) if isinstance(content, dict) else []
-        what = f"a dict of {', '.join(map(str, keys[:3]))[:99] or 'nothing'}" if keys else f"a {type(content).__name__}"
-        raise ConversionError(f"{path} holds no tensors by name, but {what}; give the file with the network's weights")
+        keys = ", ".join(map(str, list(content)[:3]))[:99] if isinstance(content, dict) else ""
+        what = f"a {type(content).__name__}{keys and f' of {keys}'}"
+        raise ConversionError(f"{path} holds no tensors by name, but {what}; give the file with "
+                              "the network's weights")
     return _unwrapped(path, shapes, tensors.__getitem__)
 
 
@@ -177,8 +180,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     """The tensors by name in what a pickle holds, taken out of the dicts around them."""
     for _ in WRAPPERS:  # and no more: a dict may hold itself
         around = content if isinstance(content, dict) else {}
-        inner = [around[key] for key in WRAPPERS if isinstance(around.get(key), dict) and around[key]]
-        content = inner[0] if inner else content
+        inner = (around.get(key) for key in WRAPPERS)
+        content = next((x for x in inner if isinstance(x, dict) and x), content)
     if isinstance(content, list):
         content = {str(i): x for i, x in enumerate(content)}
     items = content.items() if isinstance(content, dict) else ()
@@ -186,15 +189,13 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def _unreadable(error: Exception) -> str:
-    """What to say of a pickle that torch cannot read: its own words are for programmers."""
+    """What to tell of a pickle that torch cannot read, whose own words are for programmers."""
     text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
     if found := re.search(r"GLOBAL (\S+)", text):
-        return (
-            f"holds Python objects besides tensors ({found[1][:80]}), as training scripts write them, and is not read: "
-            "they could be code. If you trust it, load it yourself and torch.save its state_dict alone"
-        )
+        return (f"holds Python objects besides tensors ({found[1][:80]}), which could run code, "
+                "and is not read; if you trust it, load it and torch.save its state_dict alone")
     if "TorchScript" in text:
-        return "is a TorchScript program, not a checkpoint; download the weights that it was made from"
+        return "is a TorchScript program, not a checkpoint; download the weights it was made from"
     first = re.split(r"(?<=\.)\s|\n", text)[0] or type(error).__name__
     return f"cannot be read, it is cut off or damaged ({first[:200]}); download it again"
 
@@ -207,34 +208,41 @@ def _open_shards(path: Path) -> Source:
         if not names or any(Path(name).name != name or len(name) > 255 for name in names):
             raise ValueError("it names no files beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConversionError(f"{path} is no index of shards ({error}); download it again") from error
+        raise ConversionError(
+            f"{path} is no index of shards ({error}); download it again") from error
     shards = [open_source(path.parent / name) for name in names]
     owner = {name: shard for shard in shards for name in shard.shapes}
     if missing := [name for name in places if WRAPPED.sub("", name) not in owner]:
-        raise ConversionError(f"{path} names tensors that its files lack, {missing[0][:80]} for one; download it again")
+        raise ConversionError(f"{path} names tensors that its files lack, {missing[0][:80]} for "
+                              "one; download it again")
     shapes = {name: shard.shapes[name] for name, shard in owner.items()}
-    return Source(path, shapes, lambda name: owner[name].read(name), tuple(shard.path for shard in shards))
+    return Source(path, shapes, lambda name: owner[name].read(name),
+                  tuple(shard.path for shard in shards))
 
 
-def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> Source:
+def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]],
+               read: Callable[[str], Tensor]) -> Source:
     """A file's tensors under the names that they had before something wrapped the network."""
     theirs = {WRAPPED.sub("", name): name for name in shapes}
     if len(theirs) < len(shapes):
-        raise ConversionError(f"{path} has tensors both with and without module. in their names; save one of each")
-    return Source(path, {ours: shapes[name] for ours, name in theirs.items()}, lambda n: read(theirs[n]), (path,))
+        raise ConversionError(
+            f"{path} has tensors both with and without module. in their names; save one of each")
+    shapes = {ours: shapes[name] for ours, name in theirs.items()}
+    return Source(path, shapes, lambda name: read(theirs[name]), (path,))
 
 
 def _finite(path: Path, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     if not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
-        raise ConversionError(f"{path} has {name} as {x.dtype}, {x.layout}; plain floating-point numbers are needed")
+        raise ConversionError(
+            f"{path} has {name} as {x.dtype}, {x.layout}; plain floating-point numbers are needed")
     wide = x.float() if x.dtype.itemsize == 1 else x  # 8-bit floats know no isfinite
     if not torch.isfinite(wide).all():
-        raise ConversionError(f"{path} has NaN or infinity in {name}; take another file, its training went wrong")
+        raise ConversionError(
+            f"{path} has NaN or infinity in {name}; take another file, its training went wrong")
     if not torch.isfinite(wide.to(dtype)).all():
         raise ConversionError(
             f"{path} has numbers up to {wide.abs().max():.3g} in {name}, and {dtype} ends at "
-            f"{torch.finfo(dtype).max:.3g}; use --dtype bfloat16 or float32"
-        )
+            f"{torch.finfo(dtype).max:.3g}; use --dtype bfloat16 or float32")
     return x
 
 
