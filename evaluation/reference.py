@@ -1,4 +1,4 @@
-"""The features of the real videos that FVD compares with, of a folder."""
+"""Features of a folder's real videos, with which FVD compares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from zerosmooth.fields import UserError
 from zerosmooth.files import remove_left
 from zerosmooth.results import write_tensors
 from zerosmooth.video import find_videos, read_video
@@ -19,20 +20,19 @@ from .jobs import whole_tensors
 
 
 class RealVideos:
-    """The features of a folder's videos, kept in `into`, a file a video. ValueError if it has fewer than two."""
+    """The features of a folder's videos, kept in `into`, one file for each. UserError if there are
+    fewer than two."""
 
     def __init__(self, folder: Path, into: Path, detector: Detector) -> None:
         self.folder, self.detector = folder, detector
         self.videos = find_videos(folder)
         if len(self.videos) < 2:
-            raise ValueError(
-                f"{folder} has one video; FVD needs two real ones or more, and means something of hundreds"
-            )
-        which = f"{folder.resolve()}, {detector.protocol}"
-        self.into = into / hashlib.sha256(which.encode()).hexdigest()[:8]
+            raise UserError(f"{folder} has one video; FVD needs two real ones or more, better "
+                            "hundreds")
+        self.into = into / _digest(f"{folder.resolve()}, {detector.protocol}")[:8]
 
     def measure(self, rank: int = 0, world: int = 1) -> None:
-        """Write this process's share of the features, those that are not there yet."""
+        """Write this process's share of the features that are not there yet."""
         self.into.mkdir(parents=True, exist_ok=True)
         remove_left(self.into.absolute())
         for path in tqdm(self.videos[rank::world], desc="real videos", disable=rank > 0):
@@ -46,5 +46,8 @@ class RealVideos:
     def _file(self, path: Path) -> Path:
         facts = path.stat()  # a video that was replaced is measured again
         which = f"{path.relative_to(self.folder)}, {facts.st_size}, {facts.st_mtime_ns}"
-        name = hashlib.sha256(which.encode()).hexdigest()[:16]
-        return self.into / f"{path.stem}-{name}.features"
+        return self.into / f"{path.stem}-{_digest(which)[:16]}.features"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
