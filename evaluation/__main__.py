@@ -92,7 +92,8 @@ def compare_folders(args: argparse.Namespace) -> None:
         videos = RealVideos(args.real, args.outdir / "real", measured["FVD"])
         videos.measure()
         real = videos.features()
-    print(compare(*args.compare, measured, real))
+    a, b = args.compare
+    print(compare(a, b, measured, real))
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: SmallWorld 
     device, dtype = device_of(running.device), getattr(torch, base.dtype)
     known = interpolators.open_interpolators(args.interpolator, device, dtype)
     required = {*(args.rows or ()), *known}
-    names = [*(args.rows or TABLES[args.table]), *(row for row in known if row not in interpolators.ROWS)]
+    names = [*(args.rows or TABLES[args.table]), *(x for x in known if x not in interpolators.ROWS)]
     if world is not None and interpolators.LAVIE in names:  # its own, unless the user brings one
         known = {**interpolators.open_interpolators(world.interpolators, device, dtype), **known}
     names = interpolating(names, known, required, base)

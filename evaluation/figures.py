@@ -30,8 +30,8 @@ def write(folder: Path, results: Results, plan: Plan) -> list[Path]:
     """Write a picture for each subject whose frames were kept, and one page of them all. Returns
     their paths."""
     kept: dict[Key, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row, records in results.rows.items():
-        for key, record in records.items():
+    for row, of_row in results.rows.items():
+        for key, record in of_row.items():
             if record["frames"]:
                 kept[key][row] = record
     paths = []

@@ -139,7 +139,8 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[l
     settings, scenes = plan.settings(row), [job.scene for job in jobs if job.scene is not None]
     if plan.world is not None and row == TRUTH:
         sizes = [(cascade.frames_of(s), settings.fps_of(s)) for s in range(cascade.stages)]
-        return [[plan.world.truth(pipeline, scene, *size, settings) for size in sizes]
+        chunk = settings.decode_chunk_size
+        return [[plan.world.truth(pipeline, scene, *size, chunk) for size in sizes]
                 for scene in scenes], 0
     paced = plan.world is not None and plan.world.paced(pipeline, settings)
     if row in plan.interpolators:  # the same base video, from a prompt in the same words

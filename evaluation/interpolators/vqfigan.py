@@ -176,8 +176,9 @@ class Synthesis(nn.Module):
     def forward(self, h: Tensor, prev: Tensor, next_: Tensor) -> Tensor:
         mask, frame = self.mask(h).sigmoid(), self.residual(h)
         for i, (x, share) in enumerate(((prev, mask), (next_, 1 - mask))):
-            heads = self.vertical[i], self.horizontal[i], self.alpha[i], self.beta[i]
-            frame = frame + deformable(x, *(one(h) for one in heads), share)
+            v, across, alpha, beta = (
+                heads[i](h) for heads in (self.vertical, self.horizontal, self.alpha, self.beta))
+            frame = frame + deformable(x, v, across, alpha, beta, share)
         return frame
 
 
