@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,9 @@ from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.results import read_json, versions, write_json, write_text
 from zerosmooth.settings import Output, Settings, device_of, options
 
-from . import detectors, figures, interpolators, tables
+from . import figures, interpolators, tables
 from .compare import compare
-from .interpolators import Interpolator
+from .detectors import Detector, torchscript
 from .jobs import TRUTH, Job, Plan, measure_jobs, read_records
 from .reference import RealVideos
 from .rows import CHANGES, ORDER, TABLES, settings_of_row
@@ -68,18 +68,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rows", nargs="+", metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'")
     add("--interpolator", nargs="+", type=as_path, default=[], metavar="FILE",
-        help="weights of lavie-interpolation (.safetensors, converted) or ldmvfi (.ckpt), or "
-             "TorchScript for a row of its name")
-    add("--detector", type=as_path, metavar="FILE",
-        help="TorchScript whose features give FVD (default with --scenes: our own)")
-    add("--classifier", type=as_path, metavar="FILE",
-        help="TorchScript whose class probabilities give IS (default: likewise)")
+        help="of lavie-interpolation (.safetensors), ldmvfi (.ckpt), or TorchScript, a row itself")
+    add("--detector", type=as_path, metavar="FILE", help="TorchScript: features, for FVD; --scenes has its own")
+    add("--classifier", type=as_path, metavar="FILE", help="TorchScript: probabilities, for IS; likewise")
     add("--real", type=as_path, metavar="DIR", help="real videos with which FVD compares")
     add("--compare", nargs=2, metavar=("A", "B"), help="only measure videos B against videos A")
     add("--batch_size", type=int, default=1, metavar="N", help="videos made at once (default: 1)")
     add("--show", type=int, default=3, metavar="N", help="subjects with pictures (default: 3)")
-    add("--outdir", type=as_path, default=Path("evaluations"), metavar="DIR",
-        help="folder of the results (default: evaluations)")
+    add("--outdir", type=as_path, default=Path("evaluations"), help="default: evaluations")
     arguments.add_settings(add, leave_out=("preset", "method"))
     return parser.parse_args(argv)
 
@@ -87,13 +83,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def compare_folders(args: argparse.Namespace) -> None:
     if args.scenes is not None:
         raise UserError("--compare measures existing videos; leave --scenes out")
-    measured, real = measuring(args, None), None
-    if "FVD" in measured:
-        videos = RealVideos(args.real, args.outdir / "real", measured["FVD"])
-        videos.measure()
-        real = videos.features()
+    measured = measuring(args, None)
+    if real := real_of(args, measured):
+        real.measure()
     a, b = args.compare
-    print(compare(a, b, measured, real))
+    print(compare(a, b, measured, None if real is None else real.features()))
+
+
+def real_of(args: argparse.Namespace, measured: Mapping[str, Detector]) -> RealVideos | None:
+    """The real videos with which FVD compares, if they are given."""
+    if args.real is None:
+        return None
+    return RealVideos(args.real, args.outdir / "real", measured["FVD"])
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,7 @@ def prepare(args: argparse.Namespace) -> Work:
     plan = plan_of(args, checkpoint, world_of(args))
     check_folder(args.outdir, plan.base)
     Page(args.outdir)  # which refuses another's
-    groups = list(groups_of(args, checkpoint, plan))
-    real = None
-    if args.real is not None:
-        real = RealVideos(args.real, args.outdir / "real", plan.detectors["FVD"])
+    groups, real = list(groups_of(args, checkpoint, plan)), real_of(args, plan.detectors)
     return Work(args, checkpoint, plan, groups, real, agree(args, checkpoint, plan))
 
 
@@ -149,8 +147,7 @@ def evaluate(work: Work, rank: int, world: int) -> int:
     jobs = work.jobs()
     left_out = [job for job, keep in jobs if plan.lacks(job, keep)]
     if all(record["row"] == TRUTH for record in read_records(plan.folder)):
-        raise UserError("every video turned NaN, so there is nothing to report; what to try is "
-                        "said above")
+        raise UserError("every video turned NaN; what to try is said above")
     report(work)
     if left_out:
         rows = ", ".join(dict.fromkeys(job.row for job in left_out))
@@ -186,12 +183,12 @@ def batches(waiting: list[tuple[Job, bool]], size: int) -> Iterator[list[tuple[J
         yield from (of_row[i : i + size] for i in range(0, len(of_row), size))
 
 
-def measuring(args: argparse.Namespace, world: SmallWorld | None) -> dict[str, detectors.Detector]:
+def measuring(args: argparse.Namespace, world: SmallWorld | None) -> dict[str, Detector]:
     """The detectors by measure. UserError if one cannot be used."""
     device, found = device_of(args.device), {}
     for measure, path, classes in (("FVD", args.detector, False), ("IS", args.classifier, True)):
         if path is not None:
-            found[measure] = detectors.torchscript(path, device, classes)
+            found[measure] = torchscript(path, device, classes)
         elif world is not None:
             found[measure] = world.detector(device, classes)
     if args.detector is not None and args.real is None and world is None:
@@ -209,22 +206,22 @@ def world_of(args: argparse.Namespace) -> SmallWorld | None:
     names = ("height", "width", "prompt_file", "image", "motion_bucket_id", "real")
     said = [name for name in names if given.get(name) is not None]
     if said or args.num_videos != 1:
-        raise UserError("--scenes draws its own subjects, one video each; leave "
-                        f"{[*said, 'num_videos'][0]} out")
+        wrong = [*said, "num_videos"][0]
+        raise UserError(f"--scenes draws its own subjects, one video each; leave {wrong} out")
     from smallworld.world import SmallWorld  # which only --scenes needs
 
     return SmallWorld()
 
 
 def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: SmallWorld | None) -> Plan:
-    """UserError for settings that do not fit in some row."""
+    """UserError for settings that do not fit in some row. Rows of interpolators that cannot be made
+    are left out, unless they are asked for by name or by file."""
     said, files = arguments.asked(args), {option.name for option in options(Output)}
     for name in said:
         if name in {*CHANGES, "preset", "method"}:
-            raise UserError(f"{name} is for rows to say; write it behind one: --rows "
-                            f"zerosmooth:{name}={said[name]}")
+            raise UserError(f"{name} belongs to rows: --rows zerosmooth:{name}={said[name]}")
         if name in files:
-            raise UserError(f"{name} is of files that an evaluation does not write; leave it out")
+            raise UserError(f"{name} does nothing to an evaluation; leave it out")
     base, running = arguments.read_settings(args, checkpoint)
     shared = {**arguments.of_kind(Settings, said), "dtype": base.dtype}
     device, dtype = device_of(running.device), getattr(torch, base.dtype)
@@ -233,30 +230,21 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: SmallWorld 
     names = [*(args.rows or TABLES[args.table]), *(x for x in known if x not in interpolators.ROWS)]
     if world is not None and interpolators.LAVIE in names:  # its own, unless the user brings one
         known = {**interpolators.open_interpolators(world.interpolators, device, dtype), **known}
-    names = interpolating(names, known, required, base)
-    used = {row: known[row] for row in names if row in known}
-    rows = {row: base if row in used else settings_of_row(row, checkpoint, shared)
-            for row in names}
-    return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
-
-
-def interpolating(names: Sequence[str], known: Mapping[str, Interpolator],
-                  required: Collection[str], base: Settings) -> list[str]:
-    """The rows without those of interpolators that cannot be used. UserError if one of these is
-    required."""
-    rows = []
-    for row in dict.fromkeys(names):
+    rows, used = {}, {}
+    for row in names:
+        if row not in known and row not in interpolators.ROWS:
+            rows[row] = settings_of_row(row, checkpoint, shared)
+            continue
         try:
-            if row in known:
-                known[row].check(base)
-            elif row in interpolators.ROWS:
+            if row not in known:
                 raise UserError("it needs its weights: --interpolator FILE")
-            rows.append(row)
+            known[row].check(base)
+            rows[row], used[row] = base, known[row]
         except UserError as error:
             if row in required:
                 raise UserError(f"the row {row} cannot be made: {error}") from error
             print(f"without the row {row}: {error}", file=sys.stderr)
-    return rows
+    return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
 
 
 def groups_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> Iterator[list[Job]]:
@@ -291,11 +279,9 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
     if path.exists() and next(plan.folder.glob("*.json"), None):
         before = read_json(path)
         if not isinstance(before, dict):
-            print(f"note: {path} is damaged; the videos beside it are taken to be of what this "
-                  "command says")
+            print(f"note: {path} is damaged; this command is taken to be what made the videos")
         elif other := [name for name in common if before.get(name) != common[name]]:
-            raise UserError(f"{args.outdir} holds an evaluation of another {', '.join(other)}; use "
-                            "another --outdir")
+            raise UserError(f"{args.outdir} differs in {', '.join(other)}; use another --outdir")
     write_json(path, common)
     return common
 

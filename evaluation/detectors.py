@@ -36,7 +36,8 @@ class Detector:
     def __call__(self, frames: Tensor) -> Tensor:
         """The numbers of a video's middle clip: d, float32 on the CPU. frames: uint8 f h w 3.
         UserError if the network does not take such a clip."""
-        clip = middle(frames).to(self.device).permute(3, 0, 1, 2)[None].float()
+        start = max(0, (len(frames) - CLIP) // 2)
+        clip = frames[start : start + CLIP].to(self.device).permute(3, 0, 1, 2)[None].float()
         try:
             return self.answer(clip)[0].float().cpu()
         except RuntimeError as error:
@@ -44,12 +45,6 @@ class Detector:
                 raise
             name, shape = self.protocol.split(" ")[0], " ".join(map(str, clip.shape))
             raise UserError(f"{name} does not take clips of {shape} ({_last(error)})") from error
-
-
-def middle(frames: Tensor) -> Tensor:
-    """The CLIP frames in the middle of a video, or all frames of a shorter one."""
-    start = max(0, (len(frames) - CLIP) // 2)
-    return frames[start : start + CLIP]
 
 
 def load_torchscript(what: str, path: Path, device: torch.device) -> Any:
@@ -91,10 +86,8 @@ def torchscript(path: Path, device: torch.device, probabilities: bool) -> Detect
 
 def protocol(path: Path, how: str) -> str:
     """What a detector's numbers depend on. how: the range of its input, and what it answers."""
-    frames = (f"one clip a video, its middle {CLIP} frames (or all of fewer) at the video's own "
-              "rate")
-    return (f"{path.name} (sha256 {sha256(path)[:16]}), {how}; {frames}; covariance over n - 1, no "
-            "splits")
+    return (f"{path.name} (sha256 {sha256(path)[:16]}), {how}; one clip a video, its middle {CLIP} "
+            "frames (or all of fewer) at the video's own rate; covariance over n - 1, no splits")
 
 
 def _last(error: RuntimeError) -> str:

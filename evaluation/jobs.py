@@ -95,8 +95,8 @@ class Plan:
 
 
 def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequence[bool]) -> None:
-    """Sample jobs of one row as one batch, measure the videos, and write their files: see
-    `write`."""
+    """Sample jobs of one row as one batch, measure the videos, and write for each its frames if
+    they are to be kept, its features, and last its record."""
     began = time.perf_counter()
     videos, peak = _videos(pipeline, plan, jobs)
     facts = {
@@ -105,15 +105,26 @@ def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequ
         "running": asdict(plan.running) | {"device": str(pipeline.device), "batch_size": len(jobs)},
         "versions": versions(),
     }
-    for job, frames, kept in zip(jobs, videos, keep):
-        measured = [x[: plan.frames_of(s)] for s, x in enumerate(frames)]
-        write(pipeline, plan, job, measured, kept, facts)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    for job, video, kept in zip(jobs, videos, keep):
+        frames = [x[: plan.frames_of(s)] for s, x in enumerate(video)]
+        features = {f"{name}/{stage}": detector(x) for name, detector in plan.detectors.items()
+                    for stage, x in enumerate(frames)}
+        stages = _stages(pipeline, plan, job, frames)
+        if kept:
+            by_stage = {str(stage): x for stage, x in enumerate(frames)}
+            write_tensors(plan.path(job, ".frames"), by_stage)
+        if features:
+            write_tensors(plan.path(job, ".features"), features)
+        identity = {"row": job.row, "subject": job.subject.name, **job.subject.identity}
+        settings = plan.decided(job.row)
+        record = {**identity, "seed": job.seed, "settings": settings, "stages": stages, **facts}
+        write_json(plan.path(job, ".json"), record)
 
 
-def write(pipeline: Pipeline, plan: Plan, job: Job, frames: Sequence[Tensor], keep: bool,
-          facts: dict[str, Any]) -> None:
-    """Write a job's frames if they are to be kept, its features, and last its record. frames: of
-    each stage, uint8 f h w 3."""
+def _stages(pipeline: Pipeline, plan: Plan, job: Job,
+            frames: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """What is measured of a job's stages. frames: uint8 f h w 3."""
     settings, stages = plan.settings(job.row), []
     for s, x in enumerate(frames):
         n, fps = settings.cascade.scale_of(s), settings.fps_of(s)
@@ -121,16 +132,7 @@ def write(pipeline: Pipeline, plan: Plan, job: Job, frames: Sequence[Tensor], ke
         if plan.world is not None and job.scene is not None:
             paced = job.row == TRUTH or plan.world.paced(pipeline, settings)
             stages[-1] |= plan.world.measures(x, job.scene, n, fps, paced)
-    features = {f"{name}/{stage}": detector(x) for name, detector in plan.detectors.items()
-                for stage, x in enumerate(frames)}
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    if keep:
-        write_tensors(plan.path(job, ".frames"), {str(stage): x for stage, x in enumerate(frames)})
-    if features:
-        write_tensors(plan.path(job, ".features"), features)
-    identity = {"row": job.row, "subject": job.subject.name, **job.subject.identity}
-    write_json(plan.path(job, ".json"), {
-        **identity, "seed": job.seed, "settings": plan.decided(job.row), "stages": stages, **facts})
+    return stages
 
 
 def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[list[Tensor]], int]:

@@ -75,39 +75,33 @@ class Results:
         }
 
     @cache
-    def value(self, row: str, stage: int, measure: str) -> Value | None:
+    def value(self, row: str, stage: int, measure: str, less: str | None = None) -> Value | None:
         """Mean and standard error; None if it was not measured. Videos whose shape is lost (NaN)
-        are left out."""
+        are left out. less: a row that is subtracted, over the subjects and seeds of both."""
+        rows = [row] if less is None else [row, less]
         if measure in STATISTICS:
-            rows = self._features(row, stage, measure)
-            return None if rows is None else statistic(measure, rows, self.references.get(stage))
-        return mean_and_error([_get(r, stage, measure) for r in self.rows[row].values()])
-
-    @cache
-    def difference(self, row: str, to: str, stage: int, measure: str) -> Value | None:
-        """`row` minus `to`, over the subjects and seeds that both have."""
-        if measure in STATISTICS:
-            rows, others = (self._features(x, stage, measure) for x in (row, to))
-            if rows is None or others is None:
+            features = [self._features(row, stage, measure) for row in rows]
+            there = [x for x in features if x is not None]
+            if len(there) < len(rows):
                 return None
-            return statistic(measure, rows, self.references.get(stage), less=others)
-        mine, other = self.rows[row], self.rows[to]
-        return mean_and_error([_get(mine[k], stage, measure) - _get(other[k], stage, measure)
-                               for k in mine if k in other])
+            return statistic(measure, there[0], self.references.get(stage), *there[1:])
+        of = [self.rows[row] for row in rows]
+        each = ([_get(x[key], stage, measure) for x in of] for key in of[0] if key in of[-1])
+        return mean_and_error([one[0] - sum(one[1:]) for one in each])
 
     def as_json(self, to: str = "zerosmooth") -> dict[str, dict[str, Any]]:
         """By row: the number of videos, and for each stage the mean and standard error of every
         measure and of its difference from the row `to`."""
 
-        def of_stage(row: str, s: int) -> dict[str, Any]:
-            less = {m: self.difference(row, to, s, m) for m in MEASURES if to in self.rows}
-            return {"frames": self.frames[s],
-                    "values": {m: v for m in MEASURES if (v := self.value(row, s, m))},
-                    f"less {to}": {m: v for m, v in less.items() if v}}
+        def values(row: str, stage: int, less: str | None = None) -> dict[str, Value]:
+            return {m: v for m in MEASURES if (v := self.value(row, stage, m, less))}
 
-        return {row: {"videos": len(of_row),
-                      "stages": [of_stage(row, s) for s in range(self.stages)]}
-                for row, of_row in self.rows.items()}
+        def of_stage(row: str, s: int) -> dict[str, Any]:
+            return {"frames": self.frames[s], "values": values(row, s),
+                    f"less {to}": values(row, s, to) if to in self.rows else {}}
+
+        return {row: {"videos": len(x), "stages": [of_stage(row, s) for s in range(self.stages)]}
+                for row, x in self.rows.items()}
 
     def _features(self, row: str, stage: int, measure: str) -> Tensor | None:
         """n d, of the shared subjects and seeds; None if there are too few, or no references."""
@@ -194,7 +188,7 @@ def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
             parts.append(table(head, body))
         others = [row for row in results.rows if row != to]
         if stage > 0 and to in results.rows and others:
-            less = {m: [results.difference(row, to, stage, m) for row in others]
+            less = {m: [results.value(row, stage, m, to) for row in others]
                     for m in MEASURES if m != "seconds"}
             paired = [m for m in less if any(less[m])]
             body = [[row, *(show(less[m][i], MEASURES[m][0], "+") for m in paired)]

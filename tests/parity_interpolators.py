@@ -144,7 +144,7 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
 
 def check_ldmvfi_unet(reference: Reference) -> float:
     t = reference.tensors
-    return error(ldmvfi_networks(reference).unet(t["x"], t["timesteps"], t["condition"]), t["y"])
+    return error(ldmvfi_networks(reference).unet.noise(t["x"], t["timesteps"], t["condition"]), t["y"])
 
 
 def check_ldmvfi_sampler(reference: Reference) -> float:

@@ -48,12 +48,10 @@ class LDMVFIUNet(Skeleton):
     def __init__(self, c: UNetConfig) -> None:
         super().__init__(c, partial(MaxViTBlock, c))
 
-    def forward(self, x: Tensor, timestep: Tensor,  # type: ignore[override]
-                condition: Tensor) -> Tensor:
-        """The noise. x: b 3 h w, noisy latents; timestep: b; condition: b 6 h w, latents of the
-        frames before and after. h and w are multiples of 8."""
-        shown = torch.cat([x, condition], dim=1)[:, None]
-        return super().forward(shown, timestep, {})[:, 0]
+    def noise(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """x: b 3 h w, noisy latents; timestep: b; condition: b 6 h w, latents of the frames before
+        and after. h and w are multiples of 8. Returns b 3 h w."""
+        return self(torch.cat([x, condition], dim=1)[:, None], timestep, {})[:, 0]
 
 
 class MaxViTBlock(Block):
@@ -70,8 +68,7 @@ class MaxViTBlock(Block):
 class LDMVFI(nn.Module):
     """Both networks; `TABLE` maps published names to those of their parameters."""
 
-    def __init__(self, unet: UNetConfig = UNetConfig(),
-                 vae: VQFIGANConfig = VQFIGANConfig()) -> None:
+    def __init__(self, unet: UNetConfig, vae: VQFIGANConfig) -> None:
         super().__init__()
         self.unet, self.vae = LDMVFIUNet(unet), VQFIGAN(vae)
 
@@ -90,7 +87,7 @@ class LDMVFI(nn.Module):
         x = sampler.start(noise(tuple(z_prev.shape), -1))
         for i in range(len(sampler)):
             timestep = torch.full((len(x),), sampler.timestep(i), device=x.device)
-            output = self.unet(x, timestep, condition)
+            output = self.unet.noise(x, timestep, condition)
             fresh = noise(tuple(x.shape), i) if sampler.stochastic else None
             x = sampler.step(i, x, sampler.x0(i, x, output), fresh)
         frame = self.vae.decode(x, prev, next_, [phi_prev, phi_next])
@@ -126,18 +123,15 @@ def padding(height: int, width: int) -> tuple[int, int]:
 
 
 ATTENTION = Table([
-    ("norm.*", "norm.*"),
-    *((f"fn.to_{x}.weight", f"to_{x}.weight") for x in "qkv"),
-    ("fn.to_out.0.weight", "to_out.weight"),
-    ("fn.rel_pos_bias.weight", "bias"),
+    ("norm.*", "norm.*"), *((f"fn.to_{x}.weight", f"to_{x}.weight") for x in "qkv"),
+    ("fn.to_out.0.weight", "to_out.weight"), ("fn.rel_pos_bias.weight", "bias"),
 ])
 FEED = Table([("norm.*", "norm.*"), ("fn.net.0.*", "fc1.*"), ("fn.net.3.*", "fc2.*")])
 MAXVIT = Table([row for part in ("block", "grid")
                 for table, name in ((ATTENTION, "attn"), (FEED, "ff"))
                 for row in table.within(f"{name}_{part}.", f"{name}_{part}.")])
 UNET = Table([
-    ("time_embed.*", "time_embedding.*"),
-    ("input_blocks.0.0.*", "conv_in.*"),
+    ("time_embed.*", "time_embedding.*"), ("input_blocks.0.0.*", "conv_in.*"),
     ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
     *RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
     *MAXVIT.within("input_blocks.{}.1.", "encoder.{-1}.attn."),
@@ -147,39 +141,31 @@ UNET = Table([
     *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
     *RES.within("output_blocks.{}.0.", "decoder.{}.res."),
     *MAXVIT.within("output_blocks.{}.1.", "decoder.{}.attn."),
-    ("out.0.*", "norm_out.*"),
-    ("out.2.*", "conv_out.*"),
+    ("out.0.*", "norm_out.*"), ("out.2.*", "conv_out.*"),
 ])
 COUNTER = "num_batches_tracked"  # of batch norms
 ENDS = Table([
-    ("conv_in.*", "conv_in.*"),
-    *VAE_RES.within("mid.block_1.", "middle.res1."),
-    *MAXVIT.within("mid.attn_1.", "middle.attn."),
+    *((f"{name}.*", f"{name}.*") for name in ("conv_in", "norm_out", "conv_out")),
+    *VAE_RES.within("mid.block_1.", "middle.res1."), *MAXVIT.within("mid.attn_1.", "middle.attn."),
     *VAE_RES.within("mid.block_2.", "middle.res2."),
-    ("norm_out.*", "norm_out.*"),
-    ("conv_out.*", "conv_out.*"),
 ])
-GATE = "cross_attn.proj_in.6.gate"
+GATE = "decoder.up.{}.cross_attn.proj_in.6.gate", "decoder.levels.{}.neighbours.6"
 HEADS = {"KernelVertical": "vertical", "KernelHorizontal": "horizontal", "Alpha": "alpha",
          "Beta": "beta"}
 VAE = Table([
-    *ENDS.within("encoder.", "encoder."),
+    *ENDS.within("encoder.", "encoder."), *ENDS.within("decoder.", "decoder."),
     *VAE_RES.within("encoder.down.{}.block.{}.", "encoder.levels.{}.res.{}."),
     ("encoder.down.{}.downsample.conv.*", "encoder.levels.{}.resample.*"),
-    *ENDS.within("decoder.", "decoder."),
     *VAE_RES.within("decoder.up.{}.block.{}.", "decoder.levels.{}.res.{}."),
-    (f"decoder.up.{{}}.{GATE}.1.weight", "decoder.levels.{}.neighbours.6.fc1.weight"),
-    (f"decoder.up.{{}}.{GATE}.3.weight", "decoder.levels.{}.neighbours.6.fc2.weight"),
+    *((f"{GATE[0]}.{i}.weight", f"{GATE[1]}.fc{j}.weight") for i, j in ((1, 1), (3, 2))),
     ("decoder.up.{}.cross_attn.proj_in.*", "decoder.levels.{}.neighbours.*"),
     *MAXVIT.within("decoder.up.{}.cross_attn.", "decoder.levels.{}.attn."),
     ("decoder.up.{}.upsample.conv.*", "decoder.levels.{}.resample.conv.*"),
     *((f"decoder.module{theirs}{i + 1}.*", f"decoder.synthesis.{ours}.{i}.*")
       for theirs, ours in HEADS.items() for i in (0, 1)),
-    ("decoder.moduleMask.*", "decoder.synthesis.mask.*"),
-    ("decoder.moduleResidual.*", "decoder.synthesis.residual.*"),
+    *((f"decoder.module{x}.*", f"decoder.synthesis.{x.lower()}.*") for x in ("Mask", "Residual")),
+    *((f"{name}.*", f"{name}.*") for name in ("quant_conv", "post_quant_conv")),
     ("quantize.embedding.weight", "codebook"),
-    ("quant_conv.*", "quant_conv.*"),
-    ("post_quant_conv.*", "post_quant_conv.*"),
 ])
 TABLE = Table(
     [*UNET.within("model.diffusion_model.", "unet."), *VAE.within("first_stage_model.", "vae.")],
@@ -187,8 +173,7 @@ TABLE = Table(
         "cond_stage_model.*": "the autoencoder under a second name",
         "first_stage_model.decoder.up.{}.cross_attn.out_conv.*": "never called",
         f"*.{COUNTER}": "counted in training",
-        "model_ema.decay": "of the running average",
-        "model_ema.num_updates": "likewise",
+        **dict.fromkeys(("model_ema.decay", "model_ema.num_updates"), "of the running average"),
         **dict.fromkeys(BUFFERS, "the schedule's, computed"),
     },
 )
@@ -202,8 +187,7 @@ def averaged(source: Source) -> Source:
     shapes = dict(source.shapes)
     for trained, name in average.items():
         if name not in shapes:
-            raise ConversionError(f"{source.name} is not LDMVFI: it has no {name}, a running "
-                                  "average")
+            raise ConversionError(f"{source.name} is not LDMVFI: {name}, an average, is missing")
         shapes[trained] = shapes.pop(name)
     return replace(source, shapes=shapes, read=lambda name: source.read(average.get(name, name)))
 
@@ -213,7 +197,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> LDMVFI:
     it is another file."""
     source = averaged(open_source(path, takes=(AVERAGED,)))
     with torch.device("meta"):
-        network = LDMVFI()
+        network = LDMVFI(UNetConfig(), VQFIGANConfig())
     state = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     expected = {name: shape for name, shape in state.items() if COUNTER not in name}
     try:
