@@ -27,11 +27,9 @@ if __name__ == "__main__":
     import zerosmooth  # noqa: F401  before torch, whose threads it tells how to wait
 
 import torch
-from torch import Tensor
 
 from zerosmooth.checkpoint import Checkpoint, load_described
 from zerosmooth.cli import arguments
-from zerosmooth.cli.arguments import Shown, as_path
 from zerosmooth.cli.check import check_folder, say_lost_tokens
 from zerosmooth.cli.command import run_command
 from zerosmooth.cli.live import Progress
@@ -44,10 +42,9 @@ from zerosmooth.results import read_json, versions, write_json, write_text
 from zerosmooth.settings import Output, Settings, device_of, options
 
 from . import figures, interpolators, tables
-from .compare import compare
+from .compare import RealVideos, compare
 from .detectors import Detector, torchscript
 from .jobs import TRUTH, Job, Plan, measure_jobs, read_records
-from .reference import RealVideos
 from .rows import CHANGES, ORDER, TABLES, settings_of_row
 
 if TYPE_CHECKING:
@@ -60,22 +57,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m evaluation", "python -m evaluation [options]",
                                      __doc__, formatter_class=arguments.Help)
     parser.set_defaults(seed=0)
-    add = parser.add_argument
+    add, path = parser.add_argument, arguments.as_path
     arguments.add_checkpoint(add)
     arguments.add_subjects(add)
     add("--scenes", type=int, metavar="N", help="N scenes of the small world instead, by --seed")
     add("--table", choices=TABLES, default="1", help="the paper's table to measure (default: 1)")
     add("--rows", nargs="+", metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'")
-    add("--interpolator", nargs="+", type=as_path, default=[], metavar="FILE",
+    add("--interpolator", nargs="+", type=path, default=[], metavar="FILE",
         help="of lavie-interpolation (.safetensors), ldmvfi (.ckpt), or TorchScript, a row itself")
-    add("--detector", type=as_path, metavar="FILE", help="TorchScript: features, for FVD; --scenes has its own")
-    add("--classifier", type=as_path, metavar="FILE", help="TorchScript: probabilities, for IS; likewise")
-    add("--real", type=as_path, metavar="DIR", help="real videos with which FVD compares")
+    add("--detector", type=path, metavar="FILE", help="gives features, for FVD (TorchScript)")
+    add("--classifier", type=path, metavar="FILE", help="gives probabilities, for IS")
+    add("--real", type=path, metavar="DIR", help="real videos with which FVD compares")
     add("--compare", nargs=2, metavar=("A", "B"), help="only measure videos B against videos A")
     add("--batch_size", type=int, default=1, metavar="N", help="videos made at once (default: 1)")
     add("--show", type=int, default=3, metavar="N", help="subjects with pictures (default: 3)")
-    add("--outdir", type=as_path, default=Path("evaluations"), help="default: evaluations")
+    add("--outdir", type=path, default=Path("evaluations"), help="default: evaluations")
     arguments.add_settings(add, leave_out=("preset", "method"))
     return parser.parse_args(argv)
 
@@ -83,10 +80,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def compare_folders(args: argparse.Namespace) -> None:
     if args.scenes is not None:
         raise UserError("--compare measures existing videos; leave --scenes out")
-    measured = measuring(args, None)
+    measured, (a, b) = measuring(args, None), args.compare
     if real := real_of(args, measured):
         real.measure()
-    a, b = args.compare
     print(compare(a, b, measured, None if real is None else real.features()))
 
 
@@ -191,10 +187,8 @@ def measuring(args: argparse.Namespace, world: SmallWorld | None) -> dict[str, D
             found[measure] = torchscript(path, device, classes)
         elif world is not None:
             found[measure] = world.detector(device, classes)
-    if args.detector is not None and args.real is None and world is None:
-        raise UserError("FVD compares with real videos; add --real, or leave --detector out")
-    if args.real is not None and args.detector is None:
-        raise UserError("--real is for FVD; add --detector, which computes its features")
+    if world is None and (args.detector is None) != (args.real is None):
+        raise UserError("FVD needs both --detector and --real; add the other, or leave both out")
     return found
 
 
@@ -252,7 +246,7 @@ def groups_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> I
     if plan.world is not None:
         check("rows x --scenes", len(plan.rows) * args.scenes, int, VIDEOS)
         for i, scene in enumerate(plan.world.scenes(checkpoint, args.seed, args.scenes)):
-            shown = Shown(f"{scene.prompt()}, {i}", {})
+            shown = arguments.Shown(f"{scene.prompt()}, {i}", {})
             yield [Job(row, shown, args.seed + i, scene) for row in (*plan.rows, TRUTH)]
         return
     subjects = arguments.read_subjects(args, checkpoint)
@@ -286,24 +280,21 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
     return common
 
 
-def references_of(work: Work) -> dict[int, Tensor]:
-    """By stage, features n d of the videos with which FVD compares."""
-    plan, stages = work.plan, range(work.plan.base.cascade.stages)
-    if plan.world is None:
-        return {} if work.real is None else dict.fromkeys(stages, work.real.features())
-    return {s: plan.world.references(work.checkpoint, plan.base, plan.frames_of(s),
-                                     plan.base.fps_of(s), plan.detectors["FVD"]) for s in stages}
-
-
 def report(work: Work) -> None:
     """Write the table, the numbers and the pictures of all records in the folder."""
-    args, plan, common, references = work.args, work.plan, work.common, references_of(work)
+    args, plan, common = work.args, work.plan, work.common
+    stages, references = range(plan.base.cascade.stages), {}  # features by stage, for FVD
+    if plan.world is not None:
+        references = {s: plan.world.references(work.checkpoint, plan.base, plan.frames_of(s),
+                                               plan.base.fps_of(s), plan.detectors["FVD"])
+                      for s in stages}
+    elif work.real is not None:
+        references = dict.fromkeys(stages, work.real.features())
     results = tables.Results(read_records(plan.folder), references)
     lines = [f"- `{name}` by {text}." for name, text in common["protocol"].items()]
     if references:
-        what = f"videos of {args.real}"
-        if args.real is None:
-            what = "true renderings, not through the autoencoder"
+        truth = "true renderings, not through the autoencoder"
+        what = truth if args.real is None else f"videos of {args.real}"
         lines.append(f"- FVD compares with {len(references[0])} {what}.")
     if plan.interpolators:
         lines.append(f"- All rows are measured {common['frames']}, where interpolators end: "

@@ -1,20 +1,25 @@
-"""Compares two sets of videos, made by anything: how well the denser ones keep the frames of the
-others, and what lies between."""
+"""Videos from files, made by anything: how well denser ones keep the frames of others, and the
+features of real ones, with which FVD compares."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from zerosmooth.fields import UserError
+from zerosmooth.files import remove_left
+from zerosmooth.results import write_tensors
 from zerosmooth.video import find_videos, read_video
 
 from .detectors import Detector
+from .jobs import whole_tensors
 from .metrics import blend_psnr, psnr, ssim
 from .tables import FEWEST, MEASURES, mean_and_error, show, statistic, table
 
@@ -74,3 +79,32 @@ def _scale(one: Path, other: Path, x: Tensor, y: Tensor) -> int:
         raise UserError(f"{other} has {len(y)} frames, which is neither n for each of the {len(x)} "
                         f"of {one} nor n - 1 between two")
     return n
+
+
+class RealVideos:
+    """The features of a folder's videos, kept in `into`, one file for each. UserError if there are
+    fewer than two."""
+
+    def __init__(self, folder: Path, into: Path, detector: Detector) -> None:
+        self.folder, self.into, self.detector = folder, into, detector
+        self.videos = find_videos(folder)
+        if len(self.videos) < 2:
+            raise UserError(f"{folder} has one video; FVD needs two real ones or more, better "
+                            "hundreds")
+
+    def measure(self, rank: int = 0, world: int = 1) -> None:
+        """Write this process's share of the features that are not there yet."""
+        self.into.mkdir(parents=True, exist_ok=True)
+        remove_left(self.into.absolute())
+        for path in tqdm(self.videos[rank::world], desc="real videos", disable=rank > 0):
+            if not whole_tensors(file := self._file(path)):
+                write_tensors(file, {"FVD": self.detector(torch.from_numpy(read_video(path)))})
+
+    def features(self) -> Tensor:
+        """n d, once all are measured."""
+        return torch.stack([load_file(self._file(path))["FVD"] for path in self.videos])
+
+    def _file(self, path: Path) -> Path:
+        facts = path.stat()  # a video that was replaced is measured again
+        which = f"{path.resolve()}, {facts.st_size}, {facts.st_mtime_ns}, {self.detector.protocol}"
+        return self.into / f"{path.stem}-{hashlib.sha256(which.encode()).hexdigest()[:16]}.features"

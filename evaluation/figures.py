@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -42,18 +42,15 @@ def write(folder: Path, results: Results, plan: Plan) -> list[Path]:
         paths.append(folder / f"side-by-side-{i}.png")
         write_picture(paths[-1], side_by_side(f"{key[0]}, seed {key[1]}", dense, bases[-1]))
     if paths:
+        command = shlex.join(["python", "-m", "evaluation", *sys.argv[1:]])
+        changed = {key: [record["frames"].stat().st_mtime_ns for record in records.values()]
+                   for key, records in kept.items()}
         playing = page.Page(folder)
-        playing.write(found(kept, plan))
+        playing.write((f"{key} {changed[key]} {command}",
+                       partial(_entry, key, records, plan, command))
+                      for key, records in kept.items())
         paths.append(playing.path)
     return paths
-
-
-def found(kept: Mapping[Key, dict[str, dict[str, Any]]], plan: Plan) -> Iterator[page.Found]:
-    """The page's entries: for each subject its key frames, and the last stage of every row."""
-    command = shlex.join(["python", "-m", "evaluation", *sys.argv[1:]])
-    for key, records in kept.items():
-        changed = [record["frames"].stat().st_mtime_ns for record in records.values()]
-        yield f"{key} {changed} {command}", partial(_entry, key, records, plan, command)
 
 
 def _entry(key: Key, records: Mapping[str, Mapping[str, Any]], plan: Plan,

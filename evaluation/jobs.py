@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from .interpolators import Interpolator
 from .metrics import blend_psnr, psnr, ssim
 
 if TYPE_CHECKING:
-    from smallworld.draw import Scene
     from smallworld.world import SmallWorld
 
 TRUTH = "true rendering"  # a row of the small world: the scene itself, encoded and decoded
@@ -38,7 +37,7 @@ class Job:
     row: str
     subject: Shown
     seed: int
-    scene: Scene | None = None
+    scene: Any = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class Plan:
     rows: Mapping[str, Settings]
     running: Running
     detectors: Mapping[str, Detector]
-    world: SmallWorld | None = None
-    interpolators: Mapping[str, Interpolator] = field(default_factory=dict)
+    world: SmallWorld | None
+    interpolators: Mapping[str, Interpolator]
 
     def path(self, job: Job, suffix: str) -> Path:
         identity = [job.row, job.subject.identity, job.seed]
@@ -110,29 +109,20 @@ def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequ
         frames = [x[: plan.frames_of(s)] for s, x in enumerate(video)]
         features = {f"{name}/{stage}": detector(x) for name, detector in plan.detectors.items()
                     for stage, x in enumerate(frames)}
-        stages = _stages(pipeline, plan, job, frames)
+        settings, stages = plan.settings(job.row), []
+        for s, x in enumerate(frames):
+            n, fps = settings.cascade.scale_of(s), settings.fps_of(s)
+            stages.append({"frames": len(x), "fps": fps, **measures(x, frames[0], n)})
+            if plan.world is not None and job.scene is not None:
+                paced = job.row == TRUTH or plan.world.paced(pipeline, settings)
+                stages[-1] |= plan.world.measures(x, job.scene, n, fps, paced)
         if kept:
-            by_stage = {str(stage): x for stage, x in enumerate(frames)}
-            write_tensors(plan.path(job, ".frames"), by_stage)
+            write_tensors(plan.path(job, ".frames"), {str(s): x for s, x in enumerate(frames)})
         if features:
             write_tensors(plan.path(job, ".features"), features)
         identity = {"row": job.row, "subject": job.subject.name, **job.subject.identity}
-        settings = plan.decided(job.row)
-        record = {**identity, "seed": job.seed, "settings": settings, "stages": stages, **facts}
-        write_json(plan.path(job, ".json"), record)
-
-
-def _stages(pipeline: Pipeline, plan: Plan, job: Job,
-            frames: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """What is measured of a job's stages. frames: uint8 f h w 3."""
-    settings, stages = plan.settings(job.row), []
-    for s, x in enumerate(frames):
-        n, fps = settings.cascade.scale_of(s), settings.fps_of(s)
-        stages.append({"frames": len(x), "fps": fps, **measures(x, frames[0], n)})
-        if plan.world is not None and job.scene is not None:
-            paced = job.row == TRUTH or plan.world.paced(pipeline, settings)
-            stages[-1] |= plan.world.measures(x, job.scene, n, fps, paced)
-    return stages
+        decided = {"seed": job.seed, "settings": plan.decided(job.row)}
+        write_json(plan.path(job, ".json"), {**identity, **decided, "stages": stages, **facts})
 
 
 def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[list[Tensor]], int]:

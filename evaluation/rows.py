@@ -20,6 +20,11 @@ ABLATION: dict[str, dict[str, Any]] = {
     "+ temporal": {"kv_operator": "S", **FULL},
     "+ A1/A2": FULL,
 }
+OWN: dict[str, dict[str, Any]] = {  # settings of each row
+    **{preset: {"preset": preset} for preset in PRESETS},
+    **{method: {"method": method, "preset": "paper"} for method in METHODS},
+    **{row: {"preset": "paper", **part} for row, part in ABLATION.items()},
+}
 BASELINES = ("direct", "windowed", "freenoise", "ddnm")
 TABLES = {
     "1": (*BASELINES, "zerosmooth"),
@@ -63,14 +68,9 @@ def settings_of_row(row: str, checkpoint: Checkpoint, asked: dict[str, Any]) -> 
     that differ follow a colon: "zerosmooth:a1_probability=0.5,overlap=12".
     """
     name, _, changes = row.partition(":")
-    if name in ABLATION:
-        own: dict[str, Any] = {"preset": "paper", **ABLATION[name]}
-    elif name in METHODS:
-        own = {"method": name, "preset": "paper"}
-    elif name in PRESETS:
-        own = {"preset": name}
-    else:
+    if name not in OWN:
         raise UserError(f"there is no row {name!r}; use {', '.join(ORDER)}")
+    own = {**OWN[name]}
     for change in filter(None, changes.split(",")):
         key, _, text = change.partition("=")
         if key not in CHANGES:

@@ -29,8 +29,7 @@ GROUPS = {
     },
     "How the inserted frames fit": {
         "jitter": (2, "second difference of the shape's path, RMS, pixels; less is better"),
-        "off path": (2, "distance from uniform motion between key frames, RMS, pixels; less is "
-                        "better"),
+        "off path": (2, "RMS distance from uniform motion between keys, pixels; less is better"),
         "color": (1, "distance of the colour from the key frames', of 255; less is better"),
         "area": (3, "relative difference of the area from the key frames'; less is better"),
         "redrawn": (2, "PSNR against what they should show, drawn from the key frames, dB"),

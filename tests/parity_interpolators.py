@@ -175,10 +175,12 @@ def check_ldmvfi_autoencoder(reference: Reference) -> float:
     errors += [error(phi.mean(1), t[f"y_phi_{i}"]) for i, phi in enumerate(phi_prev) if f"y_phi_{i}" in t]
     if not torch.equal(vae.codes(t["z"]).reshape(t["y_codes"].shape), t["y_codes"]):
         return INFINITE
-    for name, quantise in {"y": True, "y_not_quantised": False}.items():
-        if name in t:
-            y = vae.decode(t["z"], t["prev"], t["next"], [phi_prev, phi_next], quantise)
-            errors.append(error(y, t[name]))
+    shown = t["prev"], t["next"], [phi_prev, phi_next]
+    if "y" in t:
+        errors.append(error(vae.decode(t["z"], *shown), t["y"]))
+    if "y_not_quantised" in t:
+        y = vae.decoder(vae.post_quant_conv(t["z"]), *shown)
+        errors.append(error(y, t["y_not_quantised"]))
     return max(errors)
 
 

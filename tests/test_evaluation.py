@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import __main__ as command
-from evaluation import compare, detectors, figures, jobs, reference, rows, tables
+from evaluation import compare, detectors, figures, jobs, rows, tables
 from evaluation.jobs import measures
 from evaluation.metrics import inception_score
 from smallworld import classifier, world
@@ -194,9 +194,9 @@ def test_real_videos_are_two_or_more_and_measured_again_when_replaced(tmp_path, 
     detector = detectors.torchscript(stand_ins["features"], CPU, False)
     noise_video(tmp_path / "real/0.mp4", 0)
     with pytest.raises(ValueError, match="two real ones or more"):
-        reference.RealVideos(tmp_path / "real", tmp_path / "features", detector)
+        compare.RealVideos(tmp_path / "real", tmp_path / "features", detector)
     noise_video(tmp_path / "real/1.mp4", 1)
-    videos = reference.RealVideos(tmp_path / "real", tmp_path / "features", detector)
+    videos = compare.RealVideos(tmp_path / "real", tmp_path / "features", detector)
     videos.measure()
     before = videos.features()
     noise_video(tmp_path / "real/1.mp4", 2)

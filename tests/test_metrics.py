@@ -16,7 +16,7 @@ def test_psnr_of_a_known_difference():
     assert abs(psnr(flat(0), flat(51)) - 13.979) < 1e-3  # a fifth of the range: -20 log10(0.2)
     one_frame = flat(0)
     one_frame[1] = 51
-    assert abs(psnr(flat(0), one_frame) - (100 + 13.979) / 2) < 1e-3  # mean over frames, not of all pixels
+    assert abs(psnr(flat(0), one_frame) - (100 + 13.979) / 2) < 1e-3  # mean over frames
 
 
 def test_ssim_of_flat_frames_is_its_luminance_term():

@@ -116,15 +116,14 @@ class LaVieInterpolation(LaVie):
 FAMILY = LaVieInterpolation()
 
 
-def key_latents(networks: Networks, frames: Tensor, noise: Tensor,
-                size: tuple[int, int] | None = None) -> Tensor:
+def key_latents(networks: Networks, frames: Tensor, noise: Tensor, size: tuple[int, int]) -> Tensor:
     """Latents of key frames: samples of the posterior, on which the network was trained.
 
     frames: uint8 k h w 3; noise: k c h/factor w/factor, standard normal; size: height and width to
     which frames of another size are resized, without antialiasing. Returns k c h/factor w/factor.
     """
     x = frames.to(noise.device).permute(0, 3, 1, 2).float() / 255
-    if size is not None and size != tuple(x.shape[-2:]):
+    if size != tuple(x.shape[-2:]):
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
     mean, log_variance = networks.vae.moments(((x - 0.5) / 0.5).to(networks.vae.dtype))
     return networks.vae.config.scale * (mean.float() + (0.5 * log_variance.float()).exp() * noise)

@@ -26,8 +26,7 @@ from zerosmooth.samplers import DDIM, DDIMConfig
 from zerosmooth.settings import Settings
 
 from .interpolator import Interpolator
-from .maxvit import MaxViT
-from .vqfigan import VQFIGAN, VQFIGANConfig
+from .vqfigan import VQFIGAN, MaxViT, VQFIGANConfig
 
 SAMPLER = DDIMConfig(beta_start=0.0015, beta_end=0.0195, more_steps=True)
 STEPS, ETA = 50, 0.0  # as ZeroSmooth's authors ran it; LDMVFI's own take 200 and 1
