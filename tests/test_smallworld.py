@@ -82,7 +82,8 @@ def test_more_frames_show_the_same_seconds():
 
 
 def test_every_word_is_drawn():
-    assert {s.color for s in SCENES} == set(COLORS) and {s.direction for s in SCENES} == set(DIRECTIONS)
+    assert {s.color for s in SCENES} == set(COLORS)
+    assert {s.direction for s in SCENES} == set(DIRECTIONS)
     assert {s.speed for s in SCENES} == set(SPEEDS)
 
 
@@ -95,7 +96,8 @@ def test_a_first_frame_tells_the_direction_and_not_the_speed():
         assert (reading.color, reading.shape) == (scene.color, scene.shape)
         assert reading.goes(scene.direction, 7) and reading.has_speed(scene.speed, 7)
         plain = render([replace(scene, tail=False)], torch.zeros(1, 1))[0, 0].permute(1, 2, 0)
-        changed = ((video[0] - plain).abs().amax(-1) > 0.05).nonzero().float().mean(0)  # row, column
+        changed = (video[0] - plain).abs().amax(-1) > 0.05
+        changed = changed.nonzero().float().mean(0)  # row, column
         x, y = scene.position(0)
         dx, dy = DIRECTIONS[scene.direction]
         assert (changed[1] / 64 - x) * dx + (changed[0] / 64 - y) * dy < -scene.radius
@@ -130,7 +132,8 @@ def test_stutter_jitter_swelling_and_fading_are_seen(dense):
     times, larger = frame_times(64, 32), replace(scene, radius=scene.radius * 1.2)
     swollen = render([larger], times[None])[0].permute(0, 2, 3, 1)
     swollen[::4] = video[::4]
-    assert smoothness(read(swollen), 4, 64)["area"] == pytest.approx(0.44, abs=0.06)  # 1.2 squared, less one
+    area = smoothness(read(swollen), 4, 64)["area"]
+    assert area == pytest.approx(0.44, abs=0.06)  # 1.2 squared, less one
     pale = video * 0.8
     pale[::4] = video[::4]
     expected = 0.2 * 255 * torch.tensor(COLORS[scene.color]).norm().item()
@@ -213,7 +216,8 @@ def test_a_run_goes_on_from_an_exported_checkpoint_and_exports_it_again(tmp_path
 
 @torch.inference_mode(False)
 def test_a_resumed_run_is_the_unbroken_one(tmp_path):
-    """Layers that join late, as temporal ones do, begin with Adam of their own, before and after a stop."""
+    """Layers that join late, as temporal ones do, begin with Adam of their own, before and after a
+    stop."""
 
     def run(folder, stops):
         torch.manual_seed(0)
@@ -259,7 +263,8 @@ def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
 @torch.inference_mode(False)
 @pytest.mark.parametrize("name", ["vc2", "vc1", "lavie"])
 def test_single_frames_train_none_of_the_temporal_layers(name):
-    """A fresh network's temporal layers hand on what they get; left out, they get no gradients either."""
+    """A fresh network's temporal layers hand on what they get; left out, they get no gradients
+    either."""
     torch.manual_seed(0)
     unet = tiny_pipeline(name).networks.unet.requires_grad_(True)
     train.start_as_identity(unet)
