@@ -65,9 +65,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rows", nargs="+", metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'")
     add("--interpolator", nargs="+", type=path, default=[], metavar="FILE",
-        help="of lavie-interpolation (.safetensors), ldmvfi (.ckpt), or TorchScript, a row itself")
-    add("--detector", type=path, metavar="FILE", help="gives features, for FVD (TorchScript)")
-    add("--classifier", type=path, metavar="FILE", help="gives probabilities, for IS")
+        help="lavie-interpolation's .safetensors, ldmvfi's .ckpt, or TorchScript: a row by its name")
+    add("--detector", type=path, metavar="FILE", help="TorchScript network for FVD's features")
+    add("--classifier", type=path, metavar="FILE", help="the same for IS: class probabilities")
     add("--real", type=path, metavar="DIR", help="real videos with which FVD compares")
     add("--compare", nargs=2, metavar=("A", "B"), help="only measure videos B against videos A")
     add("--batch_size", type=int, default=1, metavar="N", help="videos made at once (default: 1)")
@@ -213,7 +213,8 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: SmallWorld 
     said, files = arguments.asked(args), {option.name for option in options(Output)}
     for name in said:
         if name in {*CHANGES, "preset", "method"}:
-            raise UserError(f"{name} belongs to rows: --rows zerosmooth:{name}={said[name]}")
+            own = said[name] if name in ("preset", "method") else f"zerosmooth:{name}=VALUE"
+            raise UserError(f"{name} is a row's own: use --rows {own}")
         if name in files:
             raise UserError(f"{name} does nothing to an evaluation; leave it out")
     base, running = arguments.read_settings(args, checkpoint)

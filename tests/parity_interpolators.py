@@ -145,7 +145,8 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
 
 def check_ldmvfi_unet(reference: Reference) -> float:
     t = reference.tensors
-    return error(ldmvfi_networks(reference).unet.noise(t["x"], t["timesteps"], t["condition"]), t["y"])
+    y = ldmvfi_networks(reference).unet.noise(t["x"], t["timesteps"], t["condition"])
+    return error(y, t["y"])
 
 
 def check_ldmvfi_sampler(reference: Reference) -> float:
