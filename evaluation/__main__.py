@@ -65,7 +65,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rows", nargs="+", metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'")
     add("--interpolator", nargs="+", type=path, default=[], metavar="FILE",
-        help="lavie-interpolation (.safetensors), ldmvfi (.ckpt), or TorchScript for a row so named")
+        help="lavie-interpolation (.safetensors), ldmvfi (.ckpt), or TorchScript, a row so named")
     add("--detector", type=path, metavar="FILE", help="TorchScript network for FVD's features")
     add("--classifier", type=path, metavar="FILE", help="the same for IS: class probabilities")
     add("--real", type=path, metavar="DIR", help="real videos with which FVD compares")
