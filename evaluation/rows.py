@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from zerosmooth.cascade import METHODS, Cascade
 from zerosmooth.checkpoint import Checkpoint
-from zerosmooth.settings import PRESETS, Settings, options, settings_for
+from zerosmooth.extensions import METHODS
+from zerosmooth.fields import UserError
+from zerosmooth.settings import DENSE, PRESETS, Settings, options, settings_for
 
-from . import interpolators
+from .interpolators import LAVIE, LDMVFI
+from .interpolators import ROWS as INTERPOLATORS
 
-# each row of Table 3 adds to the one above and corrects at full strength in every step; the last one is the method
+# each row of Table 3 adds to the one above, and corrects at full strength in every step; the last
+# one is the method
 FULL = {"strength": 1.0, "strength_schedule": "constant"}
 ABLATION: dict[str, dict[str, Any]] = {
     "+ spatial": {"temporal": False, "kv_operator": "S", **FULL},
     "+ temporal": {"kv_operator": "S", **FULL},
     "+ A1/A2": FULL,
 }
+OWN: dict[str, dict[str, Any]] = {  # settings of each row
+    **{preset: {"preset": preset} for preset in PRESETS},
+    **{method: {"method": method, "preset": "paper"} for method in METHODS},
+    **{row: {"preset": "paper", **part} for row, part in ABLATION.items()},
+}
+BASELINES = ("direct", "windowed", "freenoise", "ddnm")
 TABLES = {
-    "1": ("direct", "windowed", "freenoise", "ddnm", "zerosmooth"),
-    "2": ("zerosmooth", *interpolators.ROWS),
+    "1": (*BASELINES, "zerosmooth"),
+    "2": ("zerosmooth", *INTERPOLATORS),
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
-ORDER = ["direct", "windowed", "freenoise", "ddnm", *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper")]
-ORDER += interpolators.ROWS
-CHANGES = {option.name: option for option in options(Cascade) if option.name not in ("frames", "scales", "method")}
+ORDER = [*BASELINES, *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper"), *INTERPOLATORS]
+CHANGES = {o.name: o for o in options(Settings) if o.name in (*DENSE, "reuse")}
 
-# FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 to 3; "windowed", "freenoise" and "blend" are not in the paper)
+# FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 to 3; others of our rows are not in the paper)
 NONE = (None, None, None, None)
 PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
     "vc2": {
@@ -36,8 +44,8 @@ PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
         "+ temporal": ((1221.0, 43.25, 24.03, 0.826), (1156.1, 42.54, 22.63, 0.817)),
         "+ A1/A2": ((1199.8, 43.09, 23.22, 0.768), (1108.4, 42.43, 22.14, 0.755)),
         "zerosmooth": ((1085.8, 43.92, 24.12, 0.852), (1020.6, 43.77, 22.68, 0.837)),
-        interpolators.LDMVFI: ((1304.6, 41.40, 34.60, 0.948), NONE),
-        interpolators.LAVIE: (NONE, (1172.1, 35.78, 28.44, 0.874)),
+        LDMVFI: ((1304.6, 41.40, 34.60, 0.948), NONE),
+        LAVIE: (NONE, (1172.1, 35.78, 28.44, 0.874)),
     },
     "lavie": {
         "direct": ((682.0, 28.11, 10.21, 0.438), (834.7, 24.23, 10.19, 0.447)),
@@ -53,23 +61,19 @@ PAPER: dict[str, dict[str, tuple[tuple[float | None, ...], ...]]] = {
 
 
 def settings_of_row(row: str, checkpoint: Checkpoint, asked: dict[str, Any]) -> Settings:
-    """A row's settings. asked: those that are the same for all rows, by name. ValueError if there is no such row.
+    """A row's settings. asked: those that all rows share, by name. UserError if there is no such
+    row.
 
-    "zerosmooth" is the paper's method; other presets are rows by their names. Behind a colon stand settings of
-    `Cascade` and `Correction` that differ: "zerosmooth:a1_probability=0.5,overlap=12".
+    "zerosmooth" is the paper's method; another preset is a row by its name. Settings of CHANGES
+    that differ follow a colon: "zerosmooth:a1_probability=0.5,overlap=12".
     """
     name, _, changes = row.partition(":")
-    if name in ABLATION:
-        own: dict[str, Any] = {"preset": "paper", **ABLATION[name]}
-    elif name in METHODS:
-        own = {"method": name, "preset": "paper"}
-    elif name in PRESETS:
-        own = {"preset": name}
-    else:
-        raise ValueError(f"no row {name!r}; use {', '.join(ORDER)}")
+    if name not in OWN:
+        raise UserError(f"there is no row {name!r}; use {', '.join(ORDER)}")
+    own = {**OWN[name]}
     for change in filter(None, changes.split(",")):
         key, _, text = change.partition("=")
         if key not in CHANGES:
-            raise ValueError(f"row {row!r} changes {key!r}; use one of {', '.join(CHANGES)}")
+            raise UserError(f"row {row!r} changes {key!r}; use one of {', '.join(CHANGES)}")
         own[key] = CHANGES[key].read(text)
     return settings_for(checkpoint.family, checkpoint.config, **{**asked, **own})

@@ -1,4 +1,5 @@
-"""From records to tables: means with standard errors, differences to a row in pairs, the paper's numbers beside."""
+"""From records to tables: means with standard errors, paired differences from a row, and the
+paper's numbers beside them."""
 
 from __future__ import annotations
 
@@ -11,53 +12,51 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evaluation.metrics import frechet_distance, gaussian, inception_score
-
+from .metrics import frechet_distance, gaussian, inception_score
 from .rows import ORDER, PAPER
 
 Key = tuple[str, int, str]  # subject, seed, and an image's digest
-Value = tuple[float, float | None]  # and its standard error
-FEWEST = 4  # videos that FVD and IS are computed of
+Value = tuple[float, float | None]  # a number and its standard error
+FEWEST = 4  # videos from which FVD and IS are computed
 STATISTICS = ("FVD", "IS")  # of many videos together
 # group: measure: digits to show, and what it says
 GROUPS = {
     "As the paper measures": {
-        "FVD": (2, "Frechet distance of features from those of the reference videos; less is better"),
+        "FVD": (2, "Frechet distance of features from the reference videos'; less is better"),
         "IS": (2, "inception score; more is better"),
         "PSNR": (2, "of the key frames against the base video, dB; more is better"),
         "SSIM": (3, "of the key frames against the base video; more is better"),
     },
     "How the inserted frames fit": {
-        "jitter": (2, "second difference of the shape's path over all frames, RMS, pixels; less is better"),
-        "off path": (
-            2,
-            "inserted frames' distance from uniform motion between key frames, RMS, pixels; less is better",
-        ),
-        "color": (1, "distance of inserted frames' colour from the key frames', of 255; less is better"),
-        "area": (3, "relative difference of inserted frames' area from the key frames'; less is better"),
-        "redrawn": (2, "PSNR of inserted frames against what they should show, drawn from the key frames, dB"),
-        "redrawn keys": (2, "the same of the key frames themselves, dB: about the most that `redrawn` can reach"),
-        "blend": (2, "PSNR of inserted frames against a linear blend of the key frames, dB: a mere fade scores high"),
+        "jitter": (2, "second difference of the shape's path, RMS, pixels; less is better"),
+        "off path": (2, "RMS distance from uniform motion between keys, pixels; less is better"),
+        "color": (1, "distance of the colour from the key frames', of 255; less is better"),
+        "area": (3, "relative difference of the area from the key frames'; less is better"),
+        "redrawn": (2, "PSNR against what they should show, drawn from the key frames, dB"),
+        "redrawn keys": (2, "the same of the key frames, dB: about the most `redrawn` can reach"),
+        "blend": (2, "PSNR against a linear blend of the key frames, dB: a mere fade scores high"),
     },
     "What the videos show": {
-        "color right": (2, "share of videos"),
-        "shape right": (2, "share of videos"),
-        "direction right": (2, "share of videos"),
-        "speed right": (2, "share of videos"),
+        **{f"{what} right": (2, "share of videos")
+           for what in ("color", "shape", "direction", "speed")},
         "lost": (2, "share of frames in which no shape is seen; less is better"),
         "seconds": (1, "to make a video, all its stages"),
     },
 }
 MEASURES = {name: facts for group in GROUPS.values() for name, facts in group.items()}
 PAPER_MEASURES = list(GROUPS["As the paper measures"])
-PAIRED = [name for name in MEASURES if name != "seconds"]
+NOTE = ("Mean ± standard error over videos. FVD and IS are of the {} subjects and seeds that all "
+        "rows have, with errors by jackknife; few videos raise FVD, even that of a perfect row. "
+        "Videos whose shape is lost in a frame have no motion. FreeNoise draws no fresh noise: "
+        "where others do, it has base videos of its own. The paper's numbers are of the real "
+        "checkpoint, other prompts and other detectors: only their order compares.")
 
 
 class Results:
     """Records by row, and what they measure by stage.
 
-    references: of each stage, features n d of reference videos. FVD and IS depend on how many videos there are, so
-    all rows are taken over the same subjects and seeds, those that every row has.
+    references: of each stage, features n d of reference videos. FVD and IS depend on the number of
+    videos, so all rows are measured on the same subjects and seeds, those that every row has.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]], references: dict[int, Tensor]) -> None:
@@ -66,87 +65,76 @@ class Results:
         for record in sorted(records, key=_place):
             key = record["subject"], record["seed"], record.get("image_sha256", "")
             self.rows.setdefault(record["row"], {})[key] = record
-        self.stages = len(records[0]["stages"])
+        self.frames = [stage["frames"] for stage in records[0]["stages"]]
+        self.stages = len(self.frames)
         self.shared = sorted(set.intersection(*(set(of_row) for of_row in self.rows.values())))
         self.features = {
-            row: [load_file(of_row[key]["features"]) for key in self.shared if of_row[key]["features"]]
+            row: [load_file(of_row[k]["features"]) for k in self.shared if of_row[k]["features"]]
             for row, of_row in self.rows.items()
         }
 
-    def frames(self, stage: int) -> int:
-        record = next(iter(next(iter(self.rows.values())).values()))
-        return record["stages"][stage]["frames"]
-
     @cache
-    def value(self, row: str, stage: int, measure: str) -> Value | None:
-        """Mean and standard error; None where it was not measured. Videos whose shape is lost (NaN) are left out."""
+    def value(self, row: str, stage: int, measure: str, less: str | None = None) -> Value | None:
+        """Mean and standard error; None if it was not measured. Videos whose shape is lost (NaN)
+        are left out. less: a row that is subtracted, over the subjects and seeds of both."""
+        rows = [row] if less is None else [row, less]
         if measure in STATISTICS:
-            rows = self._features(row, stage, measure)
-            return None if rows is None else statistic(measure, rows, self.references.get(stage))
-        return mean_and_error([_get(record, stage, measure) for record in self.rows[row].values()])
-
-    @cache
-    def difference(self, row: str, to: str, stage: int, measure: str) -> Value | None:
-        """What `row` has more than `to`, over the subjects and seeds that both have."""
-        if measure in STATISTICS:
-            rows, others = self._features(row, stage, measure), self._features(to, stage, measure)
-            if rows is None or others is None:
+            features = [self._features(row, stage, measure) for row in rows]
+            there = [x for x in features if x is not None]
+            if len(there) < len(rows):
                 return None
-            return statistic(measure, rows, self.references.get(stage), less=others)
-        mine, other = self.rows[row], self.rows[to]
-        return mean_and_error(
-            [_get(mine[k], stage, measure) - _get(other[k], stage, measure) for k in mine if k in other]
-        )
+            return statistic(measure, there[0], self.references.get(stage), *there[1:])
+        of = [self.rows[row] for row in rows]
+        each = ([_get(x[key], stage, measure) for x in of] for key in of[0] if key in of[-1])
+        return mean_and_error([one[0] - sum(one[1:]) for one in each])
 
     def as_json(self, to: str = "zerosmooth") -> dict[str, dict[str, Any]]:
-        """By row: how many videos, and for each stage every mean and standard error, and those of the difference."""
-        return {
-            row: {
-                "videos": len(of_row),
-                "stages": [
-                    {
-                        "frames": self.frames(s),
-                        "values": {m: v for m in MEASURES if (v := self.value(row, s, m))},
-                        f"less {to}": {
-                            m: v for m in MEASURES if to in self.rows and (v := self.difference(row, to, s, m))
-                        },
-                    }
-                    for s in range(self.stages)
-                ],
-            }
-            for row, of_row in self.rows.items()
-        }
+        """By row: the number of videos, and for each stage the mean and standard error of every
+        measure and of its difference from the row `to`."""
+
+        def values(row: str, stage: int, less: str | None = None) -> dict[str, Value]:
+            return {m: v for m in MEASURES if (v := self.value(row, stage, m, less))}
+
+        def of_stage(row: str, s: int) -> dict[str, Any]:
+            return {"frames": self.frames[s], "values": values(row, s),
+                    f"less {to}": values(row, s, to) if to in self.rows else {}}
+
+        return {row: {"videos": len(x), "stages": [of_stage(row, s) for s in range(self.stages)]}
+                for row, x in self.rows.items()}
 
     def _features(self, row: str, stage: int, measure: str) -> Tensor | None:
-        """n d, of the shared subjects and seeds; None if there are too few, or nothing to compare them with."""
-        rows = [file[name] for file in self.features[row] if (name := f"{measure}/{stage}") in file]
-        if len(rows) < FEWEST or len(rows) < len(self.shared) or (measure == "FVD" and stage not in self.references):
+        """n d, of the shared subjects and seeds; None if there are too few, or no references."""
+        name = f"{measure}/{stage}"
+        rows = [file[name] for file in self.features[row] if name in file]
+        if len(rows) < max(FEWEST, len(self.shared)):
             return None
-        return torch.stack(rows)
+        return None if measure == "FVD" and stage not in self.references else torch.stack(rows)
 
 
 def _place(record: dict[str, Any]) -> tuple[int, str, str, int]:
-    """The order of records: rows as the paper has them, then others by name."""
+    """The order of records: rows as in the paper, then others by name."""
     name = record["row"].partition(":")[0]
     place = ORDER.index(name) if name in ORDER else len(ORDER)
     return place, record["row"], record["subject"], record["seed"]
 
 
 def _get(record: dict[str, Any], stage: int, measure: str) -> float:
-    """NaN where it was not measured."""
-    return record["seconds"] if measure == "seconds" else record["stages"][stage].get(measure, math.nan)
+    """NaN if it was not measured."""
+    return (record if measure == "seconds" else record["stages"][stage]).get(measure, math.nan)
 
 
 def mean_and_error(values: Sequence[float]) -> Value | None:
-    """Of what is a number; the error is None for a single one."""
+    """Of the finite values; the error of a single one is None."""
     x = torch.tensor([v for v in values if math.isfinite(v)], dtype=torch.float64)
     if not len(x):
         return None
     return x.mean().item(), (x.std() / len(x) ** 0.5).item() if len(x) > 1 else None
 
 
-def statistic(measure: str, rows: Tensor, reference: Tensor | None, less: Tensor | None = None) -> Value:
-    """FVD or IS of features or classes (n d), or how much more it is than of those in `less`, pair by pair."""
+def statistic(measure: str, rows: Tensor, reference: Tensor | None,
+              less: Tensor | None = None) -> Value:
+    """FVD or IS of features or class probabilities (n d). less: those of other videos in the same
+    order, whose FVD or IS is subtracted."""
 
     def one(x: Tensor) -> float:
         if measure == "IS":
@@ -160,7 +148,7 @@ def statistic(measure: str, rows: Tensor, reference: Tensor | None, less: Tensor
 
 
 def jackknife(rows: Tensor, of: Callable[[Tensor], float], folds: int = 10) -> tuple[float, float]:
-    """Something of all rows, and its standard error by leaving out one of `folds` parts at a time."""
+    """of(rows), and its standard error by leaving out one of `folds` parts at a time."""
     folds = min(folds, len(rows))
     part = torch.arange(len(rows)) % folds
     left_out = torch.tensor([of(rows[part != i]) for i in range(folds)], dtype=torch.float64)
@@ -168,42 +156,44 @@ def jackknife(rows: Tensor, of: Callable[[Tensor], float], folds: int = 10) -> t
     return of(rows), spread.sqrt().item()
 
 
-def show(value: Value | None, digits: int, sign: bool = False) -> str:
+def show(value: Value | None, digits: int, sign: str = "") -> str:
+    """sign: "+" to write that of positive numbers too."""
     if value is None:
         return "-"
-    return f"{value[0]:{'+' if sign else ''}.{digits}f}" + ("" if value[1] is None else f" ± {value[1]:.{digits}f}")
+    error = "" if value[1] is None else f" ± {value[1]:.{digits}f}"
+    return f"{value[0]:{sign}.{digits}f}{error}"
 
 
 def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
-    """Tables of all rows: for each stage a table a group of measures, and what the rows have more than the row `to`."""
+    """For each stage a table of all rows for each group of measures, and one of the differences
+    from the row `to`."""
     parts = []
     for stage in range(results.stages):
-        parts.append(f"### {results.frames(stage)} frames")
+        parts.append(f"### {results.frames[stage]} frames")
         for title, group in GROUPS.items():
-            if not (measured := [m for m in group if any(results.value(row, stage, m) for row in results.rows)]):
+            values = {m: [results.value(row, stage, m) for row in results.rows] for m in group}
+            measured = [m for m in group if any(values[m])]
+            if not measured:
                 continue
             paper = PAPER.get(family, {}) if "PSNR" in measured and stage in (1, 2) else {}
-            head = [title, "videos", *measured, *(f"paper's {m}" for m in PAPER_MEASURES if paper)]
+            beside = PAPER_MEASURES if paper else []
+            head = [title, "videos", *measured, *(f"paper's {m}" for m in beside)]
             body = []
-            for row, of_row in results.rows.items():
-                line = [row, str(len(of_row)), *(show(results.value(row, stage, m), group[m][0]) for m in measured)]
-                theirs = [None] * len(PAPER_MEASURES) if row not in paper else paper[row][stage - 1]
-                body.append(line + ["-" if v is None else str(v) for v in theirs if paper])
+            for i, (row, of_row) in enumerate(results.rows.items()):
+                theirs = paper[row][stage - 1] if row in paper else [None] * len(beside)
+                body.append([row, str(len(of_row)),
+                             *(show(values[m][i], group[m][0]) for m in measured),
+                             *("-" if v is None else str(v) for v in theirs)])
             parts.append(table(head, body))
         others = [row for row in results.rows if row != to]
         if stage > 0 and to in results.rows and others:
-            paired = [m for m in PAIRED if any(results.difference(row, to, stage, m) for row in others)]
-            body = [
-                [row, *(show(results.difference(row, to, stage, m), MEASURES[m][0], sign=True) for m in paired)]
-                for row in others
-            ]
+            less = {m: [results.value(row, stage, m, to) for row in others]
+                    for m in MEASURES if m != "seconds"}
+            paired = [m for m in less if any(less[m])]
+            body = [[row, *(show(less[m][i], MEASURES[m][0], "+") for m in paired)]
+                    for i, row in enumerate(others)]
             parts.append(table([f"Row minus {to}, pair by pair", *paired], body))
-    parts.append(
-        f"Mean ± standard error over videos. FVD and IS are of the {len(results.shared)} subjects and seeds that all "
-        "rows have, their errors by jackknife: few videos raise FVD, as a perfect row shows too. Videos whose shape is "
-        "lost in a frame have no motion. FreeNoise draws no fresh noise: where others do, its base videos are its own. "
-        "The paper's numbers are of the real checkpoint, other prompts and detectors: only their order compares."
-    )
+    parts.append(NOTE.format(len(results.shared)))
     parts.append("\n".join(f"- `{m}`: {says}." for m, (_, says) in MEASURES.items()))
     return "\n\n".join(parts) + "\n"
 

@@ -1,10 +1,11 @@
-"""Trains lavie-interpolation-small, LaVie's interpolation network in a small size, on the drawn world.
+"""Trains lavie-interpolation-small, LaVie's interpolation network in a small size, on the drawn
+world.
 
     python -m smallworld.interpolation --device cuda        # resumes where it was stopped
     python -m smallworld.interpolation --clips 1024 --batch 4
 
-It learns to fill in vc2-small's key frames: autoencoder and encoder of prompts are that checkpoint's own, frozen. State
-lies in --runs.
+It learns to fill in vc2-small's key frames. The autoencoder and the text encoder are that
+checkpoint's own, frozen. The state of training is in --runs.
 """
 
 from __future__ import annotations
@@ -32,46 +33,36 @@ from .trainer import Schedule, Trainer, lay_out
 
 SHIPPED = Path(__file__).parent / "lavie-interpolation-small.safetensors"
 NAME, SIZE, RATE = "lavie-interpolation-small", 64, 8  # pixels; key frames a second
-SLOWER = 0.25  # share of clips of a part of a scene, as if it went slower: then the prompt names no speed
-KEY_NOISE = 0.02  # deviation, on key frames' latents: that of the autoencoder's posterior, of which they are samples
-NO_PROMPT = 0.2  # share of clips without their prompts: key frames alone must do
-# Which of the four frames beside one key frame is which, only the frame before can tell: nothing here knows positions.
-# At the world's own pace the four hardly differ, and it is not learnt. So at first clips have every fourth frame alone,
-# as if all went four times as fast, and noise from which nothing else could be read.
-LESSONS = (  # up to which share of the steps; one of how many frames is taken; lowest noise, a share of all timesteps
+SLOWER = 0.25  # share of clips of a part of a scene, as if it moved slower, without a speed word
+KEY_NOISE = 0.02  # deviation on key frames' latents: that of the posterior they are sampled from
+NO_PROMPT = 0.2  # share of clips without their prompts, where key frames alone must suffice
+# Only the previous frame can tell which of the four frames beside a key frame is which: nothing
+# here knows positions. At the world's own pace the four hardly differ, and this is not learnt. So
+# at first clips have only every fourth frame, as if all moved four times as fast, and noise from
+# which nothing else could be read.
+LESSONS = (  # up to which share of the steps; one of how many frames; lowest noise, as timestep
     (0.1, (4,), 0.6),
     (0.6, (1, 2, 4), 0.0),
     (1.0, (1,), 0.0),
 )
-LEAST_WEIGHT = 0.02  # of v's error where there is little noise, over that of the data's
-RESIDUAL_ENDS = ("proj_out", "conv2", "conv_out", "to_out")  # last layers of residual branches, and of the network
-SAMPLER = DDIMConfig(beta_end=0.03, prediction="v")  # as all that is small here
+LEAST_WEIGHT = 0.02  # of v's error at little noise, relative to that of the data
+RESIDUAL_ENDS = ("proj_out", "conv2", "conv_out", "to_out")  # last layers of residual branches
+SAMPLER = DDIMConfig(beta_end=0.03, prediction="v")  # as all small checkpoints
 
 
 def config() -> ModelConfig:
     """vc2-small's, with the network and the sampler of the interpolation."""
     base = checkpoint.describe(checkpoint.find("vc2-small")).config
-    return replace(
-        base,
-        family=lavie.FAMILY.name,
-        unet=LaVieConfig(
-            in_channels=8,
-            channels=48,
-            channel_mult=(1, 2),
-            res_blocks=1,
-            attention_resolutions=(1, 2),
-            context_dim=base.unet.context_dim,
-            frames=lavie.FRAMES,
-            groups=8,
-            heads=4,
-        ),
-        sampler=SAMPLER,
-        defaults=Defaults(SIZE, SIZE, steps=25, eta=0.0, guidance_scale=1.0, fps=RATE, prompt="{}"),
-    )
+    unet = LaVieConfig(
+        in_channels=8, channels=48, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2),
+        context_dim=base.unet.context_dim, frames=lavie.FRAMES, groups=8, heads=4)
+    own = Defaults(SIZE, SIZE, steps=25, eta=0.0, guidance_scale=1.0, fps=RATE, prompt="{}")
+    return replace(base, family=lavie.FAMILY.name, unet=unet, sampler=SAMPLER, defaults=own)
 
 
 def new_networks(device: str) -> Networks:
-    """vc2-small's autoencoder and encoder, frozen, and a fresh network that starts as the identity."""
+    """vc2-small's autoencoder and text encoder, frozen, and a fresh network whose residual branches
+    and output start at zero."""
     torch.manual_seed(0)
     networks = Networks(lavie.FAMILY, config())
     base = checkpoint.load("vc2-small").networks
@@ -85,24 +76,17 @@ def new_networks(device: str) -> Networks:
     return networks.to(device)
 
 
-def scenes_and_paces(count: int) -> tuple[list[Scene], list[float]]:
-    """What is drawn for training: scenes, and how much slower than as they are."""
-    rng = random.Random("interpolation")
-    scenes = [random_scene(rng) for _ in range(count)]
-    return scenes, [rng.uniform(0.2, 1) if rng.random() < SLOWER else 1.0 for _ in scenes]
-
-
 @torch.no_grad()
 def encoded(networks: Networks, scenes: list[Scene], paces: list[float], device: str) -> Tensor:
     """Latents of scenes' dense videos: n f c h w, float16, on the device."""
-    parts = []
+    dense, parts = frame_times(lavie.FRAMES, RATE * lavie.BETWEEN), []
     for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
-        dense = frame_times(lavie.FRAMES, RATE * lavie.BETWEEN)
-        starts = [(1 - pace) * SECONDS / 2 for pace in paces[i : i + 16]]  # the middle of the path
-        times = torch.stack([start + pace * dense for start, pace in zip(starts, paces[i : i + 16])])
+        times = torch.stack([(1 - pace) * SECONDS / 2 + pace * dense  # the middle of the path
+                             for pace in paces[i : i + 16]])
         with torch.device(device):
             video = render(scenes[i : i + 16], times, SIZE) * 2 - 1
-        parts.append(networks.vae.encode(video.flatten(0, 1)).half().unflatten(0, video.shape[:2]))
+        latents = networks.vae.encode(video.flatten(0, 1)).half()
+        parts.append(latents.unflatten(0, video.shape[:2]))
     return torch.cat(parts)
 
 
@@ -110,7 +94,9 @@ def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
     """Fill in clips at random noise levels. trainer: of `new_networks`."""
     torch.set_float32_matmul_precision("high")
     networks: Any = trainer.module
-    scenes, paces = scenes_and_paces(count)
+    rng = random.Random("interpolation")
+    scenes = [random_scene(rng) for _ in range(count)]
+    paces = [rng.uniform(0.2, 1) if rng.random() < SLOWER else 1.0 for _ in scenes]
     clips = encoded(networks, scenes, paces, device)
     held_out = [random_scene(random.Random(f"held out/{i}")) for i in range(8)]
     truth = encoded(networks, held_out, [1.0] * len(held_out), device).float()
@@ -118,7 +104,7 @@ def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
 
     def loss_at(step: int) -> Tensor:
         rng, generator = random.Random(f"step/{step}"), torch.Generator(device).manual_seed(step)
-        each, lowest = next((each, lowest) for share, each, lowest in LESSONS if step < share * trainer.steps)
+        each, lowest = next(lesson[1:] for lesson in LESSONS if step < lesson[0] * trainer.steps)
         n = rng.choice(each)
         frames = lavie.BETWEEN * ((lavie.FRAMES - 1) // n // lavie.BETWEEN) + 1
         size = batch * lavie.FRAMES // frames  # as many frames in every step
@@ -126,28 +112,31 @@ def train(trainer: Trainer, count: int, batch: int, device: str) -> None:
         first = rng.randrange(lavie.FRAMES - n * (frames - 1))
         x0 = clips[chosen, first::n][:, :frames].float()
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        spread = (torch.arange(size) + torch.rand(size, generator=torch.Generator().manual_seed(step))) / size
+        drawn = torch.rand(size, generator=torch.Generator().manual_seed(step))
+        spread = (torch.arange(size) + drawn) / size
         t = ((lowest + (1 - lowest) * spread) * TRAIN_STEPS).long()
-        a, s = (v.to(device)[:, None, None, None, None] for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
-        prompts = ["" if rng.random() < NO_PROMPT else scenes[i].prompt(speed=n * paces[i] == 1) for i in chosen]
+        a, s = (v.to(device)[:, None, None, None, None]
+                for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
+        prompts = ["" if rng.random() < NO_PROMPT else scenes[i].prompt(speed=n * paces[i] == 1)
+                   for i in chosen]
         keys = x0[:, :: lavie.BETWEEN]
         keys = keys + KEY_NOISE * torch.randn(keys.shape, generator=generator, device=device)
         held = lavie.beside(keys)
         shown = torch.cat([a * x0 + s * noise, held], dim=2)
         v = networks.unet(shown, t.to(device), networks.encoder.encode(prompts))
-        moving = (x0 - held).abs().amax(2, keepdim=True)  # few places are more than copies of a key frame's
-        weight = (1 + 10 * moving) * (s * s).clamp(min=LEAST_WEIGHT)  # so that mostly the error of x0 counts
+        moving = (x0 - held).abs().amax(2, keepdim=True)  # few places differ from a key frame's
+        weight = (1 + 10 * moving) * (s * s).clamp(min=LEAST_WEIGHT)  # so that x0's error counts
         return (weight * (v - (a * noise - s * x0)).square()).mean()
 
     def show(step: int, networks: Any) -> None:
-        """Of scenes that were not drawn for training, without their prompts: how far frames are off."""
+        """Print how far the frames of held-out scenes are off, without their prompts."""
         noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)).to(device)
         told = networks.encoder.encode([""] * len(truth))
-        sampler = lavie.EvenDDIM(SAMPLER, 10)
-        made = lavie.sample(networks, sampler, truth[:, :: lavie.BETWEEN], noise, (told, told), 1.0)
-        held = lavie.beside(truth[:, :: lavie.BETWEEN])
-        errors = [(x - truth).square().mean().sqrt().item() for x in (made, held)]
-        print(f"{NAME} error {errors[0]:.3f}, of the nearest key frames {errors[1]:.3f}", flush=True)
+        sampler, keys = lavie.EvenDDIM(SAMPLER, 10), truth[:, :: lavie.BETWEEN]
+        made = lavie.sample(networks, sampler, keys, noise, (told, told), 1.0)
+        errors = [(x - truth).square().mean().sqrt().item() for x in (made, lavie.beside(keys))]
+        print(f"{NAME} error {errors[0]:.3f}, of the nearest key frames {errors[1]:.3f}",
+              flush=True)
 
     trainer.train(loss_at, show, every=100)
 
@@ -156,7 +145,8 @@ def export(trainer: Trainer, to: Path) -> None:
     """Write the checkpoint from a run's running averages, finished or not."""
     networks: Any = trainer.average.module
     source = f"smallworld.interpolation, step {trainer.step} of {trainer.steps}"
-    checkpoint.save(to, lavie.FAMILY, config(), networks.state_dict().items(), torch.float16, source, "")
+    tensors = networks.state_dict().items()
+    checkpoint.save(to, lavie.FAMILY, config(), tensors, torch.float16, source, "")
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 
@@ -165,15 +155,17 @@ def trainer_of(folder: Path, steps: int, rate: float, device: str) -> Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000, help="of training (default: 6000)")
-    parser.add_argument("--clips", type=int, default=8192, help="scenes to train on (default: 8192)")
-    parser.add_argument("--batch", type=int, default=16, help="whole clips a step, or more shorter ones (default: 16)")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: 1.5e-3)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from such a checkpoint, with Adam anew")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--steps", type=int, default=6000, help="of training (default: 6000)")
+    add("--clips", type=int, default=8192, help="scenes to train on (default: 8192)")
+    add("--batch", type=int, default=16, help="whole clips a step, or more parts (default: 16)")
+    add("--rate", type=float, default=1.5e-3, help="highest learning rate (default: 1.5e-3)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--runs", type=Path, default=Path("runs"), help="folder of the states (default: runs)")
+    add("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands")
+    add("--start", type=Path, metavar="FILE", help="go on from such a checkpoint, with new Adam")
     args = parser.parse_args()
     folder = args.runs / NAME
     if args.start:
@@ -182,8 +174,9 @@ def main() -> None:
         found = checkpoint.describe(args.start, lavie.FAMILY)
         step = re.search(r"step (\d+)", found.source)
         if found.config.unet != config().unet or step is None:
-            parser.error(f"{args.start} ({found.source or 'of unknown source'}) was not exported by such a run")
-        lay_out(folder, checkpoint.load_described(found, "cpu").networks.state_dict(), int(step[1]))
+            parser.error(f"{args.start} was not exported by such a run")
+        weights = checkpoint.load_described(found, "cpu").networks.state_dict()
+        lay_out(folder, weights, int(step[1]))
     trainer = trainer_of(folder, args.steps, args.rate, args.device)
     if args.export is None:
         train(trainer, args.clips, args.batch, args.device)

@@ -1,5 +1,4 @@
-"""The trained interpolators against what their authors' code computed: checks by family and kind
-for `parity`."""
+"""The trained interpolators against what their authors' code computed, for `parity`."""
 
 from __future__ import annotations
 
@@ -44,8 +43,8 @@ def numbers(values: np.ndarray, reference: Reference) -> Tensor:
 
 def pixels_off(ours: Tensor, theirs: Tensor) -> float:
     """Zero if no pixel is off by more than 1, else infinity."""
-    return 0.0 if ours.shape == theirs.shape and (ours.int()
-                                                  - theirs.int()).abs().max() <= 1 else INFINITE
+    same = ours.shape == theirs.shape and (ours.int() - theirs.int()).abs().max() <= 1
+    return 0.0 if same else INFINITE
 
 
 def lavie_networks(reference: Reference) -> Networks:
@@ -62,9 +61,12 @@ def lavie_networks(reference: Reference) -> Networks:
     expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()
                 if name.partition(".")[0] in parts}
     table = lavie.FAMILY.conversion.table(config, shapes)
-    state = convert(table, shapes, lambda name: weight(name.removeprefix(prefix), shapes[name]),
-                    expected)
-    networks.load_state_dict(dict(state), strict=False, assign=True)
+
+    def read(name: str) -> Tensor:
+        return weight(name.removeprefix(prefix), shapes[name])
+
+    state = dict(convert(table, shapes, read, expected))
+    networks.load_state_dict(state, strict=False, assign=True)
     return placed(networks, parts, reference)
 
 
@@ -94,18 +96,20 @@ def check_lavie_sampler(reference: Reference) -> float:
 
 def check_lavie_run(reference: Reference) -> float:
     t, networks = reference.tensors, lavie_networks(reference)
-    keys = lavie.key_latents(networks, t["frames"], t["posterior_noise"],
-                             tuple(reference.json("size")))
+    size = tuple(reference.json("size"))
+    keys = lavie.key_latents(networks, t["frames"], t["posterior_noise"], size)
     noise = rearrange(t["latents"], "b c f h w -> b f c h w")
     sampler = lavie.EvenDDIM(lavie.FAMILY.config.sampler, int(reference.number("steps")))
     contexts = t["context"], t["uncond"]
-    z = lavie.sample(networks, sampler, keys[None], noise, contexts,
-                     reference.number("guidance_scale"))
+    scale = reference.number("guidance_scale")
+    z = lavie.sample(networks, sampler, keys[None], noise, contexts, scale)
     frames = networks.vae.decode(z[0])
-    return max(error(keys, t["y_key_latents"]),
-               error(rearrange(z, "b f c h w -> b c f h w"), t["y_latents"]),
-               error(rearrange(frames, "f c h w -> 1 c f h w"), t["y_frames"]),
-               pixels_off(lavie.to_uint8(frames), t["y_uint8"]))
+    return max(
+        error(keys, t["y_key_latents"]),
+        error(rearrange(z, "b f c h w -> b c f h w"), t["y_latents"]),
+        error(rearrange(frames, "f c h w -> 1 c f h w"), t["y_frames"]),
+        pixels_off(lavie.to_uint8(frames), t["y_uint8"]),
+    )
 
 
 def ldmvfi_networks(reference: Reference) -> LDMVFI:
@@ -114,19 +118,16 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
     if reference.kind in ("unet", "interpolation"):
         c = reference.json("unet" if "unet" in reference.metadata else "config")
         parts.append("unet")
-        unet = ldmvfi.UNetConfig(in_channels=c["in_channels"], out_channels=c["out_channels"],
-                                 channels=c["model_channels"],
-                                 channel_mult=tuple(c["channel_mult"]),
-                                 res_blocks=c["num_res_blocks"],
-                                 attention_resolutions=tuple(c["attention_resolutions"]),
-                                 head_dim=c["num_head_channels"],
-                                 window=min(c["image_size"] // 4, 8))
+        unet = ldmvfi.UNetConfig(
+            c["in_channels"], c["out_channels"], c["model_channels"], tuple(c["channel_mult"]),
+            c["num_res_blocks"], tuple(c["attention_resolutions"]),
+            head_dim=c["num_head_channels"], window=min(c["image_size"] // 4, 8))
     if reference.kind in ("autoencoder", "interpolation"):
         c = reference.json("vae" if "vae" in reference.metadata else "config")
         parts.append("vae")
         codes = int(reference.metadata["n_embed"])
-        vae = VQFIGANConfig(c["ch"], tuple(c["ch_mult"]), c["num_res_blocks"], c["z_channels"],
-                            codes)
+        size = c["ch"], tuple(c["ch_mult"]), c["num_res_blocks"], c["z_channels"]
+        vae = VQFIGANConfig(*size, codes)
     with torch.device("meta"):
         networks = LDMVFI(unet, vae)
     shapes = shapes_of(reference)
@@ -137,33 +138,36 @@ def ldmvfi_networks(reference: Reference) -> LDMVFI:
 
     expected = {name: tuple(x.shape) for name, x in networks.state_dict().items()
                 if name.partition(".")[0] in parts and ldmvfi.COUNTER not in name}
-    networks.load_state_dict(dict(convert(ldmvfi.TABLE, shapes, read, expected)), strict=False,
-                             assign=True)
+    state = dict(convert(ldmvfi.TABLE, shapes, read, expected))
+    networks.load_state_dict(state, strict=False, assign=True)
     return placed(networks, parts, reference)
 
 
 def check_ldmvfi_unet(reference: Reference) -> float:
     t = reference.tensors
-    return error(ldmvfi_networks(reference).unet(t["x"], t["timesteps"], t["condition"]), t["y"])
+    y = ldmvfi_networks(reference).unet.noise(t["x"], t["timesteps"], t["condition"])
+    return error(y, t["y"])
 
 
 def check_ldmvfi_sampler(reference: Reference) -> float:
     t, steps = reference.tensors, int(reference.number("steps"))
-    errors = [error(numbers(ldmvfi.SAMPLER.alphas_cumprod(), reference), t["alphas_cumprod"])]
+    alphas = numbers(ldmvfi.SAMPLER.alphas_cumprod(), reference)
+    errors = [error(alphas, t["alphas_cumprod"])]
     for name, n in {"": steps, "50": 50, "200": 200}.items():
         sampler = DDIM(ldmvfi.SAMPLER, n, 0.0)
         if sampler.timesteps != t[f"timesteps{name}"].tolist():
             return INFINITE
         if name:
-            errors.append(error(numbers(sampler.alpha_prev**2, reference), t[f"alphas_prev{name}"]))
+            alphas = numbers(sampler.alpha_prev**2, reference)
+            errors.append(error(alphas, t[f"alphas_prev{name}"]))
 
     def toy(x: Tensor, step: float) -> Tensor:
         return t["e"] + 0.01 * torch.tanh(0.7 * x + 0.3 * t["condition"] + step / 1000)
 
     for eta in (0, 1):
         sampler = DDIM(ldmvfi.SAMPLER, steps, float(eta))
-        errors.append(error(run_sampler(sampler, t["x"], toy, t["noise"] if eta else None),
-                            t[f"eta{eta}.y"]))
+        y = run_sampler(sampler, t["x"], toy, t["noise"] if eta else None)
+        errors.append(error(y, t[f"eta{eta}.y"]))
     return max(errors)
 
 
@@ -177,10 +181,12 @@ def check_ldmvfi_autoencoder(reference: Reference) -> float:
                if f"y_phi_{i}" in t]
     if not torch.equal(vae.codes(t["z"]).reshape(t["y_codes"].shape), t["y_codes"]):
         return INFINITE
-    for name, quantise in {"y": True, "y_not_quantised": False}.items():
-        if name in t:
-            y = vae.decode(t["z"], t["prev"], t["next"], [phi_prev, phi_next], quantise)
-            errors.append(error(y, t[name]))
+    shown = t["prev"], t["next"], [phi_prev, phi_next]
+    if "y" in t:
+        errors.append(error(vae.decode(t["z"], *shown), t["y"]))
+    if "y_not_quantised" in t:
+        y = vae.decoder(vae.post_quant_conv(t["z"]), *shown)
+        errors.append(error(y, t["y_not_quantised"]))
     return max(errors)
 
 
@@ -198,8 +204,11 @@ def check_ldmvfi_run(reference: Reference) -> float:
     if not torch.equal(networks.vae.codes(latents).reshape(t["y_codes"].shape), t["y_codes"]):
         return INFINITE
     every = int(reference.metadata["every"])
-    return max(error(latents, t["y_latents"]), error(frame[..., ::every, ::every], t["y_part"]),
-               pixels_off(ldmvfi.to_uint8(frame)[0], t["y_frame"]))
+    return max(
+        error(latents, t["y_latents"]),
+        error(frame[..., ::every, ::every], t["y_part"]),
+        pixels_off(ldmvfi.to_uint8(frame)[0], t["y_frame"]),
+    )
 
 
 CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind

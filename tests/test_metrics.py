@@ -16,7 +16,7 @@ def test_psnr_of_a_known_difference():
     assert abs(psnr(flat(0), flat(51)) - 13.979) < 1e-3  # a fifth of the range: -20 log10(0.2)
     one_frame = flat(0)
     one_frame[1] = 51
-    assert abs(psnr(flat(0), one_frame) - (100 + 13.979) / 2) < 1e-3  # mean over frames, not of all pixels
+    assert abs(psnr(flat(0), one_frame) - (100 + 13.979) / 2) < 1e-3  # mean over frames
 
 
 def test_ssim_of_flat_frames_is_its_luminance_term():
@@ -26,36 +26,32 @@ def test_ssim_of_flat_frames_is_its_luminance_term():
     assert ssim(flat(100), flat(100)) == pytest.approx(1)
 
 
-def test_ssim_of_inverted_noise_is_the_negative_of_its_contrast():
-    """y = 255 - x has covariance -var(x): structure is opposed everywhere."""
-    x = torch.randint(256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
-    assert -1 <= ssim(x, 255 - x) < -0.8 and ssim(x, x) == pytest.approx(1)
-
-
-def test_ssim_sees_blur_and_noise_in_order():
+def test_ssim_falls_with_noise_and_below_zero_with_opposed_structure():
+    """y = 255 - x has covariance -var(x) everywhere."""
     x = torch.randint(256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
     noise = torch.randint(-20, 21, x.shape, generator=torch.Generator().manual_seed(1))
-    more, less = (((x.int() + k * noise).clamp(0, 255)).byte() for k in (3, 1))
-    assert ssim(x, more) < ssim(x, less) < 1
+    more, less = ((x.int() + k * noise).clamp(0, 255).byte() for k in (3, 1))
+    assert -1 <= ssim(x, 255 - x) < -0.8 < ssim(x, more) < ssim(x, less) < 1
 
 
 def test_videos_that_cannot_be_compared_are_refused():
     for a, b in ((flat(0), flat(0, 3)), (flat(0).float(), flat(0))):
         with pytest.raises(ValueError, match="both must be uint8"):
             psnr(a, b)
-    with pytest.raises(ValueError, match="at least 11"):
+    with pytest.raises(ValueError, match="11 pixels a side"):
         ssim(flat(0)[:, :8], flat(0)[:, :8])
 
 
 def test_frechet_distance_of_gaussians_whose_covariances_commute():
-    """Diagonal ones in any common basis: squared difference of means, and of standard deviations."""
+    """In a common basis: squared difference of means, and of standard deviations."""
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(4, 4).double())[0]
-    s, t = torch.tensor([1.0, 2.0, 0.5, 0.0]).double(), torch.tensor([3.0, 1.0, 0.5, 2.0]).double()
+    s, t = torch.tensor([[1.0, 2.0, 0.5, 0.0], [3.0, 1.0, 0.5, 2.0]]).double()
     a, b = (basis @ torch.diag(v**2) @ basis.T for v in (s, t))
     mean = torch.tensor([1.0, 0.0, -2.0, 0.0]).double()
     expected = 1 + 4 + (s - t).square().sum().item()
-    assert frechet_distance(mean, a, torch.zeros(4), b) == pytest.approx(expected, abs=1e-6)  # a root of rounding
+    distance = frechet_distance(mean, a, torch.zeros(4), b)
+    assert distance == pytest.approx(expected, abs=1e-6)  # a root of rounding
     assert frechet_distance(mean, b, mean, b) == pytest.approx(0, abs=1e-6)
 
 
@@ -66,16 +62,16 @@ def test_frechet_distance_of_any_gaussians_in_two_dimensions():
     product = a @ b
     cross = math.sqrt(product.trace().item() + 2 * math.sqrt(torch.linalg.det(product).item()))
     zero = torch.zeros(2)
-    assert frechet_distance(zero, a, zero, b) == pytest.approx(a.trace().item() + b.trace().item() - 2 * cross)
-    assert frechet_distance(zero, a, zero, b) == pytest.approx(frechet_distance(zero, b, zero, a))
+    expected = pytest.approx(a.trace().item() + b.trace().item() - 2 * cross)
+    assert frechet_distance(zero, a, zero, b) == expected == frechet_distance(zero, b, zero, a)
 
 
 def test_gaussian_is_unbiased_and_singular_ones_are_fine():
     x = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
     mean, covariance = gaussian(x)
-    assert mean.tolist() == [1, 2] and covariance.tolist() == [[2, 4], [4, 8]]  # divided by n - 1
+    assert mean.tolist() == [1, 2] and covariance.tolist() == [[2, 4], [4, 8]]  # over n - 1
     assert frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="two rows"):
+    with pytest.raises(ValueError, match="n >= 2"):
         gaussian(x[:1])
 
 
@@ -88,8 +84,8 @@ def test_inception_score_counts_classes():
 
 
 def test_blend_psnr_is_of_the_inserted_frames_alone():
-    """Key frames 0, 80, 160 with a fade between them; then one inserted frame is a fifth of the range away."""
-    video = torch.cat([flat(v, 1) for v in (0, 40, 80, 120, 160, 7)])  # the last has no key frame behind it
+    """A fade between key frames 0, 80, 160; then an inserted frame is a fifth of the range off."""
+    video = torch.cat([flat(v, 1) for v in (0, 40, 80, 120, 160, 7)])  # no key follows the last
     assert blend_psnr(video, 2) == pytest.approx(100)
     video[3] += 51
     assert blend_psnr(video, 2) == pytest.approx((100 + 13.979) / 2, abs=1e-3)

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from smallworld import recipes, train
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
-from smallworld.gate import LIMITS, measures
+from smallworld.gate import LIMITS, make, means, measures
 from smallworld.motion import jitter, smoothness
 from smallworld.read import read
 from smallworld.trainer import Schedule, Trainer, lay_out
+from zerosmooth import load
 from zerosmooth.attention import frame_positions
 from zerosmooth.checkpoint import describe, find
 from zerosmooth.models.autoencoder import Autoencoder
@@ -22,12 +23,13 @@ from zerosmooth.models.svd import SVDUNet
 from .conftest import FRAMES, TINY_FAMILIES, randomise, tiny_pipeline, told
 
 SCHEDULE = Schedule(steps=10, rate=0.1, warmup=2)
-SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(60)]
+SCENES = [random_scene(random.Random(f"test/{i}")) for i in range(30)]
 
 
 @pytest.fixture(scope="module")
 def videos():
-    return render(SCENES, frame_times(16, 8)[None].expand(len(SCENES), -1)).permute(0, 1, 3, 4, 2)
+    times = frame_times(16, 8)[None].expand(len(SCENES), -1)
+    return render(SCENES, times).permute(0, 1, 3, 4, 2)
 
 
 def test_prompts_say_what_the_scene_is():
@@ -37,14 +39,15 @@ def test_prompts_say_what_the_scene_is():
                 asked = parse(scene.prompt(speed, background))
                 assert all(getattr(scene, key) == value for key, value in asked.items())
                 assert ("speed" in asked, "background" in asked) == (speed, background)
-    assert parse("a red circle moving left") == {"color": "red", "shape": "circle", "direction": "left"}
+
+
+def test_other_prompts_are_refused():
     with pytest.raises(ValueError, match="not a prompt of the small world"):
         parse("a panda eats a pizza")
 
 
 def test_true_renders_pass_the_gate(videos):
-    readings = [read(video) for video in videos]
-    got = measures(readings, SCENES, fps=8)
+    got = means([measures(read(video), scene, fps=8) for video, scene in zip(videos, SCENES)])
     assert all(got[name] == 1.0 for name in LIMITS if name != "jumps a clip")
     assert got["jumps a clip"] == 0 and got["likeness of shape"] > 0.9
 
@@ -56,14 +59,14 @@ def test_the_path_is_read_to_a_fraction_of_a_pixel(videos):
 
 
 def test_wrong_videos_do_not_pass(videos):
-    """Backwards, still, frozen and shuffled videos fail what they should."""
-    for scene, video in list(zip(SCENES, videos))[:10]:
+    """Backwards, still, slowed and shuffled videos fail what they should."""
+    for scene, video in list(zip(SCENES, videos))[:6]:
         assert not read(video.flip(0)).goes(scene.direction, 8)
         still = read(video[:1].expand(16, -1, -1, -1))
         assert not still.goes(scene.direction, 8) and not still.has_speed(scene.speed, 8)
         assert not read(video[::2].repeat_interleave(4, 0)[:16]).has_speed(scene.speed, 8)
-    shuffled = [read(video[torch.randperm(16)]) for video in videos]
-    assert measures(shuffled, SCENES, 8)["jumps a clip"] > 1
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+        assert read(video[order]).jumps(scene.speed, 8) > 1
 
 
 def test_grey_frames_show_nothing():
@@ -79,20 +82,22 @@ def test_more_frames_show_the_same_seconds():
 
 
 def test_every_word_is_drawn():
-    assert {s.color for s in SCENES} == set(COLORS) and {s.direction for s in SCENES} == set(DIRECTIONS)
+    assert {s.color for s in SCENES} == set(COLORS)
+    assert {s.direction for s in SCENES} == set(DIRECTIONS)
     assert {s.speed for s in SCENES} == set(SPEEDS)
 
 
 def test_a_first_frame_tells_the_direction_and_not_the_speed():
     """The tail is behind the shape, does not disturb the reading, and both speeds start alike."""
-    for i in range(20):
+    for i in range(8):
         scene = random_scene(random.Random(f"tail/{i}"), tail=True)
         video = render([scene], frame_times(14, 7)[None])[0].permute(0, 2, 3, 1)
         reading = read(video)
         assert (reading.color, reading.shape) == (scene.color, scene.shape)
         assert reading.goes(scene.direction, 7) and reading.has_speed(scene.speed, 7)
         plain = render([replace(scene, tail=False)], torch.zeros(1, 1))[0, 0].permute(1, 2, 0)
-        changed = ((video[0] - plain).abs().amax(-1) > 0.05).nonzero().float().mean(0)  # row, column
+        changed = (video[0] - plain).abs().amax(-1) > 0.05
+        changed = changed.nonzero().float().mean(0)  # row, column
         x, y = scene.position(0)
         dx, dy = DIRECTIONS[scene.direction]
         assert (changed[1] / 64 - x) * dx + (changed[0] / 64 - y) * dy < -scene.radius
@@ -127,7 +132,8 @@ def test_stutter_jitter_swelling_and_fading_are_seen(dense):
     times, larger = frame_times(64, 32), replace(scene, radius=scene.radius * 1.2)
     swollen = render([larger], times[None])[0].permute(0, 2, 3, 1)
     swollen[::4] = video[::4]
-    assert smoothness(read(swollen), 4, 64)["area"] == pytest.approx(0.44, abs=0.06)  # 1.2 squared, less one
+    area = smoothness(read(swollen), 4, 64)["area"]
+    assert area == pytest.approx(0.44, abs=0.06)  # 1.2 squared, less one
     pale = video * 0.8
     pale[::4] = video[::4]
     expected = 0.2 * 255 * torch.tensor(COLORS[scene.color]).norm().item()
@@ -139,7 +145,19 @@ def test_a_lost_shape_is_no_number(dense):
         video = dense[0].clone()
         video[lost] = 0.5
         reading = read(video)
-        assert all(math.isnan(value) for value in [jitter(reading, 64), *smoothness(reading, 4, 64).values()])
+        measured = jitter(reading, 64), *smoothness(reading, 4, 64).values()
+        assert all(map(math.isnan, measured))
+
+
+def test_scenes_of_both_speeds_are_made_as_one_by_one():
+    """From first frames, with the speed told by a setting: one batch for each. Up to rounding."""
+    pipeline = load("svd-small", "cpu")
+    scenes = [replace(SCENES[0], speed=speed, tail=True) for speed in ("slowly", "quickly")]
+    settings = pipeline.settings(scale=1, steps=1)
+    together = make(pipeline, [*scenes, scenes[0]], [1, 2, 3], settings)
+    for scene, seed, video in zip([*scenes, scenes[0]], [1, 2, 3], together):
+        (alone,) = make(pipeline, [scene], [seed], settings)
+        torch.testing.assert_close(alone.latents[0], video.latents[0], atol=1e-3, rtol=1e-3)
 
 
 @torch.inference_mode(False)
@@ -153,9 +171,8 @@ def test_a_run_goes_on_from_its_weights_alone_and_then_from_its_state(tmp_path):
     trainer.train(lambda step: module(torch.ones(1, 3)).square().sum(), lambda *of: None, every=1)
     again = torch.nn.Linear(3, 2)
     resumed = Trainer(again, SCHEDULE, tmp_path)
-    assert (
-        resumed.step == 10 and torch.equal(again.weight, module.weight) and not torch.equal(again.weight, kept.weight)
-    )
+    assert resumed.step == 10 and torch.equal(again.weight, module.weight)
+    assert not torch.equal(again.weight, kept.weight)
     assert resumed.optimizer.state[again.weight]["step"] == 3
 
 
@@ -199,7 +216,8 @@ def test_a_run_goes_on_from_an_exported_checkpoint_and_exports_it_again(tmp_path
 
 @torch.inference_mode(False)
 def test_a_resumed_run_is_the_unbroken_one(tmp_path):
-    """Layers that join late, as temporal ones do, begin with Adam of their own, before and after a stop."""
+    """Layers that join late, as temporal ones do, begin with Adam of their own, before and after a
+    stop."""
 
     def run(folder, stops):
         torch.manual_seed(0)
@@ -245,7 +263,8 @@ def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
 @torch.inference_mode(False)
 @pytest.mark.parametrize("name", ["vc2", "vc1", "lavie"])
 def test_single_frames_train_none_of_the_temporal_layers(name):
-    """A fresh network's temporal layers hand on what they get; left out, they get no gradients either."""
+    """A fresh network's temporal layers hand on what they get; left out, they get no gradients
+    either."""
     torch.manual_seed(0)
     unet = tiny_pipeline(name).networks.unet.requires_grad_(True)
     train.start_as_identity(unet)

@@ -1,4 +1,4 @@
-"""Interpolators to compare with: what makes dense videos of the key frames that a checkpoint made."""
+"""Interpolators to compare with: they fill in the key frames that a checkpoint made."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ LAVIE, LDMVFI, BLEND = "lavie-interpolation", "ldmvfi", "blend"
 ROWS = (LAVIE, LDMVFI, BLEND)
 
 
-def open_interpolators(files: Sequence[Path], device: torch.device, dtype: torch.dtype) -> dict[str, Interpolator]:
-    """The interpolators that there are, by row. ValueError, or CheckpointError, for a file that is none.
+def open_interpolators(files: Sequence[Path], device: torch.device,
+                       dtype: torch.dtype) -> dict[str, Interpolator]:
+    """Interpolators by row: a blend, and those of files. UserError for a file that is none.
 
-    files: checkpoints of LaVie's interpolation as converted (.safetensors), of LDMVFI as published (.ckpt), and
-    TorchScript files, whose rows have their names.
+    files: checkpoints of LaVie's interpolation as converted (.safetensors), of LDMVFI as published
+    (.ckpt), and TorchScript files, whose rows have their names.
     """
     found: dict[str, Interpolator] = {BLEND: Blend()}
     for path in files:

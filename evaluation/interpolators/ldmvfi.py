@@ -1,4 +1,5 @@
-"""LDMVFI (Danier et al. 2023, arXiv 2303.09508): the frame between two, by diffusion in the latents of VQ-FIGAN."""
+"""LDMVFI (Danier et al. 2023, arXiv 2303.09508): the frame between two, by diffusion in the latents
+of VQ-FIGAN."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from weights_convert.source import AVERAGED, Source, open_source
 from weights_convert.videocrafter import BUFFERS
 from zerosmooth.attention import ContextStates
 from zerosmooth.bus import Stage
+from zerosmooth.fields import UserError
 from zerosmooth.header import sha256
 from zerosmooth.models.layers import ResBlock
 from zerosmooth.models.unet import Block, Skeleton, SkeletonConfig
@@ -24,11 +26,11 @@ from zerosmooth.samplers import DDIM, DDIMConfig
 from zerosmooth.settings import Settings
 
 from .interpolator import Interpolator
-from .maxvit import MaxViT
-from .vqfigan import VQFIGAN, VQFIGANConfig
+from .vqfigan import VQFIGAN, MaxViT, VQFIGANConfig
 
 SAMPLER = DDIMConfig(beta_start=0.0015, beta_end=0.0195, more_steps=True)
-STEPS, ETA = 50, 0.0  # as ZeroSmooth's authors ran it; its own take 200 and 1
+STEPS, ETA = 50, 0.0  # as ZeroSmooth's authors ran it; LDMVFI's own take 200 and 1
+Noise = Callable[[tuple[int, ...], int], Tensor]  # (shape, step) -> standard normal; -1: the start
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,24 @@ class UNetConfig(SkeletonConfig):
     channels: int = 256
     channel_mult: tuple[int, ...] = (1, 2, 4)
     head_dim: int = 32
-    window: int = 2  # of attention, whatever the size of the frame: that is how it was trained
+    window: int = 2  # of attention, for frames of any size: that is how it was trained
 
 
 class LDMVFIUNet(Skeleton):
     def __init__(self, c: UNetConfig) -> None:
         super().__init__(c, partial(MaxViTBlock, c))
 
-    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
-        """The noise. x: b 3 h w noisy latents; timestep: b; condition: b 6 h w, latents of the frames before and after;
-        h and w multiples of 8."""
-        shown = torch.cat([x, condition], dim=1)[:, None]
-        return super().forward(shown, timestep, {})[:, 0]
+    def noise(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """x: b 3 h w, noisy latents; timestep: b; condition: b 6 h w, latents of the frames before
+        and after. h and w are multiples of 8. Returns b 3 h w."""
+        return self(torch.cat([x, condition], dim=1)[:, None], timestep, {})[:, 0]
 
 
 class MaxViTBlock(Block):
-    def __init__(self, c: UNetConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
-        super().__init__(partial(ResBlock, emb=4 * c.channels, groups=c.groups), channels, out, **more)
+    def __init__(self, c: UNetConfig, channels: int, out: int, attention: bool,
+                 **more: bool) -> None:
+        res = partial(ResBlock, emb=4 * c.channels, groups=c.groups)
+        super().__init__(res, channels, out, **more)
         self.attn = MaxViT(out, c.head_dim, c.window) if attention else nn.Identity()
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
@@ -62,20 +65,18 @@ class MaxViTBlock(Block):
 
 
 class LDMVFI(nn.Module):
-    """Both networks; their parameters carry the names that `table` gives them."""
+    """Both networks; `TABLE` maps published names to those of their parameters."""
 
-    def __init__(self, unet: UNetConfig = UNetConfig(), vae: VQFIGANConfig = VQFIGANConfig()) -> None:
+    def __init__(self, unet: UNetConfig, vae: VQFIGANConfig) -> None:
         super().__init__()
         self.unet, self.vae = LDMVFIUNet(unet), VQFIGAN(vae)
 
     @torch.no_grad()
-    def sample(
-        self, sampler: DDIM, prev: Tensor, next_: Tensor, noise: Callable[[tuple[int, ...], int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, sampler: DDIM, prev: Tensor, next_: Tensor,
+               noise: Noise) -> tuple[Tensor, Tensor]:
         """The frame between two, not clamped, and its latents before they are quantised.
 
-        prev, next_: b 3 h w in [-1, 1], of any size that `padding` takes; noise: (shape, step) -> standard normal, step
-        -1 for what sampling starts from. ValueError if the frames are too small.
+        prev, next_: b 3 h w in [-1, 1], of a size that `padding` takes.
         """
         height, width = prev.shape[-2:]
         below, right = padding(height, width)
@@ -84,14 +85,15 @@ class LDMVFI(nn.Module):
         condition = torch.cat([z_prev, z_next], dim=1)
         x = sampler.start(noise(tuple(z_prev.shape), -1))
         for i in range(len(sampler)):
-            output = self.unet(x, torch.full((len(x),), sampler.timestep(i), device=x.device), condition)
+            timestep = torch.full((len(x),), sampler.timestep(i), device=x.device)
+            output = self.unet.noise(x, timestep, condition)
             fresh = noise(tuple(x.shape), i) if sampler.stochastic else None
             x = sampler.step(i, x, sampler.x0(i, x, output), fresh)
         frame = self.vae.decode(x, prev, next_, [phi_prev, phi_next])
         return frame[..., :height, :width], x
 
-    def between(self, frames: Tensor, sampler: DDIM, noise: Callable[[tuple[int, ...], int], Tensor]) -> Tensor:
-        """A video of k frames as one of 2k - 1: those given, and one between each two. uint8 f h w 3."""
+    def between(self, frames: Tensor, sampler: DDIM, noise: Noise) -> Tensor:
+        """A video of k frames with one more between each two: 2k - 1. uint8 f h w 3."""
         device = next(self.parameters()).device
         made = [frames[:1]]
         for pair in zip(frames[:-1], frames[1:]):
@@ -107,159 +109,122 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def padding(height: int, width: int) -> tuple[int, int]:
-    """Pixels that are added below and at the right: up to multiples of 512, or of 256 where the height is not more.
-
-    A side is left as it is where it would be doubled. ValueError for what the network does not take then.
-    """
+    """Pixels to add below and at the right: up to multiples of 512, or of 256 for a height of up to
+    256. A side that would double stays as it is. UserError for a size that the network does not
+    take."""
     to = 256 if height <= 256 else 512
-    added = [0 if -side % to == side else -side % to for side in (height, width)]
-    for side, more in zip((height, width), added):
+    below, right = (0 if -side % to == side else -side % to for side in (height, width))
+    for side, more in ((height, below), (width, right)):
         if more >= side or (side + more) % 256:
-            raise ValueError(
-                f"LDMVFI does not take frames of {height}x{width}: at least 129 pixels a side are needed, and a width "
-                "of 256 where the height is above 256"
-            )
-    return added[0], added[1]
+            raise UserError(f"LDMVFI does not take frames of {height}x{width}; each side needs at "
+                            "least 129 pixels, and the width 256 if the height is above 256")
+    return below, right
 
 
-MAXVIT = Table(
-    [
-        row
-        for part in ("block", "grid")
-        for row in (
-            (f"attn_{part}.norm.*", f"attn_{part}.norm.*"),
-            *((f"attn_{part}.fn.to_{x}.weight", f"attn_{part}.to_{x}.weight") for x in "qkv"),
-            (f"attn_{part}.fn.to_out.0.weight", f"attn_{part}.to_out.weight"),
-            (f"attn_{part}.fn.rel_pos_bias.weight", f"attn_{part}.bias"),
-            (f"ff_{part}.norm.*", f"ff_{part}.norm.*"),
-            (f"ff_{part}.fn.net.0.*", f"ff_{part}.fc1.*"),
-            (f"ff_{part}.fn.net.3.*", f"ff_{part}.fc2.*"),
-        )
-    ]
-)
-UNET = Table(
-    [
-        ("time_embed.*", "time_embedding.*"),
-        ("input_blocks.0.0.*", "conv_in.*"),
-        ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
-        *RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
-        *MAXVIT.within("input_blocks.{}.1.", "encoder.{-1}.attn."),
-        *RES.within("middle_block.0.", "middle.res."),
-        *MAXVIT.within("middle_block.1.", "middle.attn."),
-        *RES.within("middle_block.2.", "middle.res2."),
-        *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
-        *RES.within("output_blocks.{}.0.", "decoder.{}.res."),
-        *MAXVIT.within("output_blocks.{}.1.", "decoder.{}.attn."),
-        ("out.0.*", "norm_out.*"),
-        ("out.2.*", "conv_out.*"),
-    ]
-)
+ATTENTION = Table([
+    ("norm.*", "norm.*"), *((f"fn.to_{x}.weight", f"to_{x}.weight") for x in "qkv"),
+    ("fn.to_out.0.weight", "to_out.weight"), ("fn.rel_pos_bias.weight", "bias"),
+])
+FEED = Table([("norm.*", "norm.*"), ("fn.net.0.*", "fc1.*"), ("fn.net.3.*", "fc2.*")])
+MAXVIT = Table([row for part in ("block", "grid")
+                for table, name in ((ATTENTION, "attn"), (FEED, "ff"))
+                for row in table.within(f"{name}_{part}.", f"{name}_{part}.")])
+UNET = Table([
+    ("time_embed.*", "time_embedding.*"), ("input_blocks.0.0.*", "conv_in.*"),
+    ("input_blocks.{}.0.op.*", "encoder.{-1}.*"),
+    *RES.within("input_blocks.{}.0.", "encoder.{-1}.res."),
+    *MAXVIT.within("input_blocks.{}.1.", "encoder.{-1}.attn."),
+    *RES.within("middle_block.0.", "middle.res."),
+    *MAXVIT.within("middle_block.1.", "middle.attn."),
+    *RES.within("middle_block.2.", "middle.res2."),
+    *((f"output_blocks.{{}}.{i}.conv.*", "decoder.{}.upsample.conv.*") for i in (1, 2)),
+    *RES.within("output_blocks.{}.0.", "decoder.{}.res."),
+    *MAXVIT.within("output_blocks.{}.1.", "decoder.{}.attn."),
+    ("out.0.*", "norm_out.*"), ("out.2.*", "conv_out.*"),
+])
 COUNTER = "num_batches_tracked"  # of batch norms
-EXCITATION = "cross_attn.proj_in.6.gate"
-ENDS = Table(
-    [
-        ("conv_in.*", "conv_in.*"),
-        *VAE_RES.within("mid.block_1.", "middle.res1."),
-        *MAXVIT.within("mid.attn_1.", "middle.attn."),
-        *VAE_RES.within("mid.block_2.", "middle.res2."),
-        ("norm_out.*", "norm_out.*"),
-        ("conv_out.*", "conv_out.*"),
-    ]
-)
-VAE = Table(
-    [
-        *ENDS.within("encoder.", "encoder."),
-        *VAE_RES.within("encoder.down.{}.block.{}.", "encoder.levels.{}.res.{}."),
-        ("encoder.down.{}.downsample.conv.*", "encoder.levels.{}.resample.*"),
-        *ENDS.within("decoder.", "decoder."),
-        *VAE_RES.within("decoder.up.{}.block.{}.", "decoder.levels.{}.res.{}."),
-        (f"decoder.up.{{}}.{EXCITATION}.1.weight", "decoder.levels.{}.neighbours.6.fc1.weight"),
-        (f"decoder.up.{{}}.{EXCITATION}.3.weight", "decoder.levels.{}.neighbours.6.fc2.weight"),
-        ("decoder.up.{}.cross_attn.proj_in.*", "decoder.levels.{}.neighbours.*"),
-        *MAXVIT.within("decoder.up.{}.cross_attn.", "decoder.levels.{}.attn."),
-        ("decoder.up.{}.upsample.conv.*", "decoder.levels.{}.resample.conv.*"),
-        *(
-            (f"decoder.module{theirs}{i + 1}.*", f"decoder.synthesis.{ours}.{i}.*")
-            for theirs, ours in (
-                ("KernelVertical", "vertical"),
-                ("KernelHorizontal", "horizontal"),
-                ("Alpha", "alpha"),
-                ("Beta", "beta"),
-            )
-            for i in (0, 1)
-        ),
-        ("decoder.moduleMask.*", "decoder.synthesis.mask.*"),
-        ("decoder.moduleResidual.*", "decoder.synthesis.residual.*"),
-        ("quantize.embedding.weight", "codebook"),
-        ("quant_conv.*", "quant_conv.*"),
-        ("post_quant_conv.*", "post_quant_conv.*"),
-    ]
-)
-
-
+ENDS = Table([
+    *((f"{name}.*", f"{name}.*") for name in ("conv_in", "norm_out", "conv_out")),
+    *VAE_RES.within("mid.block_1.", "middle.res1."), *MAXVIT.within("mid.attn_1.", "middle.attn."),
+    *VAE_RES.within("mid.block_2.", "middle.res2."),
+])
+GATE = "decoder.up.{}.cross_attn.proj_in.6.gate", "decoder.levels.{}.neighbours.6"
+HEADS = {"KernelVertical": "vertical", "KernelHorizontal": "horizontal", "Alpha": "alpha",
+         "Beta": "beta"}
+VAE = Table([
+    *ENDS.within("encoder.", "encoder."), *ENDS.within("decoder.", "decoder."),
+    *VAE_RES.within("encoder.down.{}.block.{}.", "encoder.levels.{}.res.{}."),
+    ("encoder.down.{}.downsample.conv.*", "encoder.levels.{}.resample.*"),
+    *VAE_RES.within("decoder.up.{}.block.{}.", "decoder.levels.{}.res.{}."),
+    *((f"{GATE[0]}.{i}.weight", f"{GATE[1]}.fc{j}.weight") for i, j in ((1, 1), (3, 2))),
+    ("decoder.up.{}.cross_attn.proj_in.*", "decoder.levels.{}.neighbours.*"),
+    *MAXVIT.within("decoder.up.{}.cross_attn.", "decoder.levels.{}.attn."),
+    ("decoder.up.{}.upsample.conv.*", "decoder.levels.{}.resample.conv.*"),
+    *((f"decoder.module{theirs}{i + 1}.*", f"decoder.synthesis.{ours}.{i}.*")
+      for theirs, ours in HEADS.items() for i in (0, 1)),
+    *((f"decoder.module{x}.*", f"decoder.synthesis.{x.lower()}.*") for x in ("Mask", "Residual")),
+    *((f"{name}.*", f"{name}.*") for name in ("quant_conv", "post_quant_conv")),
+    ("quantize.embedding.weight", "codebook"),
+])
 TABLE = Table(
-    [
-        *UNET.within("model.diffusion_model.", "unet."),
-        *VAE.within("first_stage_model.", "vae."),
-    ],
+    [*UNET.within("model.diffusion_model.", "unet."), *VAE.within("first_stage_model.", "vae.")],
     dropped={
         "cond_stage_model.*": "the autoencoder under a second name",
         "first_stage_model.decoder.up.{}.cross_attn.out_conv.*": "never called",
         f"*.{COUNTER}": "counted in training",
-        "model_ema.decay": "of the running average",
-        "model_ema.num_updates": "likewise",
+        **dict.fromkeys(("model_ema.decay", "model_ema.num_updates"), "of the running average"),
         **dict.fromkeys(BUFFERS, "the schedule's, computed"),
     },
 )
 
 
 def averaged(source: Source) -> Source:
-    """The source with the UNet's running average, which is what samples, in place of its weights as trained.
-
-    ConversionError if it has none, or one of another network.
-    """
-    trained = [name for name in source.shapes if name.startswith("model.diffusion_model.")]
-    average = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in trained}
-    kept = {name: shape for name, shape in source.shapes.items() if name not in average.values()}
-    if missing := [name for name in average.values() if source.shapes.get(name) is None]:
-        raise ConversionError(f"{source.name} is not LDMVFI: it has no {missing[0]}, a running average")
-    kept |= {name: source.shapes[averaged] for name, averaged in average.items()}
-    return replace(source, shapes=kept, read=lambda name: source.read(average.get(name, name)))
+    """The source with the UNet's weights replaced by their running average, which is what samples.
+    ConversionError if it has none, or that of another network."""
+    average = {name: "model_ema." + name.removeprefix("model.").replace(".", "")
+               for name in source.shapes if name.startswith("model.diffusion_model.")}
+    shapes = dict(source.shapes)
+    for trained, name in average.items():
+        if name not in shapes:
+            raise ConversionError(f"{source.name} is not LDMVFI: {name}, an average, is missing")
+        shapes[trained] = shapes.pop(name)
+    return replace(source, shapes=shapes, read=lambda name: source.read(average.get(name, name)))
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> LDMVFI:
-    """LDMVFI from its authors' file, `ldmvfi-vqflow-f32-c256-concat_max.ckpt`. ConversionError if it is another."""
+    """LDMVFI from its authors' file, `ldmvfi-vqflow-f32-c256-concat_max.ckpt`. ConversionError if
+    it is another file."""
     source = averaged(open_source(path, takes=(AVERAGED,)))
     with torch.device("meta"):
-        network = LDMVFI()
-    expected = {name: tuple(x.shape) for name, x in network.state_dict().items() if COUNTER not in name}
+        network = LDMVFI(UNetConfig(), VQFIGANConfig())
+    state = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    expected = {name: shape for name, shape in state.items() if COUNTER not in name}
     try:
         tensors = convert(TABLE, source.shapes, source.read, expected)
     except ConversionError as error:
         raise ConversionError(f"{source.name} is not LDMVFI: {error}") from None
-    network.load_state_dict({name: tensor.to(device) for name, tensor in tensors}, assign=True)  # counters become 0
+    network.load_state_dict({name: x.to(device) for name, x in tensors}, assign=True)
     return network.eval().requires_grad_(False)
 
 
 class LDMVFIInterpolator(Interpolator):
-    """LDMVFI, once for twice the frames, twice for four times the frames, ..; in float32."""
+    """LDMVFI in float32: once for twice the frames, twice for four times, .."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.network = load(path, device)
+        self.network, self.device = load(path, device), device
         self.protocol = f"{path.name} (sha256 {sha256(path)[:16]}), {STEPS} steps, eta {ETA}"
 
     def check(self, settings: Settings) -> None:
-        n = settings.cascade.scale_of(settings.cascade.stages - 1)
-        if n & (n - 1):
-            raise ValueError(f"LDMVFI doubles frames, and {n} is no power of 2")
         padding(settings.height, settings.width)
 
     @torch.inference_mode()
     def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
-        generator, device = torch.Generator().manual_seed(seed), next(self.network.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(shape: tuple[int, ...], step: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.device)
+
         sampler, frames = DDIM(SAMPLER, STEPS, ETA), keys
         while len(frames) < n * (len(keys) - 1) + 1:
-            frames = self.network.between(
-                frames, sampler, lambda shape, step: torch.randn(shape, generator=generator).to(device)
-            )
+            frames = self.network.between(frames, sampler, noise)
         return frames
