@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import time
@@ -130,7 +131,7 @@ def make_one(work: Work, pipeline: Pipeline, live: Live, shown: arguments.Shown,
             return False
     made_by = arguments.made_by(work.args, work.checkpoint, work.running, shown)
     facts = {"seconds": round(time.perf_counter() - began, 1),
-             "bus_peak_bytes": video.bus_peak_bytes}
+             "bus_peak_bytes": video.bus_peak_bytes, "command": shlex.join(["python", *sys.argv])}
     for path, s in zip(result.write(video, made_by, facts), result.stages):
         fps, frames = result.play_fps[s], len(video.frames[s])
         print(f"{frames} frames, {fps:g} fps, {frames / fps:.3g} s: {path}")

@@ -63,9 +63,11 @@ class Result:
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise UserError(f"name={template}: {error}; write {{prompt}}, {{seed:03}}, {{frames}}, "
                             "{digest} or {any_setting}") from error
-        if not re.fullmatch(r"[^\W_][^<>:\"/\\|?*\0-\x1f]*", name) or len(name.encode()) > LETTERS:
-            raise UserError(f"name={template} makes {name[:60]!r}; it begins with a letter or "
-                            f"digit, has up to {LETTERS} bytes, and --outdir names the folder")
+        allowed = re.fullmatch(r"[^\W_][^<>:\"/\\|?*]*", name) and name.isprintable()
+        if not allowed or len(name.encode()) > LETTERS:
+            raise UserError(f"name={template} makes {name[:60]!r}; a name begins with a letter or "
+                            f"digit and has up to {LETTERS} bytes, none of them <>:\"/\\|?*; --outdir "
+                            "names the folder")
         return self.folder / f"{name}{suffix}"
 
     @property

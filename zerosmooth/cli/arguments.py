@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +21,6 @@ from ..header import sha256
 from ..images import find_images, read_image
 from ..pipeline import Subject
 from ..settings import (
-    PRESETS,
-    SCALES,
     Option,
     Output,
     Running,
@@ -44,7 +41,7 @@ LARGEST = 64_000_000  # bytes of a prompt file
 OPTIONS = {option.name: option for of in (Settings, Running, Output) for option in options(of)}
 FLAGS = ("scale", "preset", "method", "steps", "guidance_scale", "fps", "height", "width", "device")
 OWN = [option.name for option in options(Defaults)] + ["key_frames", "decode_chunk_size", "preset"]
-CHOICES: dict[str, tuple[Any, ...]] = {"scale": SCALES, "preset": tuple(PRESETS)}
+METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -74,12 +71,24 @@ def add_settings(add: Any, leave_out: Sequence[str] = ()) -> None:
     for name in FLAGS:
         if name not in leave_out:
             option = OPTIONS[name]
-            add(f"--{name}", type=option.kind, choices=CHOICES.get(name),
-                metavar=None if name in CHOICES else option.kind.__name__.upper(),
+            add(f"--{name}", type=option.kind, metavar=METAVARS[option.kind],
                 help=f"{option.text}{default_text(option, short=True)}".replace("%", "%%"))
-    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+    add("--set", action=Set, nargs="+", default=argparse.SUPPRESS, metavar="NAME=VALUE",
         help="any other setting; --settings lists them")
     add("--settings", action=ListSettings, nargs=0, help="list all settings and their meaning")
+
+
+class Set(argparse.Action):
+    """`--set NAME=VALUE ..`: each as if there were a flag of its name."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, texts: Any,
+                 *_: Any) -> None:
+        for text in texts:
+            name, equals, value = text.partition("=")
+            known([name], Settings, Running, Output)
+            if not equals:
+                raise UserError(f"--set {text}: write {name}=VALUE")
+            setattr(args, name, OPTIONS[name].read(value))
 
 
 class ListSettings(argparse.Action):
@@ -117,15 +126,9 @@ def described(args: argparse.Namespace) -> Checkpoint:
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were said, by name. UserError for one that there is not."""
-    said = {name: getattr(args, name, None) for name in FLAGS}
-    for text in args.set:
-        name, equals, value = text.partition("=")
-        known([name], Settings, Running, Output)
-        if not equals:
-            raise UserError(f"--set {text}: write {name}=VALUE")
-        said[name] = OPTIONS[name].read(value)
-    return {name: value for name, value in said.items() if value is not None}
+    """The settings that were given on the command line, by name."""
+    return {name: value for name, value in vars(args).items()
+            if name in OPTIONS and not (name in FLAGS and value is None)}
 
 
 def of_kind(kind: type, said: dict[str, Any]) -> dict[str, Any]:
@@ -200,8 +203,7 @@ def made_by(args: argparse.Namespace, checkpoint: Checkpoint, running: Running,
     return {"checkpoint": str(args.ckpt or DEFAULT), "family": checkpoint.family.name, **image,
             "device": running.device, "running": asdict(running),
             "threads": torch.get_num_threads(), "converted_from": checkpoint.source,
-            "converted_from_sha256": checkpoint.source_sha256,
-            "command": shlex.join(["python", *sys.argv])}
+            "converted_from_sha256": checkpoint.source_sha256}
 
 
 @dataclass(frozen=True)

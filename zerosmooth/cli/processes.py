@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from ..fields import UserError
 from ..settings import device_of
 from .command import told
 
@@ -65,18 +66,18 @@ def together(value: T) -> list[T]:
 
 
 def once(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, given to all: of what can be read only once, such
-    as a pipe. A ValueError or OSError that it raises there is a ValueError in all."""
+    """What `work` returns in the first process, given to all: for what can be read only once, such
+    as a pipe. A UserError or OSError that it raises is a UserError in all processes."""
     found, error = None, None
     if first():
         try:
             found = work()
-        except (ValueError, OSError) as raised:
+        except (UserError, OSError) as raised:
             if (error := told(raised)) is None:
                 raise
     found, error = together((found, error))[0]
     if error:
-        raise ValueError(error)
+        raise UserError(error)
     return found  # type: ignore[return-value]
 
 
