@@ -4,10 +4,14 @@ import contextlib
 import io
 import json
 import sys
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
+from zerosmooth.checkpoint import Checkpoint, describe
+from zerosmooth.family import Family
 from zerosmooth.pipeline import Pipeline, Video
 
 ROOT = Path(__file__).parent.parent
@@ -17,10 +21,21 @@ import sample  # noqa: E402
 QUICK = ["--steps", "2", "--scale", "2", "--device", "cpu", "--set", "key_frames=4"]
 
 
+@cache
+def described(path: Path, family: Family | None, changed: int) -> Checkpoint:
+    return describe(path, family)
+
+
+def described_once(path: Path, family: Family | None = None) -> Checkpoint:
+    """As `describe`, which tries the networks out, but once for a file as it is."""
+    return described(path, family, path.stat().st_mtime_ns)
+
+
 def run(*arguments, status=0) -> str:
     """What it said, output and errors."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with (contextlib.redirect_stdout(said), contextlib.redirect_stderr(said),
+          patch.object(sample.arguments, "describe", described_once)):
         try:
             found = sample.main([*map(str, arguments)])
         except SystemExit as end:  # of argparse
