@@ -250,7 +250,7 @@ def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Ru
         (not s.spatial, STATES[2:], "where spatial attention is not corrected"),
         (s.kv_operator == "S", DRAWN, "to kv_operator S, for which nothing is drawn"),
         (not s.guided, ("negative_prompt",), "without guidance (guidance_scale=1)"),
-        (s.join > 0 == first, ("join",), f"in {steps} steps, of which it is none; use more"),
+        (s.join > 0 and first == 0, ("join",), f"in {steps} steps, of which it is less than one"),
         (s.reuse > 1 and not any(i % s.reuse for i in range(first + 1, steps)), ("reuse",),
          f"in {steps - first} steps of all stages"),
         (output.save_fps is not None and not family.told_rate(config), ("fps",),
@@ -282,6 +282,9 @@ def known(asked: Iterable[str], *of: type) -> None:
             raise UserError(f"there is no setting {short(name)}; {hint}")
 
 
+KINDS = {int: "a whole number", float: "a number"}
+
+
 @dataclass(frozen=True)
 class Option:
     """A field of `Settings`, `Running` or `Output`. kind: its type; text: what it means."""
@@ -294,16 +297,16 @@ class Option:
 
     def read(self, text: str) -> Any:
         """Its value, of a text. UserError if it is none."""
-        if text == "none" and (self.default is None or "none" in self.choices):
-            return self.default if self.default is None else text
+        if text == "none" and self.default is None:
+            return None
         if self.kind is bool:
             if text not in ("true", "false"):
-                raise UserError(f"{self.name}={text}: true or false is needed")
+                raise UserError(f"{self.name}={short(text)}; true or false is needed")
             return text == "true"
         try:
             return self.kind(text)
         except ValueError as error:
-            raise UserError(f"{self.name}={text}: {self.kind.__name__} is needed") from error
+            raise UserError(f"{self.name}={short(text)}; {KINDS[self.kind]} is needed") from error
 
 
 def options(of: type) -> Iterator[Option]:
