@@ -217,7 +217,8 @@ def _kept(family: Family, config: ModelConfig, before: Settings,
     a meaning."""
     made_by = {"method": before.method, "preset": before.preset}
     plain = asdict(settings_for(family, config, None, **made_by))
-    kept = {name: x for name, x in asdict(before).items() if x != plain[name]}
+    kept = {name: x for name, x in asdict(before).items()
+            if x != plain[name] and name not in family.idle}
     if any(asked.get(name, value) != value for name, value in made_by.items()):
         return {name: x for name, x in kept.items() if name not in DENSE}
     return {**made_by, **kept}

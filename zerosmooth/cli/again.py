@@ -21,7 +21,7 @@ from ..config import build
 from ..fields import UserError
 from ..header import sha256
 from ..results import versions
-from ..settings import Output, Settings, device_of
+from ..settings import Output, Running, Settings, device_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Record:
     image_sha256: str | None = None
     image_path: str | None = None
     checkpoint: str = ""
+    running: Running = Running()
     device: str = "cpu"
     threads: int = 0
     torch: str = ""
@@ -48,9 +49,7 @@ def read_record(file: Path) -> Record:
     """Of a video, picture or json of ours. UserError, which says why, if none can be used."""
     try:
         values = json.loads(read_comment(file))
-    except RecursionError:
-        values = None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         values = None
     if not isinstance(values, dict) or not {"checkpoint_digest", "settings", "seed"} <= set(values):
         raise UserError(
@@ -58,6 +57,9 @@ def read_record(file: Path) -> Record:
             "wrote it: other programs, and many websites, drop the record when they save a file")
     if isinstance(made := values.get("versions"), dict):
         values |= {key: made[key] for key in ("torch", "zerosmooth") if key in made}
+    if isinstance(running := values.get("running"), dict):
+        for name in ("device", "compile"):  # for which this machine may lack what it takes
+            running.pop(name, None)
     names = [field.name for field in fields(Record) if field.name in values]
     try:
         like = Record("", Settings(), (), 0)

@@ -137,15 +137,15 @@ def of_kind(kind: type, said: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in said.items() if name in names}
 
 
-def read_settings(args: argparse.Namespace, checkpoint: Checkpoint,
-                  before: Settings | None = None) -> tuple[Settings, Running]:
-    """What was asked for, checked. before: settings that it changes, if not the checkpoint's own.
-    UserError if it does not fit."""
+def read_settings(args: argparse.Namespace, checkpoint: Checkpoint, before: Settings | None = None,
+                  running: Running = Running()) -> tuple[Settings, Running]:
+    """What was asked for, checked. before: settings that it changes, if not the checkpoint's own;
+    running: likewise, but for the device. UserError if it does not fit."""
     said, device = asked(args), device_of(args.device)
     dtype = {"dtype": default_dtype(device)} if before is None else {}
     own = {**dtype, **of_kind(Settings, said)}
     settings = settings_for(checkpoint.family, checkpoint.config, before, **own)
-    running = Running(**{**of_kind(Running, said), "device": str(device)})
+    running = replace(running, **{**of_kind(Running, said), "device": str(device)})
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running))
     steps = len(checkpoint.config.sampler.sampler(settings.steps, settings.eta))
     if steps != settings.steps:
@@ -161,7 +161,8 @@ def resolve(args: argparse.Namespace, record: Record | None
     said, named = asked(args), args.ckpt is not None
     output = Output() if record is None else recall(args, record, said)
     checkpoint = described(args)
-    settings, running = read_settings(args, checkpoint, record and record.settings)
+    before = () if record is None else (record.settings, record.running)
+    settings, running = read_settings(args, checkpoint, *before)
     output = replace(output, **of_kind(Output, said))
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running, output))
     print(settings.summary())
