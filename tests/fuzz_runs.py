@@ -1,5 +1,5 @@
-"""Throws mutated records, flags and prompts at sample.py: no traceback, no hang, no file that is cut
-under its name.
+"""Throws mutated records, flags and prompts at sample.py: no traceback, no hang, no file that is
+cut under its name.
 
     python -m tests.fuzz_runs --cases 400 --seed 0      # all in this process, videos are grey
 """
@@ -88,7 +88,8 @@ def fuzz(checkpoint: Path, folder: Path, cases: int, seed: int) -> list[str]:
             given = [*common, "--outdir", str(folder / "flags"), *flags(rng)]
         elif what == "prompts":
             (folder / "prompts").write_bytes(prompts(rng))
-            given = [*common, "--prompt_file", str(folder / "prompts"), "--outdir", str(folder / "made")]
+            given = [*common, "--prompt_file", str(folder / "prompts"), "--outdir",
+                     str(folder / "made")]
         else:
             damage(rng, folder / "record")
             given = record

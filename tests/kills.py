@@ -59,7 +59,7 @@ class Case:
         for part in folder.rglob(".*.part*"):
             if number != signal.SIGKILL:
                 problems.append(f"{part.name} is left over by a process that could have removed it")
-        time.sleep(1.1 if number == signal.SIGKILL else 0)  # what is younger may be another process's
+        time.sleep(1.1 if number == signal.SIGKILL else 0)  # what is younger is left alone
         again = start(self.command, checkpoint, folder)
         again.join(120)
         if again.exitcode != 0:
@@ -130,7 +130,8 @@ def unbroken(command: str, checkpoint: Path) -> tuple[dict[str, Any], float]:
 
 def contents(folder: Path) -> dict[str, Any]:
     """Of all files, by their names, without what no two runs have alike."""
-    return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*")
+            if path.is_file()}
 
 
 def content(path: Path) -> Any:

@@ -66,8 +66,8 @@ class Result:
         allowed = re.fullmatch(r"[^\W_][^<>:\"/\\|?*]*", name) and name.isprintable()
         if not allowed or len(name.encode()) > LETTERS:
             raise UserError(f"name={template} makes {name[:60]!r}; a name begins with a letter or "
-                            f"digit and has up to {LETTERS} bytes, none of them <>:\"/\\|?*; --outdir "
-                            "names the folder")
+                            f"digit and has up to {LETTERS} bytes, none of them <>:\"/\\|?*; "
+                            "--outdir names the folder")
         return self.folder / f"{name}{suffix}"
 
     @property
