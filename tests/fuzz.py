@@ -329,7 +329,8 @@ def main() -> int:
     faulthandler.cancel_dump_traceback_later()
     for (target, end), count in sorted(ends.items()):
         print(f"{target}: {count} {end}")
-    print(f"{failed} of {args.count} wrong; the slowest, case {slowest[1]}, took {slowest[0]:.1f} s")
+    seconds, number = slowest
+    print(f"{failed} of {args.count} wrong; the slowest, case {number}, took {seconds:.1f} s")
     return int(failed > 0)
 
 

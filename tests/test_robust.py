@@ -210,7 +210,7 @@ MISTAKES = [
     ("--height 61", "height 61 is not a multiple of 4 pixels; 60 is"),
     ("--set key_frames=9", "use 2 to 8"),
     ("--set key_frames=1", "use 2 to 8"),
-    ("--set overlap=4", "overlap=4 of windows of 4 frames; use 0 to 3"),
+    ("--set overlap=4", "overlap=4 in windows of 4 frames; use 0 to 3"),
     ("--set eta=2", "eta=2.0"),
     ("--set strength=-1", "strength=-1.0; use 0 to 1"),
     ("--set frame_chunk=0", "frame_chunk=0; use 1 to"),

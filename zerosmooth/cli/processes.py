@@ -49,7 +49,7 @@ def processes(args: Namespace) -> Iterator[tuple[int, int]]:
     if device.type == "cuda":
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device_of(args.device))
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for words, not tensors
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for Python objects
     try:
         yield distributed.get_rank(), world
     finally:
@@ -57,7 +57,7 @@ def processes(args: Namespace) -> Iterator[tuple[int, int]]:
 
 
 def together(value: T) -> list[T]:
-    """What each process has, by number; waits for all of them."""
+    """The values of all processes, by number; waits for all of them."""
     if not _several():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -82,8 +82,8 @@ def once(work: Callable[[], T]) -> T:
 
 
 def agreed(name: str, check: Callable[[], T]) -> T:
-    """What `check` returns, once it has returned in all processes. What it raises for the user ends
-    all of them, and the first process that met it says it. name: of the command."""
+    """What `check` returns, once it has returned in all processes. A user's mistake that it raises
+    in any ends all of them; the first process that met it prints it. name: of the command."""
     if not _several():
         return check()
     found, said = None, None
