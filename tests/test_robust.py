@@ -112,6 +112,55 @@ def test_a_whole_checkpoint_is_not_read_to_find_nothing_to_do(tiny, tmp_path, mo
     assert 0 < sum(read) < size / 2
 
 
+# --- records of an evaluation
+
+
+class Mean(torch.nn.Module):
+    def forward(self, x):
+        return x.mean(dim=[2, 3, 4]).softmax(-1)
+
+
+@pytest.fixture
+def experiment(tiny, tmp_path, capsys):
+    """Evaluate one prompt: experiment(*arguments, status=0) -> what that said."""
+    from evaluation import __main__ as evaluation
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))
+
+    def run(*arguments, status=0):
+        flags = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", tmp_path / "prompts.txt",
+                 "--rows", "direct", "--steps", 1, "--scale", 2, "--device", "cpu", "--show", 1,
+                 "--classifier", tmp_path / "mean.pt", "--outdir", tmp_path / "out"]
+        assert evaluation.main([*map(str, flags), *map(str, arguments)]) == status
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.long
+def test_damaged_files_of_an_evaluation_are_made_again_and_said(experiment, tmp_path):
+    experiment()
+    for suffix in (".json", ".features", ".frames"):
+        (path,) = (tmp_path / "out/videos").glob(f"*{suffix}")
+        whole = path.read_bytes()
+        for content in (b"", b"null", b'{"row": "direct"}', whole[: len(whole) // 2]):
+            path.write_bytes(content)
+            assert f"{path} is damaged; the video is made again" in experiment()
+            assert path.read_bytes() == whole or suffix == ".json"
+        path.unlink()
+        path.mkdir()
+        assert f"{path} is a folder" in experiment(status=1)
+        path.rmdir()
+        path.write_bytes(whole)
+
+
+@pytest.mark.long
+def test_an_evaluation_says_what_goes_wrong_as_sampling_does(experiment):
+    assert "tokens of 'blue blue" in experiment("--set", f"negative_prompt={'blue ' * 40}")
+    assert "use 1 to 1000000" in experiment("--num_videos", 10_000_000, status=1)
+    assert "is a file; name a folder" in experiment("--outdir", __file__, status=1)
+
+
 # --- prompts
 
 
