@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import time
@@ -44,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prompt", help="what to show (default: the checkpoint's own)")
     arguments.add_subjects(add)
     add("--again", type=arguments.as_path, metavar="FILE",
-        help="remake what a video, picture or json of ours shows, but for what other flags say")
+        help="remake the video from one of its files; other flags change it")
     add("--check", action="store_true", help="say what the checkpoint is and needs, and stop")
     add("--outdir", type=arguments.as_path, default=Path("outputs"), metavar="DIR",
         help="folder of the results (default: outputs)")
@@ -54,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be made, checked."""
+    """All that is to be made, checked."""
 
     args: argparse.Namespace
     checkpoint: Checkpoint
@@ -66,7 +67,7 @@ class Work:
     seeds: Sequence[int]
 
     def results(self) -> Iterator[tuple[arguments.Shown, Result]]:
-        """All of them, in the order in which they are made."""
+        """One for each subject and seed, in the order in which they are made."""
         digest = self.checkpoint.sha256()
         for one in self.shown:
             for seed in self.seeds:
@@ -75,7 +76,7 @@ class Work:
 
 
 def prepare(args: argparse.Namespace) -> Work | None:
-    """Check all that can be checked before the networks load. None if that is all asked for."""
+    """Check all that can be checked before the networks load. None if no more is asked for."""
     record = None if args.again is None else again.read_record(args.again)
     checkpoint, settings, running, output = arguments.resolve(args, record)
     work = Work(args, checkpoint, settings, running, output,
@@ -90,7 +91,8 @@ def prepare(args: argparse.Namespace) -> Work | None:
 
 
 def make(work: Work, rank: int, world: int) -> int:
-    """Make what is not there yet; of several processes, each its share. Returns the exit status."""
+    """Make the videos that are not there yet, of which each of several processes has its share.
+    Returns the exit status."""
     pipeline: Pipeline | None = None
     folder, failed, there, total = work.args.outdir, 0, 0, len(work.shown) * len(work.seeds)
     own = len(range(rank, total, world))
@@ -117,20 +119,20 @@ def make(work: Work, rank: int, world: int) -> int:
 
 def make_one(work: Work, pipeline: Pipeline, live: Live, shown: arguments.Shown,
              result: Result) -> bool:
-    """Make one video and write its files. Whether it turned out; if not, the reason is said."""
+    """Make one video and write its files. Returns whether that worked; if not, prints why."""
     began = time.perf_counter()
     with live.video(f"{shown.name}, seed {result.seed}"):
         try:
             (video,) = pipeline.sample(shown.load(), result.settings, seeds=result.seed,
                                        running=work.running, progress=live.progress,
                                        preview=live.preview)
-        except NonFiniteError as error:  # the others need not suffer
+        except NonFiniteError as error:  # other videos may turn out
             print(f"sample.py: no video of {shown.name!r}, seed {result.seed}: {error}",
                   file=sys.stderr)
             return False
     made_by = arguments.made_by(work.args, work.checkpoint, work.running, shown)
     facts = {"seconds": round(time.perf_counter() - began, 1),
-             "bus_peak_bytes": video.bus_peak_bytes}
+             "bus_peak_bytes": video.bus_peak_bytes, "command": shlex.join(["python", *sys.argv])}
     for path, s in zip(result.write(video, made_by, facts), result.stages):
         fps, frames = result.play_fps[s], len(video.frames[s])
         print(f"{frames} frames, {fps:g} fps, {frames / fps:.3g} s: {path}")

@@ -1,11 +1,13 @@
-"""Damages what comes in, a thousand times, and sees that it is used or refused: no traceback, no hang, no half a file.
+"""Damages what comes in, a thousand times, and sees that it is used or refused: no traceback, no
+hang, no half a file.
 
     python -m tests.fuzz                        # a thousand cases, the same every time
     python -m tests.fuzz --only configs --seed 7 --count 100
     python -m tests.fuzz --case 123             # one of them again; its files are kept
 
-A target makes damaged files and gives back what to do with them, as a command would. It may end well, or with what
-`run_command` says of a user's mistake: one printable line. Anything else fails, with the number of its case.
+A target makes damaged files and gives back what to do with them, as a command would. It may end
+well, or with what `run_command` says of a user's mistake: one printable line. Anything else fails,
+with the number of its case.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ from .conftest import TINY_FAMILIES
 from .test_convert import SMALL, published
 
 LONGEST = 20.0  # seconds of a case
-ODD: list[Any] = [None, True, False, -1, 0, 1, 2, 3, 7, 10**9, 2**70, -(2**70), 0.5, -0.0, 1e39, math.inf, math.nan]
-ODD += ["", "x", "x" * 20_000, "\0", "\x1b[31m\n", "\ud800", [], [[]], {}, {"a": 1}, [1] * 99, "14", "../../x"]
+ODD: list[Any] = [None, True, False, -1, 0, 1, 2, 3, 7, 10**9, 2**70, -(2**70), 0.5, -0.0, 1e39,
+                  math.inf, math.nan, "", "x", "x" * 20_000, "\0", "\x1b[31m\n", "\ud800", "14",
+                  "../../x", [], [[]], [1] * 99, {}, {"a": 1}]
 Work = Callable[[], object]
 
 
@@ -64,7 +67,8 @@ def damage_json(rng: random.Random, value: Any) -> Any:
     for _ in range(rng.choice((1, 1, 2))):
         holders = [value]
         for x in holders:
-            holders += [y for y in (x.values() if isinstance(x, dict) else x) if isinstance(y, (dict, list)) and y]
+            inner = x.values() if isinstance(x, dict) else x
+            holders += [y for y in inner if isinstance(y, (dict, list)) and y]
         holder = rng.choice(holders)
         key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
         old, what = holder[key], rng.randrange(6)
@@ -100,9 +104,8 @@ def damage_bytes(rng: random.Random, content: bytes) -> bytes:
     changed = bytearray(content)
     for _ in range(rng.choice((1, 3, 30))):
         if changed:
-            changed[min(at + rng.randrange(100), len(changed) - 1)] = rng.choice(
-                (0, 1, 127, 128, 255, rng.randrange(256))
-            )
+            place = min(at + rng.randrange(100), len(changed) - 1)
+            changed[place] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
     return bytes(changed)
 
 
@@ -120,8 +123,10 @@ def tiny(name: str) -> tuple[dict, bytes]:
     torch.manual_seed(0)
     config = TINY_FAMILIES[name]
     with tempfile.TemporaryDirectory() as folder:
-        path, tensors = Path(folder) / "x.safetensors", Networks(FAMILIES[name], config).state_dict().items()
-        zerosmooth.checkpoint.save(path, FAMILIES[name], config, tensors, torch.float32, "a test", "0" * 64)
+        path = Path(folder) / "x.safetensors"
+        tensors = Networks(FAMILIES[name], config).state_dict().items()
+        zerosmooth.checkpoint.save(path, FAMILIES[name], config, tensors, torch.float32, "a test",
+                                   "0" * 64)
         content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -132,10 +137,11 @@ def use_checkpoint(path: Path) -> None:
     checkpoint = zerosmooth.checkpoint.describe(path)
     zerosmooth.checkpoint.check_tensors(checkpoint)
     pipeline = zerosmooth.checkpoint.load_described(checkpoint, "cpu")
-    image = torch.zeros(20, 30, 3, dtype=torch.uint8) if "image" in checkpoint.family.takes else None
+    takes = checkpoint.family.takes
+    image = torch.zeros(20, 30, 3, dtype=torch.uint8) if "image" in takes else None
     side = checkpoint.config.side * math.ceil(8 / checkpoint.config.side)
     with contextlib.suppress(NonFiniteError):
-        pipeline.sample(image, steps=1, frames=2, height=side, width=side)
+        pipeline.sample(image, steps=1, key_frames=2, height=side, width=side)
 
 
 def headers(rng: random.Random, folder: Path) -> Work:
@@ -157,7 +163,8 @@ def configs(rng: random.Random, folder: Path) -> Work:
     else:
         text = rng.choice(('{"unet":' * 100_000, "9" * 5000, text[: rng.randrange(len(text))]))
     path = folder / "x.safetensors"
-    path.write_bytes(safetensors({**header, "__metadata__": {**header["__metadata__"], "config": text}}, body))
+    metadata = {**header["__metadata__"], "config": text}
+    path.write_bytes(safetensors({**header, "__metadata__": metadata}, body))
     return lambda: use_checkpoint(path)
 
 
@@ -174,14 +181,16 @@ def sources(rng: random.Random, folder: Path) -> Work:
     path = folder / f"x.{kind}"
     if kind == "index":
         (folder / "a.safetensors").write_bytes(save(state))
-        index = {"metadata": {"total_size": 48}, "weight_map": dict.fromkeys(state, "a.safetensors")}
+        index = {"metadata": {"total_size": 48},
+                 "weight_map": dict.fromkeys(state, "a.safetensors")}
         path = folder / "x.safetensors.index.json"
         path.write_bytes(json.dumps(damage_json(rng, index)).encode("utf-8", "surrogatepass"))
     elif kind == "safetensors":
         path.write_bytes(damage_bytes(rng, save(state)))
     else:
         ones = torch.ones(2)
-        odds: list[Any] = [None, 1, "x", [], state, argparse.Namespace(a=1), {1: 2}, ones.to_sparse(), np.ones(2)]
+        odds: list[Any] = [None, 1, "x", [], state, argparse.Namespace(a=1), {1: 2},
+                           ones.to_sparse(), np.ones(2)]
         odd = rng.choice(odds)
         state = rng.choice((state, {"model": state}, {**state, "x": odd}, {1: odd}, odd, [odd]))
         buffer = io.BytesIO()
@@ -205,7 +214,8 @@ def conversions(rng: random.Random, folder: Path) -> Work:
     output = folder / "out.safetensors"
 
     def work() -> None:
-        argv = ["vc2", str(folder / "model.ckpt"), "-o", str(output), "--dtype", rng.choice(list(converter.DTYPES))]
+        argv = ["vc2", str(folder / "model.ckpt"), "-o", str(output), "--dtype",
+                rng.choice(list(converter.DTYPES))]
         converter.convert_to_file(*converter.parse(argv))
         zerosmooth.checkpoint.check_tensors(zerosmooth.checkpoint.describe(output))
 
@@ -215,22 +225,17 @@ def conversions(rng: random.Random, folder: Path) -> Work:
 @cache
 def pictures() -> list[tuple[str, bytes]]:
     """Name and content of images in the common formats."""
-    made, image = [], Image.fromarray(np.random.default_rng(0).integers(256, size=(24, 32, 4), dtype=np.uint8))
+    pixels = np.random.default_rng(0).integers(256, size=(24, 32, 4), dtype=np.uint8)
+    made, image = [], Image.fromarray(pixels)
     for suffix, kind, mode in (
-        ("png", "PNG", "RGBA"),
-        ("jpg", "JPEG", "RGB"),
-        ("gif", "GIF", "P"),
-        ("webp", "WEBP", "RGBA"),
-        ("tiff", "TIFF", "RGB"),
-        ("bmp", "BMP", "RGB"),
-        ("ppm", "PPM", "RGB"),
-        ("tga", "TGA", "RGB"),
-        ("png", "PNG", "P"),
-        ("tiff", "TIFF", "CMYK"),
-    ):
+            ("png", "PNG", "RGBA"), ("jpg", "JPEG", "RGB"), ("gif", "GIF", "P"),
+            ("webp", "WEBP", "RGBA"), ("tiff", "TIFF", "RGB"), ("bmp", "BMP", "RGB"),
+            ("ppm", "PPM", "RGB"), ("tga", "TGA", "RGB"), ("png", "PNG", "P"),
+            ("tiff", "TIFF", "CMYK")):
         buffer, exif = io.BytesIO(), image.getexif()
-        exif[0x0112] = 6
-        image.convert(mode).save(buffer, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {}))
+        exif[0x0112] = 6  # how it is to be turned
+        options = {"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {}
+        image.convert(mode).save(buffer, kind, **options)
         made.append((f"x.{suffix}", buffer.getvalue()))
     return made
 
@@ -241,7 +246,8 @@ def images(rng: random.Random, folder: Path) -> Work:
     return lambda: [fit(read_image(path), 16, 16) for path in find_images(folder)]
 
 
-TARGETS: dict[str, tuple[Callable[[random.Random, Path], Work], int]] = {  # what makes a case, and its share of all
+# what makes a case, and its share of all
+TARGETS: dict[str, tuple[Callable[[random.Random, Path], Work], int]] = {
     "headers": (headers, 4),
     "configs": (configs, 4),
     "sources": (sources, 5),
@@ -269,7 +275,8 @@ def case(number: int, seed: int, folder: Path, targets: list[str]) -> tuple[str,
     try:
         work = TARGETS[target][0](rng, folder)
         signal.setitimer(signal.ITIMER_REAL, LONGEST)
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with (contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()),
+              warnings.catch_warnings()):
             warnings.simplefilter("ignore")
             status = run_command("fuzz", lambda: work() and 0 or 0, "")
     except Hang:
@@ -279,21 +286,26 @@ def case(number: int, seed: int, folder: Path, targets: list[str]) -> tuple[str,
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    said = "".join(line for line in re.split(r"(?<=\n)", told.getvalue()) if not line.startswith("\r"))  # of progress
-    if left := [path.name for path in folder.rglob("*") if ".part" in path.name or (status and path.name[:3] == "out")]:
+    lines = re.split(r"(?<=\n)", told.getvalue())
+    said = "".join(line for line in lines if not line.startswith("\r"))  # which is progress
+    names = [path.name for path in folder.rglob("*")]
+    if left := [name for name in names if ".part" in name or (status and name[:3] == "out")]:
         return target, f"left {', '.join(left)} after {said}"
     if status == 0:
         return target, "used"
-    wrong = status != 1 or not said.endswith("\n") or not said[:-1].isprintable() or len(said) > 1500
-    return target, f"said with status {status}: {said!r}" if wrong else "refused"
+    if status == 1 and said.endswith("\n") and said[:-1].isprintable() and len(said) <= 1500:
+        return target, "refused"
+    return target, f"said with status {status}: {said!r}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--only", choices=TARGETS, help="one target (default: all, each with its share)")
-    parser.add_argument("--case", type=int, help="this one alone (--only and --seed as they were)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--seed", type=int, default=0)
+    add("--count", type=int, default=1000)
+    add("--only", choices=TARGETS, help="one target (default: all, each with its share)")
+    add("--case", type=int, help="this one alone (--only and --seed as they were)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     FAMILIES["vc2"].config = SMALL  # what `conversions` has
@@ -305,7 +317,7 @@ def main() -> int:
     ends: Counter[tuple[str, str]] = Counter()
     slowest, failed = (0.0, -1), 0
     for number in range(args.count):
-        faulthandler.dump_traceback_later(3 * LONGEST, exit=True)  # of what does not listen to signals
+        faulthandler.dump_traceback_later(3 * LONGEST, exit=True)  # if it is deaf to signals
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as name:
             target, end = case(number, args.seed, Path(name), targets)
@@ -317,7 +329,8 @@ def main() -> int:
     faulthandler.cancel_dump_traceback_later()
     for (target, end), count in sorted(ends.items()):
         print(f"{target}: {count} {end}")
-    print(f"{failed} of {args.count} wrong; the slowest, case {slowest[1]}, took {slowest[0]:.1f} s")
+    seconds, number = slowest
+    print(f"{failed} of {args.count} wrong; the slowest, case {number}, took {seconds:.1f} s")
     return int(failed > 0)
 
 

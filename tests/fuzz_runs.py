@@ -1,6 +1,7 @@
-"""Throws mutated records, flags and prompts at sample.py: no traceback, no hang, no file that is cut under its name.
+"""Throws mutated records, flags and prompts at sample.py: no traceback, no hang, no file that is
+cut under its name.
 
-python -m tests.fuzz_runs --cases 400 --seed 0      # all in this process; sampling is replaced by grey frames
+    python -m tests.fuzz_runs --cases 400 --seed 0      # all in this process, videos are grey
 """
 
 from __future__ import annotations
@@ -17,56 +18,32 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import sample  # noqa: E402
-from zerosmooth.pipeline import Pipeline, Video  # noqa: E402
-from zerosmooth.settings import Running, Settings, options  # noqa: E402
+from zerosmooth.cli.arguments import FLAGS, OPTIONS
+from zerosmooth.pipeline import Pipeline
 
-VALUES = [
-    "",
-    "0",
-    "-1",
-    "1",
-    "2",
-    "nan",
-    "inf",
-    "-inf",
-    "1e39",
-    "9" * 40,
-    "9" * 250,
-    "0.5",
-    "x",
-    "é\u2028",
-    "true",
-    "S",
-]
+from .command import contents, grey, sample
+
+VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "-inf", "1e39", "9" * 40, "9" * 5000, "0.5", "x",
+          "é\u2028", "true", "false", "none", "S", "{seed}", "{0", "\udcff"]
 JSON = [None, [], {}, 0, -1, 1e300, "", "x", True, [[]], {"files": None}, [None] * 3]
-SECONDS = 20  # that no single case may take
-
-
-def grey(pipeline, subjects, settings, *, seeds, running, progress, preview):
-    frames = [settings.cascade.frames_of(stage) for stage in range(settings.cascade.stages)]
-    pixels = [torch.full((n, settings.height, settings.width, 3), 128, dtype=torch.uint8) for n in frames]
-    return [Video("", seeds, pixels, [8.0] * len(frames), [], settings, 0)]
+SECONDS = 20  # of computing that no single case may take
 
 
 def flags(rng: random.Random) -> list[str]:
-    """Some flags with odd values, checked only: what they would make could be large."""
-    given = []
-    for option in rng.sample([*options(Settings), *options(Running)], rng.randint(1, 3)):
-        name = {"frames": "key_frames"}.get(option.name, option.name)
-        if option.kind is bool:
-            given.append(f"--no_{name}" if option.default else f"--{name}")
-        else:
-            given.append(f"--{name}={rng.choice([*VALUES, *option.choices])}")
-    for name in rng.sample(("scale", "seed", "num_videos", "save_fps", "image", "prompt"), rng.randint(0, 2)):
+    """Some with odd values, checked only: what they would make could be large."""
+    given = ["--check"]
+    for name in rng.sample(("seed", "num_videos", "image", "prompt", *FLAGS), rng.randint(0, 2)):
         given.append(f"--{name}={rng.choice(VALUES)}")
-    return [*given, "--check"]
+    for name in rng.sample([*OPTIONS, "magic"], rng.randint(1, 3)):
+        choices = OPTIONS[name].choices if name in OPTIONS else ()
+        given += ["--set", f"{name}={rng.choice([*VALUES, *choices])}"]
+    return given
 
 
 def prompts(rng: random.Random) -> bytes:
-    text = "".join(rng.choice("ab #\n\r\x0c\x85\u2028\t\ufeff赤\U0001f600") for _ in range(rng.randint(0, 60)))
-    content = bytearray(text.encode(rng.choice(("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"))))
+    letters = rng.choices("ab #\n\r\x0c\x85\u2028\t\ufeff赤\U0001f600", k=rng.randint(0, 60))
+    code = rng.choice(("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"))
+    content = bytearray("".join(letters).encode(code))
     for _ in range(rng.choice((0, 0, 1, 4))):
         if content:
             content[rng.randrange(len(content))] = rng.randrange(256)
@@ -100,20 +77,19 @@ def run(arguments: list[str]) -> tuple[int, str]:
 def fuzz(checkpoint: Path, folder: Path, cases: int, seed: int) -> list[str]:
     """The problems."""
     rng, problems = random.Random(seed), []
-    common = ["--ckpt", str(checkpoint), "--scale", "1", "--steps", "25", "--gif", "--device", "cpu"]
+    common = ["--ckpt", str(checkpoint), "--scale", "1", "--steps", "25", "--device", "cpu",
+              "--set", "gif=true"]
     record = [*common, "--prompt", "a cat", "--outdir", str(folder / "record")]
     run(record)
-    files = [
-        path for path in (folder / "record").iterdir() if path.suffix not in (".json", ".html")
-    ]  # which have times
-    whole = {path.name: path.read_bytes() for path in files}
+    whole = contents(folder / "record")
     for i in range(cases):
-        began, what = time.perf_counter(), rng.choice(("flags", "prompts", "record"))
+        began, what = time.process_time(), rng.choice(("flags", "prompts", "record"))
         if what == "flags":
             given = [*common, "--outdir", str(folder / "flags"), *flags(rng)]
         elif what == "prompts":
             (folder / "prompts").write_bytes(prompts(rng))
-            given = [*common, "--prompt_file", str(folder / "prompts"), "--outdir", str(folder / "made")]
+            given = [*common, "--prompt_file", str(folder / "prompts"), "--outdir",
+                     str(folder / "made")]
         else:
             damage(rng, folder / "record")
             given = record
@@ -121,14 +97,12 @@ def fuzz(checkpoint: Path, folder: Path, cases: int, seed: int) -> list[str]:
             status, said = run(given)
             if status not in (0, 1, 2) or (status and not said.strip()):
                 problems.append(f"case {i}: {given}: status {status}, said {said!r}")
-            if what == "record" and (
-                status or any((folder / "record" / n).read_bytes() != b for n, b in whole.items())
-            ):
+            if what == "record" and (status or contents(folder / "record") != whole):
                 problems.append(f"case {i}: a damaged record was not made again: {said!r}")
         except Exception as error:
             problems.append(f"case {i}: {given}: {type(error).__name__}: {error}")
-        if (seconds := time.perf_counter() - began) > SECONDS:
-            problems.append(f"case {i}: {given}: took {seconds:.0f} s")
+        if (seconds := time.process_time() - began) > SECONDS:
+            problems.append(f"case {i}: {given}: computed {seconds:.0f} s")
     return problems + [f"{path} is left over" for path in folder.rglob(".*.part*")]
 
 
@@ -138,7 +112,8 @@ def main() -> int:
 
     from .conftest import TINY_FAMILIES, tiny_pipeline
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -146,7 +121,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "vc2.safetensors"
         tensors = tiny_pipeline("vc2").networks.state_dict().items()
-        save(checkpoint, FAMILIES["vc2"], TINY_FAMILIES["vc2"], tensors, torch.float32, "a test", "0" * 64)
+        save(checkpoint, FAMILIES["vc2"], TINY_FAMILIES["vc2"], tensors, torch.float32, "a test",
+             "0" * 64)
         problems = fuzz(checkpoint, Path(folder), args.cases, args.seed)
     print("\n".join(problems) or f"{args.cases} cases, no problem")
     return int(bool(problems))

@@ -1,6 +1,7 @@
-"""Ends a run of sample.py or of the evaluation at many moments, runs it again, and compares with an unbroken one.
+"""Ends a run of sample.py or of the evaluation at many moments, runs it again, and compares with an
+unbroken one.
 
-    python -m tests.kills               # every signal at every moment, some minutes; tests/test_robust.py takes a few
+    python -m tests.kills       # every signal at every moment, minutes; tests/test_robust.py: a few
 
 Each run is a process of its own, forked from one that has the libraries loaded.
 """
@@ -23,15 +24,13 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import sample  # noqa: E402
-from evaluation import __main__ as evaluation  # noqa: E402
+from .command import sample
 
 MOMENTS = 20
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
-COMMANDS = {"mp4": sample.main, "gif": sample.main, "evaluation": evaluation.main}
+COMMANDS = ("mp4", "gif", "evaluation")
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.kills"])
+SERVER.set_forkserver_preload(["tests.kills", "evaluation.__main__"])
 UNLIKE = ("seconds", "command", "table.md")  # what no two runs have alike
 
 
@@ -52,7 +51,7 @@ class Case:
         killed = start(self.command, checkpoint, folder)
         time.sleep(seconds * self.moment / (MOMENTS + 1))
         number = getattr(signal, self.signal)
-        with suppress(ProcessLookupError):  # where other work slowed the unbroken run, this one may be over
+        with suppress(ProcessLookupError):  # it may be over, if the unbroken run was slowed
             os.kill(killed.pid, number)
         killed.join(60)
         ends = (0, -number) if number == signal.SIGKILL else (0, -number, 128 + number)
@@ -60,7 +59,7 @@ class Case:
         for part in folder.rglob(".*.part*"):
             if number != signal.SIGKILL:
                 problems.append(f"{part.name} is left over by a process that could have removed it")
-        time.sleep(1.1 if number == signal.SIGKILL else 0)  # what is younger may be another process's
+        time.sleep(1.1 if number == signal.SIGKILL else 0)  # what is younger is left alone
         again = start(self.command, checkpoint, folder)
         again.join(120)
         if again.exitcode != 0:
@@ -68,7 +67,8 @@ class Case:
         got = contents(folder)
         problems += [f"{name} is left over" for name in got.keys() - wanted.keys()]
         problems += [f"{name} is missing" for name in wanted.keys() - got.keys()]
-        return problems + [f"{name} is another" for name in wanted.keys() & got.keys() if got[name] != wanted[name]]
+        both = wanted.keys() & got.keys()
+        return problems + [f"{name} is another" for name in both if got[name] != wanted[name]]
 
 
 def cases(moments: Sequence[int] = range(1, MOMENTS + 1)) -> Iterator[Case]:
@@ -82,12 +82,12 @@ def arguments(command: str, checkpoint: Path, folder: Path) -> list[str]:
     beside = folder.parent / f"{folder.name}-given"
     beside.mkdir(exist_ok=True)
     (beside / "prompts.txt").write_text("a cat\na dog\n")
-    own = ["--gif"] if command == "gif" else []
+    own = ["--set", "gif=true"] if command == "gif" else []
     if command == "evaluation":
         torch.jit.script(Mean()).save(str(beside / "mean.pt"))
-        own = ["--rows", "direct", "zerosmooth", "--show", "1", "--classifier", str(beside / "mean.pt")]
-    given = ["--ckpt", str(checkpoint), "--prompt_file", str(beside / "prompts.txt"), "--outdir", str(folder)]
-    return [*given, *own, "--steps", "2", "--scale", "2", "--device", "cpu"]
+        own = ["--rows", "direct", "zerosmooth", "--show", "1", "--classifier", beside / "mean.pt"]
+    given = ["--ckpt", checkpoint, "--prompt_file", beside / "prompts.txt", "--outdir", folder]
+    return [str(x) for x in (*given, *own, "--steps", 2, "--scale", 2, "--device", "cpu")]
 
 
 class Mean(torch.nn.Module):
@@ -109,7 +109,10 @@ def work(command: str, given: list[str]) -> None:
         os.dup2(nowhere, stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    sys.exit(COMMANDS[command](given))
+    if command == "evaluation":
+        from evaluation import __main__ as evaluation
+        sys.exit(evaluation.main(given))
+    sys.exit(sample.main(given))
 
 
 @cache
@@ -127,7 +130,8 @@ def unbroken(command: str, checkpoint: Path) -> tuple[dict[str, Any], float]:
 
 def contents(folder: Path) -> dict[str, Any]:
     """Of all files, by their names, without what no two runs have alike."""
-    return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*")
+            if path.is_file()}
 
 
 def content(path: Path) -> Any:
@@ -141,7 +145,7 @@ def content(path: Path) -> Any:
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(inner) for key, inner in value.items() if key not in UNLIKE}
-    return [_without(inner) for inner in value] if isinstance(value, list) else value
+    return [*map(_without, value)] if isinstance(value, list) else value
 
 
 def main() -> int:
@@ -154,7 +158,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "vc2.safetensors"
         tensors = tiny_pipeline("vc2").networks.state_dict().items()
-        save(checkpoint, FAMILIES["vc2"], TINY_FAMILIES["vc2"], tensors, torch.float32, "a test", "0" * 64)
+        save(checkpoint, FAMILIES["vc2"], TINY_FAMILIES["vc2"], tensors, torch.float32, "a test",
+             "0" * 64)
         for case in cases():
             problems = case.problems(checkpoint, Path(folder) / str(case))
             failed += bool(problems)

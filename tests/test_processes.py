@@ -1,7 +1,6 @@
 """Prompts from standard input, and several processes that share the videos."""
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -9,9 +8,11 @@ import sys
 
 import pytest
 
+from zerosmooth.cli import processes
 from zerosmooth.cli.arguments import STDIN, read_prompts
+from zerosmooth.fields import UserError
 
-from .test_sample import ROOT, sample
+from .command import QUICK, ROOT, contents, make, records
 
 PROMPTS = b"# three\na cat\na dog\n\na bird\n"
 
@@ -25,52 +26,64 @@ def test_prompts_come_from_standard_input(monkeypatch):
     assert read_prompts(STDIN) == ["a cat", "a dog", "a bird"]
     for content, reason in ((b"", "has no prompts"), (b"\xff", "not UTF-8"), (b"a\0", "NULs")):
         stdin(monkeypatch, content)
-        with pytest.raises(ValueError, match=f"standard input .*{reason}"):
+        with pytest.raises(UserError, match=f"standard input .*{reason}"):
             read_prompts(STDIN)
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(ValueError, match="no standard input"):
+    with pytest.raises(UserError, match="no standard input"):
         read_prompts(STDIN)
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), UserError("it is empty")])
+def test_what_the_first_process_could_not_read_is_told_to_all(monkeypatch, error):
+    def fails():
+        raise error
+
+    def gathered(value):  # of this process and another one
+        return [value, (None, None)]
+
+    monkeypatch.setattr(processes, "together", gathered)
+    with pytest.raises(UserError, match="Input/output error|it is empty"):
+        processes.once(fails)
+
+
 def torchrun(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sample.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+               "2", "sample.py", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, **options)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, **options)
 
 
-def test_two_processes_make_each_video_once_and_as_one_does(tiny, tmp_path, monkeypatch, capsys):
+@pytest.mark.long
+def test_two_processes_make_each_video_once_and_as_one_does(tiny, tmp_path, monkeypatch):
     """The prompts come through one pipe, which only one of the processes can read."""
-    flags = ["--ckpt", tiny / "vc2.safetensors", "--prompt_file", "-", "--num_videos", 2, "--device", "cpu"]
-    flags += ["--steps", 2, "--key_frames", 4, "--scale", 2, "--negative_prompt", "blue " * 40]
+    flags = ["--prompt_file", "-", "--num_videos", 2, "--set", f"negative_prompt={'blue ' * 40}"]
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     stdin(monkeypatch, PROMPTS)
-    assert sample.main([*map(str, flags), "--outdir", str(tmp_path / "one")]) == 0
-    alone = capsys.readouterr().out
-    done = torchrun(*flags, "--outdir", tmp_path / "two", input=PROMPTS)
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = make(tiny, *flags, "--outdir", one)
+    both = ["--ckpt", tiny / "vc2.safetensors", *QUICK, *flags, "--outdir", two]
+    done = torchrun(*both, input=PROMPTS)
     assert done.returncode == 0, done.stderr
-    one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
-    assert one.keys() == two.keys() and len(one) == 6 * 4 + 1
-    for name, path in one.items():
-        if path.suffix == ".json":
-            a, b = (json.loads(p.read_text()) for p in (path, two[name]))
-            assert all(a[key] == b[key] for key in a if key not in ("seconds", "command"))
-        elif path.suffix == ".html":  # which names its folder, and has the latest video first
-            assert [p.read_text().count('class="entry"') for p in (path, two[name])] == [6, 6]
-        else:
-            assert path.read_bytes() == two[name].read_bytes(), name
-    seconds = r" \(\d+\.\d s\)"
-    lines = [
-        sorted(io.StringIO(re.sub(seconds, "", text).replace(str(tmp_path / folder), "")).readlines())
-        for text, folder in ((alone, "one"), (done.stdout.decode(), "two"))
-    ]
-    assert lines[0] == lines[1] and any("tokens of 'blue blue" in line for line in lines[0])
-    (tmp_path / "two" / next(name for name in two if name.endswith(".png"))).unlink()
-    again = torchrun(*flags, "--outdir", tmp_path / "two", input=PROMPTS)
+    assert contents(one) == contents(two) and len(contents(one)) == 6 * 3
+    own = dict.fromkeys(("seconds", "command"))
+    assert [a | own for a in records(one)] == [b | own for b in records(two)]
+    assert len(records(one)) == 6
+    pages = [(folder / "index.html").read_text() for folder in (one, two)]
+    assert [page.count('class="entry"') for page in pages] == [6, 6]
+    said = [re.sub(r" \(\d+\.\d s\)", "", text).replace(str(folder), "").splitlines()
+            for text, folder in ((alone, one), (done.stdout.decode(), two))]
+    said[0] = [line for line in said[0] if not re.match(" *[0-9]+%  ", line)]  # of progress
+    assert sorted(said[0]) == sorted(said[1])
+    assert any("tokens of 'blue blue" in line for line in said[0])
+    next(two.glob("*.png")).unlink()
+    again = torchrun(*both, input=PROMPTS)
     assert again.returncode == 0 and again.stdout.count(b"is damaged or gone") == 1
-    assert again.stdout.count(b"5 of 6 videos are in") == 1 and again.stdout.count(b"videos are in") == 1
+    assert again.stdout.count(b"5 of 6 videos are in") == again.stdout.count(b"videos are in") == 1
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_said_by_one_process(tmp_path):
     done = torchrun("--steps", 0, "--outdir", tmp_path / "out")
-    assert done.returncode == 1 and done.stderr.count(b"sample.py: steps=0; use 1 to 1000") == 1
+    assert done.returncode == 1
+    assert done.stderr.count(b"sample.py: steps=0; use 1 to 1000") == 1
     assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ def numbers(text: str) -> set[int]:
 
 
 def named(source: str) -> set[int]:
-    """The equations that a piece of code names: "Eq. 9", "(Eq. 5, 6)", "(11-14)"."""
+    """Equations that code names: "Eq. 9", "(Eq. 5, 6)", "(11-14)"."""
     after = re.findall(r"Eq\. (\d[\d, -]*)", source) + re.findall(r"\((\d[\d, -]*)\)", source)
     return set().union(*map(numbers, after)) if after else set()
 
@@ -41,7 +41,8 @@ def named(source: str) -> set[int]:
 def find(place: str) -> object:
     """`cascade.Cascade.weight` in the package."""
     path = place.split(".")
-    module, path = (f"{path[0]}.{path[1]}", path[2:]) if path[0] == "models" else (path[0], path[1:])
+    n = 2 if path[0] in ("models", "extensions") else 1  # folders
+    module, path = ".".join(path[:n]), path[n:]
     found = importlib.import_module(f"zerosmooth.{module}")
     for name in path:
         found = getattr(found, name)
@@ -52,7 +53,7 @@ def test_the_table_has_all_equations_of_the_method():
     assert set().union(*(numbers(equations) for equations, *_ in ROWS)) == set(range(5, 25))
 
 
-@pytest.mark.parametrize(("equations", "places"), [(equations, places) for equations, _, places in ROWS])
+@pytest.mark.parametrize(("equations", "places"), [(row[0], row[2]) for row in ROWS])
 def test_each_place_exists_and_names_its_equations(equations, places):
     there = [named(_source(find(place))) for place in re.findall(r"`([\w.]+)`", places)]
     asked = numbers(equations)
@@ -70,8 +71,7 @@ def _source(thing: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
-)
+    "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
@@ -79,8 +79,10 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), target
 
 
+@pytest.mark.long
 def test_the_walks_pictures_can_be_made_again(tmp_path):
-    """All that docs/method.md shows, by its script, from tiny checkpoints of square videos with few steps."""
+    """All that docs/method.md shows, by its script, from tiny checkpoints of square videos with few
+    steps."""
     files = []
     for family in ("vc2", "svd"):
         config = TINY_FAMILIES[family]
@@ -88,35 +90,24 @@ def test_the_walks_pictures_can_be_made_again(tmp_path):
         files.append(tmp_path / f"{family}.safetensors")
         tensors = Networks(FAMILIES[family], config).state_dict().items()
         save(files[-1], FAMILIES[family], config, tensors, torch.float32, "a test", "")
-    command = [
-        sys.executable,
-        "docs/figures.py",
-        "--ckpt",
-        *files,
-        "--steps",
-        "2",
-        "--outdir",
-        tmp_path,
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    command = [sys.executable, "docs/figures.py", "--ckpt", *files, "--steps", "2", "--outdir",
+               tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = set(re.findall(r"!\[.*\]\((.+)\.png\)", (ROOT / "docs/method.md").read_text()))
     assert shown == {path.stem for path in tmp_path.glob("*.png")}
 
 
 def test_an_installation_finds_the_files_of_a_clone():
-    """What `pip install .` copied is what lies here. Skipped where this clone itself is what is installed."""
+    """What `pip install .` copied is what lies here. Skipped where this clone itself is what is
+    installed."""
     site = sysconfig.get_path("purelib")  # not this folder, where building leaves a description too
     installed = next(iter(importlib.metadata.distributions(name="zerosmooth", path=[site])), None)
-    if installed is None or any(path.name.startswith("__editable__") for path in installed.files or ()):
+    copied = {str(path) for path in (installed and installed.files) or ()}
+    if not copied or any("__editable__" in path for path in copied):
         pytest.skip("not installed, or as this clone")
-    copied = {str(path) for path in installed.files or ()}
-    here = {
-        str(path.relative_to(ROOT))
-        for package in ("zerosmooth", "weights_convert")
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    here = {str(path.relative_to(ROOT)) for package in ("zerosmooth", "weights_convert")
+            for path in (ROOT / package).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts}
     assert here <= copied

@@ -1,5 +1,5 @@
 """What a field of a dataclass may hold: a value of its type, within the range that its annotation
-gives; and the error of a user."""
+gives; and the error for a user's mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 
 class UserError(ValueError):
-    """Something that a user gave will not do; the text says what, and what would."""
+    """Something that a user gave cannot be used; the text says what, and what can."""
 
 
 class Range(NamedTuple):
@@ -61,7 +61,7 @@ def check(name: str, value: Any, hint: Any, limit: Range | None = None) -> None:
 
 
 def short(value: Any) -> str:
-    """A value in a message."""
+    """A value as messages show it."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"(a number of {value.bit_length()} bits)"
     return text if len(text := repr(value)) <= 60 else f"{text[:56]}.."

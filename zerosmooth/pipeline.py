@@ -120,10 +120,8 @@ class Pipeline:
         coarse key frames as predicted by then, of each video uint8 k h w 3, a pixel for each latent
         one. UserError for what does not fit; NonFiniteError.
         """
-        for name, value, kind in (("settings", settings, Settings | None),
-                                  ("running", running, Running)):
-            if not isinstance(value, kind):
-                raise UserError(f"{name}={short(value)}; {kind} is needed")
+        check("settings", settings, Settings | None)
+        check("running", running, Running)
         if settings is not None and asked:
             raise UserError(f"{', '.join(asked)} beside settings; change them in these")
         settings = self.settings(**asked) if settings is None else settings

@@ -30,8 +30,9 @@ LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for w
 
 @dataclass(frozen=True)
 class Result:
-    """The files of one subject and seed. name: what people call the subject; identity: all that it
-    is; checkpoint_digest: `Checkpoint.sha256`; play_fps: of each stage's file."""
+    """The files of one subject and seed. name: what people call the subject; identity: all that
+    identifies it; checkpoint_digest: `Checkpoint.sha256`; play_fps: frames a second of each
+    stage's file."""
 
     folder: Path
     name: str
@@ -53,7 +54,7 @@ class Result:
         return ".gif" if self.output.gif else ".mp4"
 
     def path(self, stage: int = -1, suffix: str = "") -> Path:
-        """Of what a stage has. UserError for a name that no file can have."""
+        """A stage's path, the last one's by default. UserError for a name that no file can have."""
         cascade, template = self.settings.cascade, self.output.name
         frames = cascade.frames_of(stage % cascade.stages)
         of = {**asdict(self.settings), "prompt": self.name, "seed": self.seed, "frames": frames,
@@ -63,9 +64,11 @@ class Result:
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise UserError(f"name={template}: {error}; write {{prompt}}, {{seed:03}}, {{frames}}, "
                             "{digest} or {any_setting}") from error
-        if not re.fullmatch(r"[^\W_][^<>:\"/\\|?*\0-\x1f]*", name) or len(name.encode()) > LETTERS:
-            raise UserError(f"name={template} makes {name[:60]!r}; it begins with a letter or "
-                            f"digit, has up to {LETTERS} bytes, and --outdir names the folder")
+        allowed = re.fullmatch(r"[^\W_][^<>:\"/\\|?*]*", name) and name.isprintable()
+        if not allowed or len(name.encode()) > LETTERS:
+            raise UserError(f"name={template} makes {name[:60]!r}; a name begins with a letter or "
+                            f"digit and has up to {LETTERS} bytes, none of them <>:\"/\\|?*; "
+                            "--outdir names the folder")
         return self.folder / f"{name}{suffix}"
 
     @property
@@ -75,13 +78,13 @@ class Result:
 
     @property
     def stages(self) -> list[int]:
-        """Those whose videos are written."""
+        """The stages whose videos are written."""
         count = self.settings.cascade.stages
         return [count - 1] if self.output.densest_only else list(range(count))
 
     @property
     def videos(self) -> list[Path]:
-        """One a stage."""
+        """One for each of `stages`."""
         frames = self.settings.cascade.frames_of
         named = "frames" in (field for _, field, *_ in string.Formatter().parse(self.output.name))
         return [self.path(s, self.suffix if named else f"_{frames(s)}f{self.suffix}")
@@ -99,13 +102,13 @@ class Result:
 
     @property
     def files(self) -> list[Path]:
-        """All but the record."""
+        """All files but the record."""
         return [*self.videos, *self.beside.values()]
 
     def lacks(self) -> str | None:
-        """Of a result that was finished, what is damaged, gone or asked for only now, in words;
-        empty if none was finished; None if it is whole. UserError if something else has a name of
-        its files."""
+        """What a finished result lacks, in words: a file that is damaged, gone, or asked for only
+        now. Empty if it was never finished; None if it is whole. UserError if something else has
+        the name of one of its files."""
         for path in (self.record, *self.files):
             if path.is_dir() or path.exists() and not self._own(path):
                 raise UserError(f"{path} is there already, and not this video: move it away, or "
@@ -124,7 +127,7 @@ class Result:
         return None
 
     def _own(self, path: Path) -> bool:
-        """Whether a file is of this result, as its name says if it can, else its record."""
+        """Whether a file is of this result: by the digest in its name, else by its record."""
         if "{digest" in self.output.name:
             return True
         try:
@@ -136,8 +139,8 @@ class Result:
     def write(self, video: Video, made_by: dict[str, Any], facts: dict[str, Any]) -> list[Path]:
         """Write the videos, what goes beside them, and last the record. Returns the videos' paths.
 
-        made_by: what it takes to make it again, beside what decides: it is in every file; facts:
-        in the json alone."""
+        made_by: what else is needed to remake it, written into every file; facts: what goes into
+        the json alone."""
         frames = [stage.numpy() for stage in video.frames]
         made = {**self.decided, **made_by, "versions": versions()}
         comment, rates = as_comment(made), self.play_fps
@@ -156,8 +159,8 @@ class Result:
 
 
 def check_names(results: Iterable[Result]) -> None:
-    """UserError if results have names that no file can have, or two the same one, or one that
-    something else has already."""
+    """UserError for a name that no file can have, that two results share, or that something else
+    has already."""
     names: set[Path] = set()
     for result in results:
         result.lacks()
@@ -171,7 +174,7 @@ def check_names(results: Iterable[Result]) -> None:
 
 
 def slug(text: str) -> str:
-    """Of a text that people read, what any file system takes."""
+    """A text that people read, as a part of a file's name that any file system takes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
 
 
@@ -185,7 +188,7 @@ def stem(text: str, seed: int, everything: list[Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """The versions of what computes."""
     packages = {name: version(name) for name in ("torch", "numpy", "imageio")}
     return {"zerosmooth": __version__, **packages, "python": platform.python_version()}
 

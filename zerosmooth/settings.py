@@ -2,7 +2,7 @@
 
 A field of `Settings`, `Running` or `Output` is all that an option needs: its default, its range and
 what it means. Python's keywords, the command line, rows of the evaluation and records use its name.
-What does nothing beside what is told once, in `idle`.
+`idle` alone says which of them do nothing beside which others.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .family import Family
 from .fields import PART, SEED, Range, UserError, check_fields, short
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # what is meant, and its settings
-    "paper": ("key frames' hidden states correct those of the longer videos' attention", {}),
-    "anchored": ("key frames' predictions correct the longer videos', which keep them: not in the "
+    "paper": ("key frames' hidden states correct longer videos in attention layers", {}),
+    "anchored": ("key frames' predictions correct and become a part of longer videos': not in the "
                  "paper", {"prediction": "lines", "spatial": False, "temporal": False}),
 }
 SCALES = (1, 2, 4, 8)
@@ -39,7 +39,7 @@ NAME = "{prompt}_seed{seed}_{digest}"  # of files: no two results share it
 
 
 def default_dtype(device: torch.device) -> str:
-    """Of the networks, where nothing else is said."""
+    """That of the networks, if none is asked for."""
     return "float32" if device.type == "cpu" else "float16"
 
 
@@ -49,8 +49,8 @@ def has_compiler() -> bool:
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """The device asked for, or a CUDA one where there is one. UserError if it is none, or not
-    there; a warning where nothing is tested."""
+    """The device asked for; for None a CUDA device, if there is one, else the CPU. UserError if
+    there is no such device; a warning for a kind on which nothing is tested."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -71,13 +71,13 @@ def device_of(name: str | torch.device | None) -> torch.device:
 
 @dataclass(frozen=True)
 class Settings(Sampling):
-    """`settings_for` fills in a checkpoint's own."""
+    """What decides a video; `settings_for` starts from a checkpoint's own values."""
 
     scale: Annotated[int, "frames for one key frame: 1, 2, 4 or 8; each doubling is a stage"] = 4
     preset: Annotated[str, f"a named set of settings: {', '.join(PRESETS)}"] = "paper"
     method: Annotated[str, f"zerosmooth, or a baseline: {', '.join(list(METHODS)[1:])}"] = (
         "zerosmooth")
-    key_frames: Annotated[int, "t0: at most what the network was trained on", MOST] = 16
+    key_frames: Annotated[int, "how many key frames, t0; at most as in training", MOST] = 16
     strength: Annotated[float, "the highest correction strength w_t, 0 to 1", PART] = 0.8
     strength_schedule: Annotated[Literal["linear", "constant"],
                                  "w_t falls with t/T (Eq. 24), or not"] = "linear"
@@ -85,20 +85,21 @@ class Settings(Sampling):
     spatial: Annotated[bool, "correct spatial self- and cross-attention (Eq. 10-14)"] = True
     temporal: Annotated[bool, "correct temporal attention (Eq. 9)"] = True
     kv_operator: Annotated[Literal["A1/A2", "S"],
-                           "for spatial keys and values; A1 or A2 is drawn for each"] = "A1/A2"
-    a1_probability: Annotated[float, "of A1 over A2; 'p > 0.5, p ~ N(0, 1)' is 0.309",
+                           "of spatial keys and values: S, or A1 and A2, drawn for each"] = "A1/A2"
+    a1_probability: Annotated[float, "of drawing A1, not A2; 'p > 0.5, p ~ N(0, 1)' is 0.309",
                               PART] = Correction.a1_probability
-    draw_seed: Annotated[int, "of the draws of A1 and A2", SEED] = 0
+    draw_seed: Annotated[int, "seed of the draws of A1 and A2", SEED] = 0
     color_correction: Annotated[bool, "match frames' latent colours to key frames' (A.2)"] = False
     prediction: Annotated[str, f"correct predicted frames: none, or along {', '.join(LIFTS)}"] = (
         "none")
     join: Annotated[float, "share of the steps after which longer videos join in", PART] = 0.0
-    reuse: Annotated[int, "compute deep features in one of so many steps", Range(1, 1000)] = 1
+    reuse: Annotated[int, "compute deep features only once in so many steps", Range(1, 1000)] = 1
     resize: Annotated[Literal["crop", "pad", "stretch"],
                       "how an image gets the video's size"] = "crop"
     decode_chunk_size: Annotated[int, "frames decoded at a time; a decoder that mixes frames fades "
                                       "between chunks", AT_A_TIME] = 16
-    dtype: Annotated[Literal["float32", "float16", "bfloat16"], "of the networks"] = "float32"
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"],
+                     "precision of the networks"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +108,7 @@ class Settings(Sampling):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"{name}={short(value)}; use one of {', '.join(map(str, known))}")
         if self.overlap is not None and not 0 <= self.overlap < self.key_frames:
-            raise UserError(f"overlap={self.overlap} of windows of {self.key_frames} frames; use 0 "
+            raise UserError(f"overlap={self.overlap} in windows of {self.key_frames} frames; use 0 "
                             f"to {self.key_frames - 1}")
         if self.method == "freenoise" and self.eta != 0:
             raise UserError(f"eta={self.eta} with freenoise, whose noise it would cover; use 0")
@@ -134,11 +135,11 @@ class Settings(Sampling):
         config.sampler.sampler(self.steps, self.eta)
 
     def bus(self, device: str | None = None) -> HiddenStateBus | None:
-        """Of a run; None for a method that has none. device: where hidden states wait."""
+        """For one run; None if the method needs none. device: where hidden states wait."""
         return self.cascade.bus(device) if METHODS[self.method].windows else None
 
     def first_step(self, steps: int) -> int:
-        """The one at which longer videos join."""
+        """The step at which longer videos join."""
         return join_step(self.join, steps) if self.scale > 1 else 0
 
     def summary(self) -> str:
@@ -155,7 +156,7 @@ class Settings(Sampling):
 
 @dataclass(frozen=True)
 class Running:
-    """Where and in which pieces a video is computed: the same video, up to rounding."""
+    """Where and in which pieces a video is computed. It is the same video, up to rounding."""
 
     device: Annotated[str, "cpu, cuda, cuda:1, .."] = "cpu"
     offload: Annotated[bool, "keep waiting hidden states and deep features in CPU memory"] = False
@@ -178,13 +179,13 @@ class Output:
     gif: Annotated[bool, "write GIF instead of mp4"] = False
     densest_only: Annotated[bool, "write the densest video alone, without key frames"] = False
     side_by_side: Annotated[bool, "also one video of key frames beside the densest video"] = False
-    picture: Annotated[bool, "a picture that compares the stages"] = True
-    page: Annotated[bool, "a web page of the folder that plays the stages in step"] = True
+    picture: Annotated[bool, "also a picture that compares the stages"] = True
+    page: Annotated[bool, "also a web page that plays the stages in step"] = True
     preview: Annotated[bool, "while it runs, keep coarse key frames in preview.gif"] = False
     save_fps: Annotated[float | None, "frames a second at which the densest video plays, if not as "
                                       "the model is told"] = None
-    name: Annotated[str, "of the files: {prompt}, {seed}, {frames}, {digest} of all that decides, "
-                         "and any setting"] = NAME
+    name: Annotated[str, "of the files, with {prompt}, {seed}, {frames}, {digest} (of all that "
+                         "decides the video) or any setting"] = NAME
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -194,8 +195,8 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
                  **asked: Any) -> Settings:
     """A checkpoint's own settings, changed by a preset, changed by what was asked, by name.
 
-    before: settings to start from instead, of which another method or preset keeps what it shares.
-    UserError for what there is not, does not fit, or would do nothing.
+    before: settings to start from instead; another method or preset keeps what it shares with them.
+    UserError for a setting that does not exist, does not fit, or would do nothing.
     """
     known(asked, Settings)
     said = {**({} if before is None else _kept(family, config, before, asked)), **asked}
@@ -213,24 +214,25 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
 
 def _kept(family: Family, config: ModelConfig, before: Settings,
           asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for when settings were made that `asked` is to change, as far as it still has
-    a meaning."""
+    """What was asked for when the settings `before` were made, as far as it still has a meaning
+    beside what is asked for now."""
     made_by = {"method": before.method, "preset": before.preset}
     plain = asdict(settings_for(family, config, None, **made_by))
-    kept = {name: x for name, x in asdict(before).items() if x != plain[name]}
+    kept = {name: x for name, x in asdict(before).items()
+            if x != plain[name] and name not in family.idle}
     if any(asked.get(name, value) != value for name, value in made_by.items()):
         return {name: x for name, x in kept.items() if name not in DENSE}
     return {**made_by, **kept}
 
 
-DENSE = ("overlap", "color_correction", "join", *OURS)  # settings of stages behind the first
+DENSE = ("overlap", "color_correction", "join", *OURS)  # settings of stages after the first
 DRAWN = ("a1_probability", "draw_seed")
 STATES = ("strength", "strength_schedule", "kv_operator", *DRAWN)
 
 
 def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Running(),
          output: Output = Output()) -> Iterator[tuple[str, str]]:
-    """Names of what decides nothing beside the rest, and why."""
+    """The names of settings that do nothing beside the others, and why."""
     on_cpu = device_of(running.device).type == "cpu"
     steps = len(config.sampler.sampler(s.steps, s.eta))
     first = s.first_step(steps)
@@ -250,7 +252,7 @@ def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Ru
         (not s.spatial, STATES[2:], "where spatial attention is not corrected"),
         (s.kv_operator == "S", DRAWN, "to kv_operator S, for which nothing is drawn"),
         (not s.guided, ("negative_prompt",), "without guidance (guidance_scale=1)"),
-        (s.join > 0 == first, ("join",), f"in {steps} steps, of which it is none; use more"),
+        (s.join > 0 and first == 0, ("join",), f"in {steps} steps, of which it is less than one"),
         (s.reuse > 1 and not any(i % s.reuse for i in range(first + 1, steps)), ("reuse",),
          f"in {steps - first} steps of all stages"),
         (output.save_fps is not None and not family.told_rate(config), ("fps",),
@@ -258,7 +260,7 @@ def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Ru
         (on_cpu, ("offload",), "on the CPU, in whose memory hidden states wait anyway"),
         (not passes and s.reuse == 1, ("offload",), "where no hidden states wait"),
         (on_cpu, ("compile",), "for speed on a CPU, and takes minutes (docs/speed.md)"),
-        (not family.guided(config, s), ("sequential_guidance",), "to one branch of guidance"),
+        (not family.guided(config, s), ("sequential_guidance",), "where guidance has one branch"),
     )
     for applies, names, reason in rules:
         if applies:
@@ -282,6 +284,9 @@ def known(asked: Iterable[str], *of: type) -> None:
             raise UserError(f"there is no setting {short(name)}; {hint}")
 
 
+KINDS = {int: "a whole number", float: "a number"}
+
+
 @dataclass(frozen=True)
 class Option:
     """A field of `Settings`, `Running` or `Output`. kind: its type; text: what it means."""
@@ -293,17 +298,17 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def read(self, text: str) -> Any:
-        """Its value, of a text. UserError if it is none."""
-        if text == "none" and (self.default is None or "none" in self.choices):
-            return self.default if self.default is None else text
+        """The value that a text gives it. UserError if the text gives none."""
+        if text == "none" and self.default is None:
+            return None
         if self.kind is bool:
             if text not in ("true", "false"):
-                raise UserError(f"{self.name}={text}: true or false is needed")
+                raise UserError(f"{self.name}={short(text)}; true or false is needed")
             return text == "true"
         try:
             return self.kind(text)
         except ValueError as error:
-            raise UserError(f"{self.name}={text}: {self.kind.__name__} is needed") from error
+            raise UserError(f"{self.name}={short(text)}; {KINDS[self.kind]} is needed") from error
 
 
 def options(of: type) -> Iterator[Option]:

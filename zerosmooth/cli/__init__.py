@@ -1,2 +1,2 @@
-"""What the commands share: their arguments, their errors, and what `--check` says. The library does
-not know it."""
+"""What the commands share: their arguments, their errors, and what `--check` says. The library
+imports nothing of it."""

@@ -1,7 +1,8 @@
-"""Makes a video again, from the record in any of its files: what it says becomes the default.
+"""Remakes a video from the record in any of its files: what the record says becomes the default.
 
-A record is not to be trusted: it may come with a video from anywhere. Its values are checked as any
-other settings; code that it names is not run; files that it names are used if their digest fits.
+A record is not to be trusted: the video may come from anywhere. Its values are checked like any
+other settings. Code that it names is not run. Files that it names are used only if their digest is
+the record's.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from ..config import build
 from ..fields import UserError
 from ..header import sha256
 from ..results import versions
-from ..settings import Output, Settings, device_of
+from ..settings import Output, Running, Settings, device_of
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a file says of how it was made, as `results.Result` wrote it. threads: of the CPU;
+    """What a file says about how it was made, as `results.Result` wrote it. threads: of the CPU;
     torch, zerosmooth: their versions."""
 
     checkpoint_digest: str
@@ -38,6 +39,7 @@ class Record:
     image_sha256: str | None = None
     image_path: str | None = None
     checkpoint: str = ""
+    running: Running = Running()
     device: str = "cpu"
     threads: int = 0
     torch: str = ""
@@ -45,12 +47,11 @@ class Record:
 
 
 def read_record(file: Path) -> Record:
-    """Of a video, picture or json of ours. UserError, which says why, if none can be used."""
+    """The record in a video, picture or json of ours. UserError, which says why, if there is none
+    that can be used."""
     try:
         values = json.loads(read_comment(file))
-    except RecursionError:
-        values = None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         values = None
     if not isinstance(values, dict) or not {"checkpoint_digest", "settings", "seed"} <= set(values):
         raise UserError(
@@ -58,17 +59,21 @@ def read_record(file: Path) -> Record:
             "wrote it: other programs, and many websites, drop the record when they save a file")
     if isinstance(made := values.get("versions"), dict):
         values |= {key: made[key] for key in ("torch", "zerosmooth") if key in made}
+    if isinstance(running := values.get("running"), dict):
+        for name in ("device", "compile"):  # this machine may lack what they need
+            running.pop(name, None)
     names = [field.name for field in fields(Record) if field.name in values]
     try:
         like = Record("", Settings(), (), 0)
         return build(like, {name: values[name] for name in names})
     except UserError as error:
-        raise UserError(f"{file} has a record that will not do: {error}") from error
+        raise UserError(f"the record in {file} cannot be used: {error}") from error
 
 
 def recall(args: Namespace, record: Record, said: dict[str, Any]) -> Output:
-    """Fill in what was not said of a video to be made again. said: the settings that were. Returns
-    how it is written. UserError for a checkpoint or an image that is not there."""
+    """Fill in from a record what the command line leaves open. said: the settings that it names.
+    Returns how the video is written by default. UserError for a checkpoint or an image that is not
+    there."""
     file, s = args.again, record.settings
     args.seed = record.seed if args.seed is None else args.seed
     if args.prompt is None and args.prompt_file is None:
@@ -83,7 +88,7 @@ def recall(args: Namespace, record: Record, said: dict[str, Any]) -> Output:
         args.ckpt = path
     own: dict[str, Any] = {"gif": file.suffix.lower() == ".gif"}
     if record.play_fps and record.play_fps[0] != s.fps and "fps" not in said:
-        own["save_fps"] = said.get("scale", s.scale) * record.play_fps[0]  # at any scale
+        own["save_fps"] = said.get("scale", s.scale) * record.play_fps[0]  # the same seconds
     return Output(**own)
 
 
@@ -100,14 +105,15 @@ def _image(file: Path, record: Record) -> Path:
 
 
 def _is_remote(path: str) -> bool:
-    """Whether to look for a path asks another machine, which Windows does with the user's name."""
+    """Whether looking for a path would contact another machine, to which Windows sends the user's
+    name."""
     return path.startswith(("//", "\\\\"))
 
 
 def notes(file: Path, record: Record, checkpoint: Checkpoint, named: bool,
           device: str) -> Iterator[str]:
-    """What is not as it was when the file was made. named: whether the checkpoint was named, not
-    taken from the record. UserError if it was not, and is another one now."""
+    """What differs from when the file was made. named: whether the command line names the
+    checkpoint. UserError if it does not, and the record's checkpoint has changed."""
     if (found := checkpoint.sha256()) != record.checkpoint_digest:
         other = f"{file} was made with another checkpoint than {checkpoint.path}"
         if not named:

@@ -1,10 +1,9 @@
-"""Command-line arguments of whatever samples: what is shown, and settings by name."""
+"""Command-line arguments of all commands that sample: subjects, and settings by name."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +21,6 @@ from ..header import sha256
 from ..images import find_images, read_image
 from ..pipeline import Subject
 from ..settings import (
-    PRESETS,
-    SCALES,
     Option,
     Output,
     Running,
@@ -44,7 +41,7 @@ LARGEST = 64_000_000  # bytes of a prompt file
 OPTIONS = {option.name: option for of in (Settings, Running, Output) for option in options(of)}
 FLAGS = ("scale", "preset", "method", "steps", "guidance_scale", "fps", "height", "width", "device")
 OWN = [option.name for option in options(Defaults)] + ["key_frames", "decode_chunk_size", "preset"]
-CHOICES: dict[str, tuple[Any, ...]] = {"scale": SCALES, "preset": tuple(PRESETS)}
+METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -64,9 +61,9 @@ def add_subjects(add: Any) -> None:
     """What videos are made from."""
     add("--prompt_file", type=as_path, metavar="FILE", help="prompts, one a line; - reads stdin")
     add("--image", type=as_path, metavar="FILE", help="image to video: an image, or a folder")
-    add("--seed", type=int, metavar="N", help="of the noise (default: 0)")
+    add("--seed", type=int, metavar="N", help="seed of the noise (default: 0)")
     add("--num_videos", type=int, default=1, metavar="N",
-        help="of each subject, by seeds --seed, --seed + 1, .. (default: 1)")
+        help="videos of each subject, with seeds --seed, --seed + 1, .. (default: 1)")
 
 
 def add_settings(add: Any, leave_out: Sequence[str] = ()) -> None:
@@ -74,24 +71,37 @@ def add_settings(add: Any, leave_out: Sequence[str] = ()) -> None:
     for name in FLAGS:
         if name not in leave_out:
             option = OPTIONS[name]
-            add(f"--{name}", type=option.kind, choices=CHOICES.get(name),
-                metavar=None if name in CHOICES else option.kind.__name__.upper(),
+            add(f"--{name}", type=option.kind, metavar=METAVARS[option.kind],
                 help=f"{option.text}{default_text(option, short=True)}".replace("%", "%%"))
-    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+    add("--set", action=Set, nargs="+", default=argparse.SUPPRESS, metavar="NAME=VALUE",
         help="any other setting; --settings lists them")
     add("--settings", action=ListSettings, nargs=0, help="list all settings and their meaning")
+
+
+class Set(argparse.Action):
+    """`--set NAME=VALUE ..`: as if there were a flag for each name."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, texts: Any,
+                 *_: Any) -> None:
+        for text in texts:
+            name, equals, value = text.partition("=")
+            known([name], Settings, Running, Output)
+            if not equals:
+                raise UserError(f"--set {text}: write {name}=VALUE")
+            setattr(args, name, OPTIONS[name].read(value))
 
 
 class ListSettings(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         for option in OPTIONS.values():
             flag = f"--{option.name}" if option.name in FLAGS else f"--set {option.name}="
-            print(f"{flag:27} {option.text}{default_text(option)}")
+            choices = f": {' or '.join(option.choices)}" if option.choices else ""
+            print(f"{flag:27} {option.text}{choices}{default_text(option)}")
         parser.exit()
 
 
 def default_text(option: Option, short: bool = False) -> str:
-    """What holds where nothing is said. short: without what is the checkpoint's own."""
+    """What holds by default, in brackets. short: empty for what is the checkpoint's own."""
     own = {"device": "cuda where there is one, else cpu", "dtype": "float32 on cpu, else float16",
            **dict.fromkeys(OWN, "the checkpoint's own")}
     value = str(option.default)
@@ -100,14 +110,14 @@ def default_text(option: Option, short: bool = False) -> str:
 
 
 def as_path(text: str) -> Path:
-    """Of an argument: an empty one would be the working directory."""
+    """The path in an argument. An empty one would mean the working directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
     return Path(text)
 
 
 def described(args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint that is asked for. UserError if it will not do."""
+    """The checkpoint that is asked for. UserError if it cannot be used."""
     family = None if args.family is None else load_family(args.family, FAMILIES)
     file = find(args.ckpt or DEFAULT)
     if not file.exists():
@@ -117,32 +127,26 @@ def described(args: argparse.Namespace) -> Checkpoint:
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were said, by name. UserError for one that there is not."""
-    said = {name: getattr(args, name, None) for name in FLAGS}
-    for text in args.set:
-        name, equals, value = text.partition("=")
-        known([name], Settings, Running, Output)
-        if not equals:
-            raise UserError(f"--set {text}: write {name}=VALUE")
-        said[name] = OPTIONS[name].read(value)
-    return {name: value for name, value in said.items() if value is not None}
+    """The settings that were given on the command line, by name."""
+    return {name: value for name, value in vars(args).items()
+            if name in OPTIONS and not (name in FLAGS and value is None)}
 
 
 def of_kind(kind: type, said: dict[str, Any]) -> dict[str, Any]:
-    """Of settings by name, those of `Settings`, `Running` or `Output`."""
+    """Those settings of `said` that are fields of a kind: `Settings`, `Running` or `Output`."""
     names = {option.name for option in options(kind)}
     return {name: value for name, value in said.items() if name in names}
 
 
-def read_settings(args: argparse.Namespace, checkpoint: Checkpoint,
-                  before: Settings | None = None) -> tuple[Settings, Running]:
-    """What was asked for, checked. before: settings that it changes, if not the checkpoint's own.
-    UserError if it does not fit."""
+def read_settings(args: argparse.Namespace, checkpoint: Checkpoint, before: Settings | None = None,
+                  running: Running = Running()) -> tuple[Settings, Running]:
+    """What was asked for, checked. before: the settings that it changes, if not the checkpoint's
+    own; running: likewise, except for the device. UserError if it does not fit."""
     said, device = asked(args), device_of(args.device)
     dtype = {"dtype": default_dtype(device)} if before is None else {}
     own = {**dtype, **of_kind(Settings, said)}
     settings = settings_for(checkpoint.family, checkpoint.config, before, **own)
-    running = Running(**{**of_kind(Running, said), "device": str(device)})
+    running = replace(running, **{**of_kind(Running, said), "device": str(device)})
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running))
     steps = len(checkpoint.config.sampler.sampler(settings.steps, settings.eta))
     if steps != settings.steps:
@@ -153,12 +157,13 @@ def read_settings(args: argparse.Namespace, checkpoint: Checkpoint,
 
 def resolve(args: argparse.Namespace, record: Record | None
             ) -> tuple[Checkpoint, Settings, Running, Output]:
-    """All that was asked for, and what a record says where nothing was; prints what a user should
-    know of it. UserError if it does not fit."""
+    """All that was asked for, with a record's values for what was not. Prints what a user should
+    know about it. UserError if it does not fit."""
     said, named = asked(args), args.ckpt is not None
     output = Output() if record is None else recall(args, record, said)
     checkpoint = described(args)
-    settings, running = read_settings(args, checkpoint, record and record.settings)
+    before = () if record is None else (record.settings, record.running)
+    settings, running = read_settings(args, checkpoint, *before)
     output = replace(output, **of_kind(Output, said))
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running, output))
     print(settings.summary())
@@ -169,8 +174,8 @@ def resolve(args: argparse.Namespace, record: Record | None
 
 
 def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> list[float]:
-    """Frames a second at which each stage's file plays; says what that does. UserError if no player
-    or format could."""
+    """Frames a second at which each stage's file plays; prints how long that lasts. UserError if no
+    player or format could play it."""
     cascade, n, own = settings.cascade, settings.scale, settings.fps_of(-1)
     dense = cascade.frames_of(cascade.stages - 1)
     fps = own if output.save_fps is None else output.save_fps
@@ -195,19 +200,18 @@ def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> li
 
 def made_by(args: argparse.Namespace, checkpoint: Checkpoint, running: Running,
             shown: Shown) -> dict[str, Any]:
-    """What it takes to make a video again, beside what decides it, as records have it."""
+    """What a record holds beside what decides the video: all that is needed to remake it."""
     image = {} if shown.image is None else {"image_path": str(shown.image)}
     return {"checkpoint": str(args.ckpt or DEFAULT), "family": checkpoint.family.name, **image,
             "device": running.device, "running": asdict(running),
             "threads": torch.get_num_threads(), "converted_from": checkpoint.source,
-            "converted_from_sha256": checkpoint.source_sha256,
-            "command": shlex.join(["python", *sys.argv])}
+            "converted_from_sha256": checkpoint.source_sha256}
 
 
 @dataclass(frozen=True)
 class Shown:
     """A subject before it is loaded. name: what people call it, the prompt or the image's file
-    name; identity: all that it is, for records."""
+    name; identity: all that identifies it in records."""
 
     name: str
     identity: dict[str, Any]
@@ -253,7 +257,7 @@ def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Show
 
 
 def _read(file: Path) -> bytes:
-    """One byte more than LARGEST, if there are so many."""
+    """The content of a file or of standard input, cut one byte after LARGEST."""
     if file != STDIN:
         with file.open("rb") as opened:
             return opened.read(LARGEST + 1)
@@ -265,8 +269,8 @@ def _read(file: Path) -> bytes:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Prompts of a file or a pipe, one a line, blank lines and # lines skipped; "-": of standard
-    input. UserError if it has none."""
+    """The prompts in a file, a pipe or standard input ("-"), one a line; blank lines and # lines
+    are skipped. UserError if there are none."""
     what = "standard input" if file == STDIN else f"the prompt file {file}"
     if file.is_dir() or not file.exists() and file != STDIN:
         raise UserError(f"{what} {'is a folder' if file.is_dir() else 'does not exist'}")
@@ -287,7 +291,7 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def seeds_of(args: argparse.Namespace) -> Sequence[int]:
-    """UserError if there are none, or they are out of range."""
+    """Those of each subject's videos. UserError if there are none, or one is out of range."""
     check("--num_videos", args.num_videos, int, Range(1, 1_000_000_000))
     first = args.seed or 0
     for seed in (first, first + args.num_videos - 1):

@@ -27,24 +27,20 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     yield f"{checkpoint.path}: a whole {family.name} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
     count = f"{checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
     yield f"  {len(checkpoint.shapes)} tensors, {count}"
-    yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
+    yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}".rstrip()
     frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
     size = f"{settings.height}x{settings.width}"
     where = f"on {running.device} as {settings.dtype}"
     yield f"  {frames} frames of {size}, {settings.steps} steps, {where}:"
     need = needs(family, checkpoint.config, settings, running)
     where = "and in CPU memory" if running.offload else "of which"
-    yield (
-        f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, "
-        f"{where} up to {need.bus / 1e9:.2f} GB of hidden states that wait; then, to decode, up to "
-        f"{need.decoding / 1e9:.2f} GB (counted; a process takes up to twice as much)"
-    )
+    yield (f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, "
+           f"{where} up to {need.bus / 1e9:.2f} GB are hidden states that wait; decoding up to "
+           f"{need.decoding / 1e9:.2f} GB (counted; a process takes up to twice as much)")
     rate = matrix_rate(torch.device(running.device), getattr(torch, settings.dtype))
-    yield (
-        f"  time: {need.flops / 1e12:,.3g} TFLOP a step, about "
-        f"{need.flops / rate / FLOP_SHARE:,.2g} s at {FLOP_SHARE:.0%} of this machine's "
-        f"{rate / 1e12:.3g} TFLOP/s (an estimate)"
-    )
+    yield (f"  time: {need.flops / 1e12:,.3g} TFLOP a step, about "
+           f"{need.flops / rate / FLOP_SHARE:,.2g} s at {FLOP_SHARE:.0%} of this machine's "
+           f"{rate / 1e12:.3g} TFLOP/s (an estimate)")
 
 
 def check_outputs(folder: Path, settings: Settings, output: Output,
@@ -59,8 +55,8 @@ def check_outputs(folder: Path, settings: Settings, output: Output,
 
 
 def check_folder(folder: Path, settings: Settings) -> None:
-    """Make a folder of results. UserError if it is none, or its disk could not hold one result even
-    if nothing compressed."""
+    """Make a folder of results. UserError if it is a file, or if its disk could not hold one result
+    uncompressed."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--outdir {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +70,7 @@ def check_folder(folder: Path, settings: Settings) -> None:
 
 def say_lost_tokens(pipeline: Pipeline, shown: Iterable[Shown], settings: Settings,
                     silent: bool = False) -> None:
-    """Print how much of which prompts the text encoder does not see."""
+    """Print which prompts are too long for the text encoder, and how much of them it ignores."""
     texts = [settings.negative_prompt, *(one.prompt or "" for one in shown)]
     for text in [] if silent else dict.fromkeys(texts):
         if lost := pipeline.family.lost_tokens(pipeline.networks, text):

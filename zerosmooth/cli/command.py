@@ -1,4 +1,4 @@
-"""How a command ends: what its user is told of an error, the exit status; and that nothing it
+"""How a command ends: its exit status, and what its user is told of an error. Nothing that it
 prints ends it."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
             if _ended or isinstance(error, KeyboardInterrupt):
                 if interrupted:
                     print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
-                if not isinstance(error, KeyboardInterrupt):  # which other code made of it
+                if not isinstance(error, KeyboardInterrupt):  # other code made this of it
                     what = f"{type(error).__name__}: {text_of(error)}"
                     print(f"{name}: while stopping, {what}", file=sys.stderr)
                 return 128 + _ended[0] if _ended else 130
@@ -46,11 +46,11 @@ def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
 
 
 def told(error: BaseException) -> str | None:
-    """What to say of an error that is not our fault; None of one that is, or that may come of an
+    """What to tell the user of an error; None if it is a fault of ours, or may come from an
     interruption."""
     if _ended:
         return None
-    if isinstance(error, (UserError, OSError)):  # the second: of a file or the system
+    if isinstance(error, (UserError, OSError)):  # the system's words of a file
         return text_of(error)
     if isinstance(error, (RuntimeError, MemoryError)):
         what = out_of_memory(error)
@@ -69,7 +69,7 @@ def text_of(error: Exception) -> str:
 
 def out_of_memory(error: BaseException) -> str | None:
     """What to tell if the device, or the machine, had no more memory, else None. torch has a class
-    for its own allocator on a GPU alone: the driver, cuBLAS and the CPU say it in words."""
+    for errors of its own GPU allocator alone; the driver, cuBLAS and the CPU say it in words."""
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     said = any(word in str(error) for word in words)
     if not said and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -89,7 +89,7 @@ def _ends() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def swallowed(unraisable: Any) -> None:
-        """Raised in a callback that goes on, such as those of a fork, it is to be raised again a
+        """A callback, such as those of a fork, swallows what is raised in it: raise it again a
         little later."""
         hook(unraisable)
         if _ended and unraisable.exc_type is KeyboardInterrupt:

@@ -26,8 +26,8 @@ PREVIEW = "preview.gif"
 
 
 class Progress:
-    """One bar over all videos, stages and steps. silent: of a process beside the one that shows
-    it."""
+    """One bar over all videos, stages and steps. silent: shows nothing, since another process
+    does."""
 
     def __init__(self, videos: int, silent: bool = False) -> None:
         self.videos, self._silent = videos, silent
@@ -93,8 +93,8 @@ def duration(seconds: float) -> str:
 
 
 class Live:
-    """`with Live(..)` around a run of some videos. fps: of key frames, as they play; silent: of a
-    process beside the one that shows it. UserError if the folder has a page that is not ours."""
+    """`with Live(..)` around a run of some videos. fps: of key frames, as they play; silent: as in
+    `Progress`. UserError if the folder has a page that is not ours."""
 
     def __init__(self, folder: Path, videos: int, settings: Settings, fps: float, output: Output,
                  silent: bool = False) -> None:

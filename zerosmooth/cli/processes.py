@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from ..fields import UserError
 from ..settings import device_of
 from .command import told
 
@@ -48,7 +49,7 @@ def processes(args: Namespace) -> Iterator[tuple[int, int]]:
     if device.type == "cuda":
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device_of(args.device))
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for words, not tensors
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for Python objects
     try:
         yield distributed.get_rank(), world
     finally:
@@ -56,7 +57,7 @@ def processes(args: Namespace) -> Iterator[tuple[int, int]]:
 
 
 def together(value: T) -> list[T]:
-    """What each process has, by number; waits for all of them."""
+    """The values of all processes, by number; waits for all of them."""
     if not _several():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -65,24 +66,24 @@ def together(value: T) -> list[T]:
 
 
 def once(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, given to all: of what can be read only once, such
-    as a pipe. A ValueError or OSError that it raises there is a ValueError in all."""
+    """What `work` returns in the first process, given to all: for what can be read only once, such
+    as a pipe. A UserError or OSError that it raises is a UserError in all processes."""
     found, error = None, None
     if first():
         try:
             found = work()
-        except (ValueError, OSError) as raised:
+        except (UserError, OSError) as raised:
             if (error := told(raised)) is None:
                 raise
     found, error = together((found, error))[0]
     if error:
-        raise ValueError(error)
+        raise UserError(error)
     return found  # type: ignore[return-value]
 
 
 def agreed(name: str, check: Callable[[], T]) -> T:
-    """What `check` returns, once it has returned in all processes. What it raises for the user ends
-    all of them, and the first process that met it says it. name: of the command."""
+    """What `check` returns, once it has returned in all processes. A user's mistake that it raises
+    in any ends all of them; the first process that met it prints it. name: of the command."""
     if not _several():
         return check()
     found, said = None, None
