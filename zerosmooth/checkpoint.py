@@ -172,8 +172,9 @@ def load_described(checkpoint: Checkpoint, device: str | torch.device,
     if dtype not in NAMES:
         raise UserError(f"dtype={dtype!r}; use one of {', '.join(map(str, NAMES))}")
     with torch.device("meta"):
-        networks = Networks(checkpoint.family, checkpoint.config)
-    dtypes, tensors = networks.dtypes(dtype), {}
+        networks = Networks(checkpoint.family, checkpoint.config).cast(dtype)
+    dtypes = {name: x.dtype for name, x in networks.state_dict().items()}
+    tensors = {}
     with safe_open(checkpoint.path, "pt") as file:
         for name in checkpoint.shapes:  # cast on the CPU: a GPU holds `dtype` alone
             tensors[name] = x = file.get_tensor(name).to(dtypes[name]).to(device)
