@@ -6,6 +6,7 @@ Each frame is coded by itself; Stable Video Diffusion's decoder (Blattmann et al
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +106,7 @@ class Encoder(nn.Module):
             down = Conv2d(out, out, 3, stride=2) if i < len(c.channel_mult) - 1 else None
             self.levels.append(Level(ch, out, c.res_blocks, down, partial(_res, c)))
             ch = out
-        self.middle = Middle(c, ch, partial(_res, c))
+        self.middle = middle(c, ch, partial(_res, c))
         self.norm_out = _norm(c, ch)
         self.conv_out = Conv2d(ch, 2 * c.latent_channels, 3, padding=1)
 
@@ -125,7 +126,7 @@ class Decoder(nn.Module):
         ch = c.channel_mult[-1] * c.channels
         self.conv_in = Conv2d(c.latent_channels, ch, 3, padding=1)
         res = partial(TemporalDecoderBlock if c.temporal else _res, c)
-        self.middle = Middle(c, ch, res)
+        self.middle = middle(c, ch, res)
         levels = []
         for i, mult in reversed(list(enumerate(c.channel_mult))):
             out = mult * c.channels
@@ -160,15 +161,10 @@ class Level(nn.Module):
         self.resample = resample
 
 
-class Middle(nn.Module):
-    def __init__(self, c: AutoencoderConfig, channels: int, res: MakeBlock) -> None:
-        super().__init__()
-        self.res1 = res(channels, channels)
-        self.attn = PixelAttention(c, channels)
-        self.res2 = res(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.res2(self.attn(self.res1(x)))
+def middle(c: AutoencoderConfig, channels: int, res: MakeBlock) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(
+        res1=res(channels, channels), attn=PixelAttention(c, channels),
+        res2=res(channels, channels)))
 
 
 class TemporalDecoderBlock(nn.Module):

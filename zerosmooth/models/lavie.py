@@ -38,9 +38,6 @@ class LaVieBlock(Block):
         super().__init__(res, channels, out, **more)
         self.transformer = LaVieTransformer(c, out) if attention else None
 
-    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
-        return x if self.transformer is None else self.transformer(x, b, context, stage)
-
 
 class LaVieTransformer(Transformer):
     def __init__(self, c: LaVieConfig, channels: int) -> None:

@@ -19,7 +19,7 @@ from ..bus import Stage, name_modules
 from .layers import FeedForward, Mix, ResBlock, TemporalResBlock, TimestepEmbedding, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
-POSITIONS = "positions"  # key of the frames' positions in ContextStates, beside the modules' names
+POSITIONS = "positions"  # in the states of a context: other positions of the frames, f
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class SVDConfig(SkeletonConfig):
 
 
 class SVDUNet(Skeleton):
+    """timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a second
+    minus one, motion bucket, augmentation noise."""
+
     config: SVDConfig
 
     def __init__(self, config: SVDConfig) -> None:
@@ -47,16 +50,6 @@ class SVDUNet(Skeleton):
                     if isinstance(norm, nn.GroupNorm):
                         norm.eps = c.outer_eps
         name_modules(self)
-
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor | ContextStates,
-                condition: Tensor | None = None, stage: Stage | None = None,
-                positions: Tensor | None = None) -> Tensor:
-        """As `Skeleton.forward`. timestep: 0.25 log sigma; context: one token, the image's;
-        condition: b 3, frames a second minus one, motion bucket, augmentation noise; positions: f,
-        of the frames, None for `frame_positions`."""
-        states = self.project_context(context) if isinstance(context, Tensor) else context
-        states = states if positions is None else {**states, POSITIONS: (positions,)}
-        return super().forward(x, timestep, states, condition, stage)
 
     def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
         if condition is None:
@@ -72,9 +65,6 @@ class SVDBlock(Block):
                  **more: bool) -> None:
         super().__init__(partial(SVDResBlock, c), channels, out, **more)
         self.transformer = SVDTransformer(c, out) if attention else None
-
-    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
-        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 class SVDResBlock(nn.Module):

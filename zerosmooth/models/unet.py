@@ -50,6 +50,7 @@ class Block(nn.Module):
         self.res = res(channels, out)
         self.res2 = res(out, out) if second_res else None
         self.upsample = Upsample(out) if upsample else None
+        self.transformer: nn.Module | None = None  # a family sets it, or its own `attend`
 
     def forward(self, x: Tensor, emb: Tensor, context: ContextStates,
                 stage: Stage | None) -> Tensor:
@@ -59,7 +60,7 @@ class Block(nn.Module):
         return x if self.upsample is None else self.upsample(x)
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
-        raise NotImplementedError
+        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 def run_deep(deep: Layers, stage: Stage | None, h: Tensor) -> Tensor:
