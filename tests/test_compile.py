@@ -80,7 +80,7 @@ def test_what_is_compiled_is_most_of_a_network_and_nothing_on_the_bus(unet):
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_a_pipeline_compiles_if_asked(pipeline, graphs):
     def latents_of(**more) -> torch.Tensor:
-        return pipeline.sample("x", frames=2, scales=(), steps=1, **more)[0].latents[0]
+        return pipeline.sample("x", key_frames=2, scale=1, steps=1, **more)[0].latents[0]
 
     plain = latents_of()
     assert not graphs

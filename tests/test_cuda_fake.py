@@ -27,8 +27,8 @@ RUNS = {
     "ddnm": ({"method": "ddnm"}, Running()),
     "freenoise": ({"method": "freenoise"}, Running()),
     "windowed": ({"method": "windowed"}, Running()),
-    "zerosmooth": ({"prediction": True}, Running()),
-    "in less time": ({"preset": "anchored", "new_frames": True, "reuse": 2, "steps": 2}, Running(offload=True)),
+    "zerosmooth": ({"prediction": "lines"}, Running()),
+    "in less time": ({"preset": "anchored", "reuse": 2, "steps": 2}, Running(offload=True)),
     "other settings": ({"kv_operator": "S", "color_correction": True, "strength_schedule": "constant"}, Running()),
     "all that saves memory": ({}, Running(offload=True, sequential_guidance=True, frame_chunk=3)),
 }
@@ -62,7 +62,7 @@ def card_with(family: str, dtype: torch.dtype = torch.float16) -> Iterator[tuple
 
 def sample(pipeline: Pipeline, running: Running = Running(), **asked):
     subject = torch.zeros(16, 24, 3, dtype=torch.uint8) if "image" in pipeline.family.takes else "a test"
-    (video,) = pipeline.sample(subject, running=running, **{"steps": 1, "scales": (2,), "guidance_scale": 3.0, **asked})
+    (video,) = pipeline.sample(subject, running=running, **{"steps": 1, "scale": 2, "guidance_scale": 3.0, **asked})
     return video
 
 

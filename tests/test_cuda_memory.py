@@ -35,7 +35,7 @@ def test_memory_is_what_was_counted(family, saving):
     less = {"channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2), "context_dim": 12}
     config = replace(tiny, unet=replace(published.unet, **less))
     size = {"height": published.defaults.height // 4, "width": published.defaults.width // 4}  # at half of the factor
-    settings = settings_for(FAMILIES[family], config, **size, scales=(2,), dtype="float16", guidance_scale=3.0)
+    settings = settings_for(FAMILIES[family], config, **size, scale=2, dtype="float16", guidance_scale=3.0)
     guess = needs(FAMILIES[family], config, settings, SAVING[saving])
     networks = networks_of(family, config)
     with fake_cuda() as (card, _):

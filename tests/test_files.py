@@ -36,12 +36,12 @@ def ffmpeg(tmp_path: Path, monkeypatch, script: str) -> None:
 @pytest.mark.parametrize(
     "script,reason",
     [
-        ('ulimit -f 12; exec REAL "$@"', "it grows beyond the largest size of a file"),
-        ('ulimit -f 12; REAL "$@"; exit $?', "it grows beyond the largest size of a file"),
-        ("exit 1", "ffmpeg ended with status 1: without a word"),
+        ('ulimit -f 12; exec REAL "$@"', "it exceeds the largest size of a file"),
+        ('ulimit -f 12; REAL "$@"; exit $?', "it exceeds the largest size of a file"),
+        ("exit 1", "ffmpeg ended with status 1"),
         ("cat > /dev/null; exit 0", "0 of 8 frames can be read back"),
         ('echo "av_write_frame: No space left on device" >&2; exit 1', "the disk is full; make room"),
-        ("cat > /dev/null; kill -9 $$", "ffmpeg ended with signal 9"),
+        ("cat > /dev/null; kill -9 $$", "ffmpeg ended with status -9"),
         ('exec REAL "${@:1:$#-1}" -frames:v 5 "${@: -1}"', "5 of 8 frames can be read back"),
         ('REAL "$@"; truncate -s 60000 "${@: -1}"; exit 0', "frames can be read back"),
         ("exit 0", "0 of 8 frames can be read back"),

@@ -113,7 +113,7 @@ def test_giant_images_are_shrunk_or_told(tmp_path, monkeypatch):
     assert image.shape == (74, 54, 3)  # a third
     assert (image[:70, :50].int() - torch.from_numpy(ramp[1:211:3, 1:151:3]).int()).abs().max() <= 1
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(ValueError, match="more than 0 million pixels; shrink it first"):
+    with pytest.raises(ValueError, match="too many pixels; shrink it first"):
         read_image(tmp_path / "x.png")
 
 

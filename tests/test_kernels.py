@@ -72,6 +72,17 @@ def test_the_other_way_is_taken_and_left_where_it_should(monkeypatch):
     assert laid_out == [False, True, False]
 
 
+@torch.inference_mode()
+def test_the_gpus_group_norm_is_torchs():
+    """With a bias, an offset, and deviations as small as eps; computed here, where it is not taken."""
+    layer = kernels.GroupNorm(2, 6, eps=0.1)
+    nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    for scale in (0.3, 3.0):
+        x = scale * torch.randn(3, 6, 4, 5) + 1
+        got = layer.last(x.movedim(1, -1).contiguous()).movedim(-1, 1)
+        assert_close(got, F.group_norm(x, 2, layer.weight, layer.bias, 0.1), rtol=0, atol=1e-4)
+
+
 def twins(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
     """A layer, and torch's own of the same weights."""
     plain = copy.deepcopy(layer)

@@ -124,7 +124,7 @@ def test_text_is_projected_once_a_prompt_and_not_once_a_step(pipeline):
     modules = [m for m in pipeline.networks.unet.modules() if isinstance(m, CrossAttention)]
     calls = []
     hooks = [m.to_kv.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
-    pipeline.sample("x", scales=(2,), steps=3)
+    pipeline.sample("x", scale=2, steps=3)
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(modules)

@@ -12,13 +12,11 @@ from zerosmooth.settings import Running
 
 from .conftest import TINY_FAMILIES, subject
 from .fake_cuda import Stream, fake_cuda
-from .test_cascade import NEW
 from .test_cuda_fake import card_with, needs_no_card, sample
 
 KINDS = {
-    "the paper's": {"scales": (2, 2)},
-    "new frames": {"scales": (2, 2), **NEW},
-    "inner levels": {"scales": (2,), "reuse": 2, "steps": 3},
+    "the paper's": {"scale": 4},
+    "deep features": {"scale": 2, "reuse": 2, "steps": 3},
 }
 
 
@@ -72,7 +70,7 @@ def test_pages_are_used_again(on_the_cpu):
 @pytest.mark.parametrize("kind", KINDS)
 def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind, monkeypatch):
     monkeypatch.setattr(PinnedMemory, "PAGE", 1000)
-    ways = [Running(sequential_guidance=kind != "new frames", offload=offload) for offload in (False, True)]
+    ways = [Running(sequential_guidance=True, offload=offload) for offload in (False, True)]
     settings = {"seeds": 3, "steps": 2, "guidance_scale": 3.0, **KINDS[kind]}
     here, there = (any_pipeline.sample(**subject(any_pipeline), running=way, **settings)[0] for way in ways)
     assert all(torch.equal(a, b) for a, b in zip(here.latents, there.latents))
@@ -81,7 +79,7 @@ def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind, monkeypatch
 def races(family: str, running: Running = Running(offload=True), **asked) -> tuple[set[str], list[int]]:
     """What could meet on a card, and how many products it has to do while each copy is under way."""
     with card_with(family) as (pipeline, card, _), card.streams:
-        sample(pipeline, running, **{"scales": (2,), **asked})
+        sample(pipeline, running, **{"scale": 2, **asked})
     return set(card.streams.races), card.streams.meanwhile
 
 
@@ -136,7 +134,7 @@ OWN_FETCH = Offloaded.fetch
 )
 def test_a_missing_wait_is_caught(monkeypatch, fault, met):
     monkeypatch.setattr(*fault)
-    assert any(met in race for race in races("svd", scales=(2, 2))[0])
+    assert any(met in race for race in races("svd", scale=4)[0])
 
 
 @needs_no_card
@@ -193,5 +191,5 @@ def test_the_host_pins_what_was_counted():
     """Of a video of published size; torch pins powers of two. Beside what waits: ends of pages, and some of the pages
     that are pinned at once."""
     with card_with("vc2") as (pipeline, card, _):
-        video = sample(pipeline, Running(offload=True), height=320, width=512, scales=(2, 2))
+        video = sample(pipeline, Running(offload=True), height=320, width=512, scale=4)
     assert video.bus_peak_bytes <= card.pinned <= 1.1 * video.bus_peak_bytes + PinnedMemory.PAGE * PinnedMemory.PAGES

@@ -47,7 +47,7 @@ def write_result(folder: Path, name: str, **changes) -> Path:
     for n, fps in zip(FRAMES, RATES):
         (folder / f"{name}_{n}f.mp4").write_bytes(mp4(n, fps))
         files[f"{name}_{n}f.mp4"] = 1
-    record = {"prompt": name, "seed": 0, "settings": {"preset": "paper", "cascade": {"strength": 0.8}}, "family": "vc2"}
+    record = {"prompt": name, "seed": 0, "settings": {"preset": "paper", "strength": 0.8}, "family": "vc2"}
     record |= {"play_fps": RATES, "frames": FRAMES, "enlarged": 1, "files": {**files, f"{name}.png": 1}}
     record |= {"versions": {"torch": "2"}, **changes}
     path = folder / f"{name}.json"

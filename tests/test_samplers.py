@@ -133,6 +133,18 @@ def test_eulers_noise_levels_fall_to_zero_and_so_does_its_share():
     assert sampler.timestep(0) == pytest.approx(0.25 * np.log(700))
 
 
+@pytest.mark.parametrize("sampler", [DDIM(DDIMConfig(data_scale=0.7), 5, 0.0), Euler(EulerConfig(), 5)])
+def test_noised_is_the_x_that_a_perfect_network_reads(sampler):
+    """At every step: with the step's own noise level, `step` leads to the next one."""
+    data, noise = torch.randn(2, 1, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for i in range(len(sampler) - 1):
+        x = sampler.noised(i, data, noise)
+        assert_close(sampler.step(i, x, data, None), sampler.noised(i + 1, data, noise),
+                     rtol=1e-4, atol=1e-4)
+    first = sampler.sigmas[0] if isinstance(sampler, Euler) else sampler.sigma[0]
+    assert_close(sampler.noised(0, torch.zeros_like(data), noise), float(first) * noise)
+
+
 def test_settings_out_of_range_are_refused():
     for make in (
         lambda: DDIM(DDIMConfig(), 0),
