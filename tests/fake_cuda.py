@@ -1,7 +1,7 @@
 """A CUDA device that computes nothing: what a run does there can be seen without one.
 
-Tensors are torch's fake ones, with shapes, strides, precisions and devices but no data, so whole pipelines run at any
-size. A fake device forgives what a real one does not; the modes here do not.
+Tensors are torch's fake ones, with shapes, strides, precisions and devices but no data, so whole
+pipelines run at any size. A fake device forgives what a real one does not; the modes here do not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ATTENTION, aten = F.scaled_dot_product_attention, torch.ops.aten
 
 
 def guards() -> ctypes.Array | None:
-    """torch's table of what makes a device the current one, by kind of device; None where it is not found."""
+    """torch's table of what makes a device the current one, by kind of device; None where it is not
+    found."""
     library = Path(torch.__file__).parent / "lib" / "libc10.so"
     try:
         return (ctypes.c_void_p * 32).in_dll(ctypes.CDLL(str(library)), GUARDS)
@@ -43,9 +44,9 @@ def guards() -> ctypes.Array | None:
 
 
 class Card(TorchDispatchMode):
-    """Sees every operation. Refuses mixed precisions, which fake products and convolutions accept; answers what is read
-    from the device; counts copies between devices, waits for the device, operations on the CPU, and bytes that live on
-    each device beside those of `there`."""
+    """Sees every operation. Refuses mixed precisions, which fake products and convolutions accept;
+    answers what is read from the device; counts copies between devices, waits for the device,
+    operations on the CPU, and bytes that live on each device beside those of `there`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,11 +131,13 @@ class Event:
 
 
 class Streams(TorchDispatchMode):
-    """The card's queues, of which none waits for another unless it is told to. Sees, where it is entered, what could
-    meet in memory: an access that need not come after another one of the same bytes, of which one writes; and memory
-    given back to the queue that it was taken for while another one may still use it. To take memory is to write it.
+    """The card's queues, of which none waits for another unless it is told to. Sees, where it is
+    entered, what could meet in memory: an access that need not come after another one of the same
+    bytes, of which one writes; and memory given back to the queue that it was taken for while
+    another one may still use it. To take memory is to write it.
 
-    meanwhile: for each event, products and convolutions between its recording and the first wait for it.
+    meanwhile: for each event, products and convolutions between its recording and the first wait
+    for it.
     """
 
     def __init__(self) -> None:
@@ -200,7 +203,8 @@ class Streams(TorchDispatchMode):
 class Attention(TorchFunctionMode):
     """Says which kernel CUDA would take for each attention, by the rules in torch's documentation.
 
-    taken: kernel -> the largest number of logits of one sequence. ValueError for more sequences than a kernel takes.
+    taken: kernel -> the largest number of logits of one sequence. ValueError for more sequences
+    than a kernel takes.
     """
 
     def __init__(self, streams: Streams) -> None:
@@ -225,8 +229,9 @@ class Attention(TorchFunctionMode):
         return torch.empty_like(q)
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
-        """flash: half precision, at most 256 channels (which torch pads to steps of 8), no bias. efficient: channels in
-        steps of 16 bytes, a contiguous bias. Both want each token's channels side by side."""
+        """flash: half precision, at most 256 channels (which torch pads to steps of 8), no bias.
+        efficient: channels in steps of 16 bytes, a contiguous bias. Both want each token's channels
+        side by side."""
         side_by_side = all(x.stride(-1) == 1 for x in (q, k, v))
         steps = q.shape[-1] * q.element_size() % 16 == 0
         if side_by_side and q.dtype != torch.float32 and q.shape[-1] <= 256 and bias is None:

@@ -1,4 +1,5 @@
-"""Networks under `torch.compile`: whole without a bus, between their attention modules with one; no graph breaks."""
+"""Networks under `torch.compile`: whole without a bus, between their attention modules with one; no
+graph breaks."""
 
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,8 @@ def unet(request) -> Skeleton:
 
 @pytest.fixture
 def graphs(monkeypatch) -> list:
-    """Stands in for torch's code generator, which takes minutes: runs graphs as they are, and lists them."""
+    """Stands in for torch's code generator, which takes minutes: runs graphs as they are, and lists
+    them."""
     found: list = []
 
     def backend(graph, inputs):

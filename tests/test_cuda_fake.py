@@ -83,8 +83,8 @@ def test_every_family_goes_from_its_subject_to_frames(family, run):
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_step_waits_for_next_to_nothing(family):
-    """A second step, without fresh noise, copies nothing to the device, and waits once a stage, to hear whether all is
-    finite: what is small and always the same was copied in the first."""
+    """A second step, without fresh noise, copies nothing to the device, and waits once a stage, to
+    hear whether all is finite: what is small and always the same was copied in the first."""
     counts = []
     with card_with(family) as (pipeline, card, _):
         for steps in (1, 2, 1):

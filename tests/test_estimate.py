@@ -100,7 +100,8 @@ LARGER = replace(TINY_CONFIG, unet=replace(TINY_CONFIG.unet, channels=64, frames
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_about_what_a_process_takes():
-    """1.3 to 1.8 times on our machines: allocators keep what they are given back, convolutions have scratch."""
+    """1.3 to 1.8 times on our machines: allocators keep what they are given back, convolutions have
+    scratch."""
     guess = count(config=LARGER, scale=2, height=64, width=64, guidance_scale=1.0)
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -120,7 +121,8 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_tensor_has_too_many_elements_for_a_kernel(monkeypatch):
-    """Of four times the frames of Stable Video Diffusion, guided: in one piece, its feed-forward would."""
+    """Of four times the frames of Stable Video Diffusion, guided: in one piece, its feed-forward
+    would."""
     svd, largest = FAMILIES["svd"], []
     settings = settings_for(svd, svd.config, dtype="float16")
     for pieces in (FeedForward.LARGEST, 2**62):

@@ -1,4 +1,5 @@
-"""Files are whole or not there: killed writers, full disks, and writers that only say that they wrote."""
+"""Files are whole or not there: killed writers, full disks, and writers that only say that they
+wrote."""
 
 import errno
 import os

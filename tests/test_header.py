@@ -1,4 +1,5 @@
-"""Damaged and crafted headers and configs: refused with the field that is at fault, before anything is built."""
+"""Damaged and crafted headers and configs: refused with the field that is at fault, before anything
+is built."""
 
 import json
 import os
@@ -89,7 +90,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
         ("encoder.layers", 1_000_000, "encoder.layers=1000000; use 1 to 128"),
         ("encoder.pad_token", 9999, "encoder: pad_token=9999; use 0 to 553"),
         ("encoder.vocab_size", 100, "merges|vocab_size"),
-        ("encoder.activation", "relu", "encoder: activation='relu'"),
+        ("encoder.activation", "relu", "encoder.activation='relu'; use gelu or quick_gelu"),
         ("sampler.prediction", "x", "sampler.prediction='x'; use noise or v"),
         ("sampler.beta_end", 2.0, "sampler.beta_end=2.0"),
         ("sampler.beta_end", float("nan"), "sampler.beta_end=nan"),

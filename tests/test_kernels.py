@@ -1,4 +1,5 @@
-"""The layers that take another way on the CPU: torch's results, up to rounding, in the layout that was given."""
+"""The layers that take another way on the CPU: torch's results, up to rounding, in the layout that
+was given."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def test_the_other_way_is_taken_and_left_where_it_should(monkeypatch):
 
 @torch.inference_mode()
 def test_the_gpus_group_norm_is_torchs():
-    """With a bias, an offset, and deviations as small as eps; computed here, where it is not taken."""
+    """With a bias, an offset, and deviations as small as eps; computed here, where it is not
+    taken."""
     layer = kernels.GroupNorm(2, 6, eps=0.1)
     nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
     for scale in (0.3, 3.0):

@@ -1,4 +1,5 @@
-"""No import points upwards: what a file knows of the package is what a reader has read before it."""
+"""No import points upwards: what a file knows of the package is what a reader has read before
+it."""
 
 import ast
 from pathlib import Path
@@ -6,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-METHOD = ["operators", "bus", "attention", "cascade"]  # in the order in which they are read
+METHOD = ["operators", "bus", "attention", "samplers", "cascade"]  # in the order of reading
 BELOW = {"fields", "kernels", "offload"}  # which know nothing of the method
 LIBRARY = sorted(p for p in (ROOT / "zerosmooth").rglob("*.py") if "cli" not in p.parts and p.name != "__init__.py")
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports when it is loaded, of this repository: "bus", "models.unet", "evaluation", .."""
+    """Modules that a file imports when it is loaded, of this repository: "bus", "models.unet",
+    "evaluation", .."""
     package = path.relative_to(ROOT).parent.parts
     found = set()
     tree = ast.parse(path.read_text())

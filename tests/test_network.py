@@ -84,7 +84,8 @@ def test_projected_context_is_the_context(unet):
 
 
 def test_the_order_of_frames_matters(ask):
-    """Every family's network tells frames apart, by positions or by what its temporal convolutions see."""
+    """Every family's network tells frames apart, by positions or by what its temporal convolutions
+    see."""
     x = latents(FRAMES)
     assert not torch.allclose(ask(x.flip(1)).flip(1), ask(x), atol=1e-3)
 

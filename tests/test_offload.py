@@ -1,4 +1,5 @@
-"""States that wait in the host's memory: they come back as they were, in time, and take up what was counted."""
+"""States that wait in the host's memory: they come back as they were, in time, and take up what was
+counted."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -77,7 +78,8 @@ def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind, monkeypatch
 
 
 def races(family: str, running: Running = Running(offload=True), **asked) -> tuple[set[str], list[int]]:
-    """What could meet on a card, and how many products it has to do while each copy is under way."""
+    """What could meet on a card, and how many products it has to do while each copy is under
+    way."""
     with card_with(family) as (pipeline, card, _), card.streams:
         sample(pipeline, running, **{"scale": 2, **asked})
     return set(card.streams.races), card.streams.meanwhile
@@ -86,7 +88,8 @@ def races(family: str, running: Running = Running(offload=True), **asked) -> tup
 @needs_no_card
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_copies_meet_nothing_and_have_time(family):
-    """All but those of a stage's first module, of three states at most, are under way while the card multiplies."""
+    """All but those of a stage's first module, of three states at most, are under way while the
+    card multiplies."""
     met, meanwhile = races(family)
     assert not met and len(meanwhile) > 20 and sum(not n for n in meanwhile) <= 3
 
@@ -188,8 +191,8 @@ def test_a_memory_that_was_cleared_holds_nothing(on_the_cpu):
 
 @needs_no_card
 def test_the_host_pins_what_was_counted():
-    """Of a video of published size; torch pins powers of two. Beside what waits: ends of pages, and some of the pages
-    that are pinned at once."""
+    """Of a video of published size; torch pins powers of two. Beside what waits: ends of pages, and
+    some of the pages that are pinned at once."""
     with card_with("vc2") as (pipeline, card, _):
         video = sample(pipeline, Running(offload=True), height=320, width=512, scale=4)
     assert video.bus_peak_bytes <= card.pinned <= 1.1 * video.bus_peak_bytes + PinnedMemory.PAGE * PinnedMemory.PAGES

@@ -22,8 +22,8 @@ FRAMES, RATES = (16, 32, 64), (8.0, 16.0, 32.0)
 
 
 def moving(frames: int) -> np.ndarray:
-    """Every frame says in six stripes, the bits of a number, which one of 64 it is; left of them a white bar moves down
-    by two pixels for one of the 64."""
+    """Every frame says in six stripes, the bits of a number, which one of 64 it is; left of them a
+    white bar moves down by two pixels for one of the 64."""
     video = np.zeros((frames, *SIZE, 3), np.uint8)
     for i, frame in enumerate(video):
         number = i * 64 // frames
@@ -173,7 +173,8 @@ def ready(browser):
 
 
 def in_step(number: int) -> list[int]:
-    """What the stages show when the densest shows a frame: each the last frame of its own that has begun."""
+    """What the stages show when the densest shows a frame: each the last frame of its own that has
+    begun."""
     return [number - number % 4, number - number % 2, number]
 
 

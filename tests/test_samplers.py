@@ -1,4 +1,5 @@
-"""What must hold of DDIM and Euler. Their agreement with the authors' samplers is in `tests/golden`."""
+"""What must hold of DDIM and Euler. Their agreement with the authors' samplers is in
+`tests/golden`."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ CONFIGS = pytest.mark.parametrize(
 @CONFIGS
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_perfect_network_ends_at_the_data(config, eta):
-    """If the network always knows the noise, the last step leads to x0 but for the noise that timestep 0 has."""
+    """If the network always knows the noise, the last step leads to x0 but for the noise that
+    timestep 0 has."""
     generator = torch.Generator().manual_seed(0)
     x0, sampler = torch.randn(1, 2, 4, 3, 3, generator=generator), DDIM(config, 20, eta)
     x = sampler.start(torch.randn(x0.shape, generator=generator))
@@ -38,7 +40,8 @@ def test_a_perfect_network_ends_at_the_data(config, eta):
 
 @CONFIGS
 def test_a_step_keeps_the_marginal_variance(config):
-    """Data and noise of variance one: the noise left after a step has the variance of its timestep, at any eta."""
+    """Data and noise of variance one: the noise left after a step has the variance of its timestep,
+    at any eta."""
     for eta in (0.0, 0.5, 1.0):
         sampler = DDIM(config, 25, eta)
         before = np.append(sampler.timesteps[1:], 0)
@@ -55,7 +58,8 @@ def test_timesteps_are_those_of_the_authors():
 
 
 def test_steps_of_linspace_span_all_timesteps_and_lead_a_fixed_way_down():
-    """As diffusers' scheduler: evenly from 0 to 999, but each step leads to t - 1000 // steps, where no step begins."""
+    """As diffusers' scheduler: evenly from 0 to 999, but each step leads to t - 1000 // steps,
+    where no step begins."""
     config = DDIMConfig(spacing="linspace")
     sampler = DDIM(config, 10)
     assert sampler.timesteps == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
@@ -81,7 +85,8 @@ def test_trailing_timesteps_begin_at_the_last_one():
 
 
 def test_the_last_timestep_holds_no_data_where_that_is_asked_for():
-    """And the first one as much as before; what the network shows there of x is then lost, whatever x is."""
+    """And the first one as much as before; what the network shows there of x is then lost, whatever
+    x is."""
     plain, shifted = DDIMConfig(prediction="v"), DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing")
     a, b = plain.alphas_cumprod(), shifted.alphas_cumprod()
     assert b[-1] == 0 and b[0] == pytest.approx(a[0]) and (np.diff(b) < 0).all() and (b[1:] < a[1:]).all()

@@ -1,4 +1,5 @@
-"""How torch's threads wait for each other is chosen before torch loads, unless the user has chosen."""
+"""How torch's threads wait for each other is chosen before torch loads, unless the user has
+chosen."""
 
 import os
 import subprocess

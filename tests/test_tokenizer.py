@@ -1,4 +1,5 @@
-"""The reference prompts and cases beyond them, with and without the packages that CLIP cleans text by."""
+"""The reference prompts and cases beyond them, with and without the packages that CLIP cleans text
+by."""
 
 import importlib.util
 import json
