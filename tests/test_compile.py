@@ -60,7 +60,8 @@ def test_on_a_bus_layers_are_compiled_once_for_all_steps(unet, ask, graphs):
 
     def steps() -> list:
         bus = HiddenStateBus(FRAMES, (2,))
-        return [cascade_step(lambda s, x, view: ask(x, view), xs, bus, i, 0.8 - 0.2 * i) for i in range(3)]
+        return [cascade_step(lambda s, x, view: ask(x, view), xs, bus, i, 0.8 - 0.2 * i)
+                for i in range(3)]
 
     plain, counts = steps(), []
     for _ in range(2):
@@ -68,7 +69,8 @@ def test_on_a_bus_layers_are_compiled_once_for_all_steps(unet, ask, graphs):
             assert_close(steps(), plain)
         counts.append(len(graphs))
     assert counts[0] == counts[1] > 0 and counts[0] <= 2 * len(list(compilable(unet)))
-    assert not any(method in vars(layer) for layer in unet.modules() for _, method in compilable(unet))
+    assert not any(method in vars(layer) for layer in unet.modules() for _,
+                   method in compilable(unet))
 
 
 def test_what_is_compiled_is_most_of_a_network_and_nothing_on_the_bus(unet):

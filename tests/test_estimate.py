@@ -43,9 +43,11 @@ def test_counts_are_those_of_a_real_step(pipeline):
 def test_every_setting_is_counted(setting):
     plain, running = count(scale=4), Running(offload=setting.pop("offload", False))
     got = count(running, **{"scale": 4, **setting})
-    assert got.weights == plain.weights and 0 < got.step and 0 < got.flops <= plain.flops and got.decoding > 0
+    assert got.weights == plain.weights and 0 < got.flops <= plain.flops
+    assert got.step > 0 and got.decoding > 0
     if running.offload:  # what waits is elsewhere
-        assert replace(got, step=0) == replace(plain, step=0) and plain.step - plain.bus <= got.step < plain.step
+        assert replace(got, step=0) == replace(plain, step=0)
+        assert plain.step - plain.bus <= got.step < plain.step
 
 
 def test_settings_that_save_memory_are_counted(any_pipeline):
@@ -116,7 +118,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out)
+                                              if isinstance(x, torch.Tensor))])
         return out
 
 

@@ -49,7 +49,8 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": {**ENTRY, "shape": [1 << 40, 1 << 40]}}, 8, "is cut off or damaged"),
         ({"a": {**ENTRY, "data_offsets": [0.0, 8.0]}}, 8, "is cut off or damaged"),
         ({"a": {**ENTRY, "data_offsets": [4, 12]}}, 12, "is cut off or damaged"),  # a gap
-        ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, 12, "is cut off or damaged"),  # an overlap
+        ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, 12, "is cut off or damaged"),
+        # an overlap
         ({"a": {**ENTRY, "dtype": "F99"}}, 8, "is cut off or damaged"),
         ({"__metadata__": {"format": 5}, "a": ENTRY}, 8, "is cut off or damaged"),
         (b'{"a":' * 100_000, 0, "is cut off or damaged"),
@@ -117,7 +118,8 @@ def test_a_configs_fields_have_types_and_ranges(tiny_file, field, value, reason)
         describe(write(tiny_file, header, body))
 
 
-@pytest.mark.parametrize("config", ["", "[]", "null", "{", "[" * 100_000, '{"unet":' * 100_000, "9" * 5000])
+@pytest.mark.parametrize("config",
+                         ["", "[]", "null", "{", "[" * 100_000, '{"unet":' * 100_000, "9" * 5000])
 def test_a_config_that_is_no_config_is_told(tiny_file, config):
     header, body = parts(tiny_file)
     header["__metadata__"]["config"] = config
@@ -143,7 +145,8 @@ def test_messages_say_what_is_at_fault(tiny_file, tmp_path):
 def test_a_digest_stands_for_the_tensors_without_reading_them(tiny_file, pipeline, tmp_path):
     checkpoint, (header, body) = describe(tiny_file), parts(tiny_file)
     digest = checkpoint.sha256()
-    assert checkpoint.tensors_sha256 == sha256(tiny_file, checkpoint.start) and checkpoint.start < 0.5 * len(body)
+    assert checkpoint.tensors_sha256 == sha256(tiny_file, checkpoint.start)
+    assert checkpoint.start < 0.5 * len(body)
     tiny_file.write_bytes(tiny_file.read_bytes()[: checkpoint.start] + bytes(len(body)))
     assert checkpoint.sha256() == digest  # it read the header alone
     other = tmp_path / "other.safetensors"
@@ -169,7 +172,8 @@ def test_all_tensors_can_be_checked(tiny_file, pipeline, tmp_path):
     save(path, FAMILIES["vc2"], TINY_CONFIG, state.items(), torch.float32, "a test", "0" * 64)
     with pytest.raises(CheckpointError, match="NaN or infinity in unet.conv_out.bias"):
         check_tensors(describe(path))
-    with pytest.raises(CheckpointError, match="unet.conv_out.bias has NaN, infinity, or values beyond"):
+    with pytest.raises(CheckpointError,
+                       match="unet.conv_out.bias has NaN, infinity, or values beyond"):
         load(path)
 
 
@@ -179,7 +183,8 @@ def test_values_beyond_float16_are_told_when_loaded_as_that(pipeline, tmp_path):
     path = tmp_path / "large.safetensors"
     save(path, FAMILIES["vc2"], TINY_CONFIG, state.items(), torch.float32, "a test", "0" * 64)
     assert load(path).dtype == torch.float32
-    with pytest.raises(CheckpointError, match="beyond the range of torch.float16.*--dtype bfloat16 or float32"):
+    with pytest.raises(CheckpointError,
+                       match="beyond the range of torch.float16.*--dtype bfloat16 or float32"):
         load(path, dtype=torch.float16)
 
 
@@ -190,7 +195,8 @@ def test_a_family_with_its_own_classes_is_read_as_strictly():
     values["unet"]["condition_dim"] = [256]
     with pytest.raises(ValueError, match="unet.condition_dim=.256. is list; int is needed"):
         config.like(json.dumps(values))
-    assert config.like(replace(config, defaults=replace(config.defaults, first_guidance_scale=None)).to_json())
+    assert config.like(replace(config, defaults=replace(config.defaults,
+                                                        first_guidance_scale=None)).to_json())
 
 
 def test_the_header_is_read_alone(tiny_file):
