@@ -21,15 +21,16 @@ from zerosmooth.models.unet import Skeleton
 from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.pipeline import Pipeline
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; threads that wait would spin
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and waiting threads would spin
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:  # as a shell hands it on to what runs in the background
+    if signal.getsignal(number) is signal.SIG_IGN:  # as shells set it for background commands
         signal.signal(number, usual)
 
 FRAMES = 8
-SIZE = dict(channels=16, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=12, groups=4)
+SIZE = dict(channels=16, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2),
+            context_dim=12, groups=4)
 TINY = UNetConfig(**SIZE, head_dim=8, frames=FRAMES)
 TINY_VC1 = replace(TINY, relative_position=True, temporal_conv=False, fps_condition=False)
 TINY_LAVIE = LaVieConfig(**SIZE, heads=2, frames=FRAMES)
@@ -50,14 +51,11 @@ TINY_CONFIG = ModelConfig(
 )
 TINY_FAMILIES = {
     "vc2": TINY_CONFIG,
-    "vc1": replace(TINY_CONFIG, family="vc1", unet=TINY_VC1, sampler=FAMILIES["vc1"].config.sampler),
+    "vc1": replace(TINY_CONFIG, family="vc1", unet=TINY_VC1,
+                   sampler=FAMILIES["vc1"].config.sampler),
     "lavie": replace(
-        TINY_CONFIG,
-        family="lavie",
-        unet=TINY_LAVIE,
-        encoder=replace(TINY_CONFIG.encoder, pad_token=553, activation="quick_gelu"),
-        sampler=FAMILIES["lavie"].config.sampler,
-    ),
+        TINY_CONFIG, family="lavie", unet=TINY_LAVIE, sampler=FAMILIES["lavie"].config.sampler,
+        encoder=replace(TINY_CONFIG.encoder, pad_token=553, activation="quick_gelu")),
     "svd": ModelConfig(
         family="svd",
         unet=TINY_SVD,
@@ -84,7 +82,7 @@ def unet(request) -> Skeleton:
 
 
 def randomise(network: torch.nn.Module) -> torch.nn.Module:
-    """Weights where a fresh network has zeros, or what they do would not be tested."""
+    """Random weights where a fresh network has zeros, whose effect would not be tested."""
     for name, p in network.named_parameters():
         if name.endswith(("position.bias", "mix.factor")):
             torch.nn.init.normal_(p)
@@ -111,7 +109,8 @@ def subject(pipeline: Pipeline, count: int = 1) -> dict:
     if "image" not in pipeline.family.takes:
         return {"subjects": ["a test", "another"][:count]}
     generator = torch.Generator().manual_seed(3)
-    return {"subjects": [torch.randint(256, (20, 40, 3), generator=generator).byte() for _ in range(count)]}
+    return {"subjects": [torch.randint(256, (20, 40, 3), generator=generator).byte()
+                         for _ in range(count)]}
 
 
 @pytest.fixture(scope="session")
@@ -127,20 +126,21 @@ def tiny(tmp_path_factory):
     for name, config in TINY_FAMILIES.items():
         torch.manual_seed(0)
         tensors = tiny_pipeline(name).networks.state_dict().items()
-        save(folder / f"{name}.safetensors", FAMILIES[name], config, tensors, torch.float32, "a test", "0" * 64)
+        path = folder / f"{name}.safetensors"
+        save(path, FAMILIES[name], config, tensors, torch.float32, "a test", "0" * 64)
     return folder
 
 
 def told(unet, b: int, fps: int = 8) -> dict:
     """The arguments of a network besides x and bus: step, context and condition."""
     svd = isinstance(unet, SVDUNet)
-    context = torch.randn(1, 1 if svd else 5, SIZE["context_dim"], generator=torch.Generator().manual_seed(1))
-    condition = torch.tensor([[fps - 1.0, 180.0, 0.02]]).expand(b, -1) if svd else torch.full((b,), fps)
-    return {
-        "timestep": torch.full((b,), 1.2 if svd else 300),
-        "context": context.expand(b, -1, -1),
-        "condition": condition,
-    }
+    generator = torch.Generator().manual_seed(1)
+    context = torch.randn(1, 1 if svd else 5, SIZE["context_dim"], generator=generator)
+    condition = torch.full((b,), fps)
+    if svd:
+        condition = torch.tensor([[fps - 1.0, 180.0, 0.02]]).expand(b, -1)
+    return {"timestep": torch.full((b,), 1.2 if svd else 300),
+            "context": context.expand(b, -1, -1), "condition": condition}
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def ask(unet):
     """Run the network: ask(x, stage=None) with fixed context, step and fps."""
 
     def run(x, stage=None, fps=8):
-        if unet.config.in_channels == 8:  # the reference image's latents come behind the noisy ones
+        if unet.config.in_channels == 8:  # the reference image's latents follow the noisy ones
             x = torch.cat([x, torch.full_like(x, 0.5)], dim=2)
         return unet(x, **told(unet, len(x), fps), stage=stage)
 

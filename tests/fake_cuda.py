@@ -1,7 +1,7 @@
 """A CUDA device that computes nothing: what a run does there can be seen without one.
 
-Tensors are torch's fake ones, with shapes, strides, precisions and devices but no data, so whole pipelines run at any
-size. A fake device forgives what a real one does not; the modes here do not.
+Tensors are torch's fake ones, with shapes, strides, precisions and devices but no data, so whole
+pipelines run at any size. A fake device forgives what a real one does not; the modes here do not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ATTENTION, aten = F.scaled_dot_product_attention, torch.ops.aten
 
 
 def guards() -> ctypes.Array | None:
-    """torch's table of what makes a device the current one, by kind of device; None where it is not found."""
+    """torch's table of what makes a device the current one, by kind of device; None where it is not
+    found."""
     library = Path(torch.__file__).parent / "lib" / "libc10.so"
     try:
         return (ctypes.c_void_p * 32).in_dll(ctypes.CDLL(str(library)), GUARDS)
@@ -43,9 +44,9 @@ def guards() -> ctypes.Array | None:
 
 
 class Card(TorchDispatchMode):
-    """Sees every operation. Refuses mixed precisions, which fake products and convolutions accept; answers what is read
-    from the device; counts copies between devices, waits for the device, operations on the CPU, and bytes that live on
-    each device beside those of `there`."""
+    """Sees every operation. Refuses mixed precisions, which fake products and convolutions accept;
+    answers what is read from the device; counts copies between devices, waits for the device,
+    operations on the CPU, and bytes that live on each device beside those of `there`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +56,8 @@ class Card(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         self.known: set[int] = set()
         self.pinned = 0  # bytes of the host, as torch rounds them up
-        self.doubles: set[str] = set()  # operations that make float64 on the device, which others (MPS) have not
+        # Operations that make float64 on the device, which others (MPS) have not.
+        self.doubles: set[str] = set()
         self.streams = Streams()
 
     def there(self, tensors: Iterable[Tensor]) -> None:
@@ -66,7 +68,8 @@ class Card(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         name = func.overloadpacket.__name__
-        if name in OF_ONE_DTYPE and len(kinds := {x.dtype for x in given if x.is_floating_point()}) > 1:
+        if name in OF_ONE_DTYPE and len(kinds := {x.dtype for x in given
+                                                  if x.is_floating_point()}) > 1:
             raise RuntimeError(f"{name} of {' and '.join(sorted(map(str, kinds)))}")
         if func in (aten._local_scalar_dense.default, aten.is_nonzero.default):
             self.waits += given[0].device.type == "cuda"
@@ -81,13 +84,15 @@ class Card(TorchDispatchMode):
             if x.is_cuda and x.dtype == torch.float64:
                 self.doubles.add(name)
             if isinstance(x, FakeTensor):
-                x.constant = None  # else what follows would be computed, with copies to a device that is not there
+                # Else what follows would be computed, with copies to a device that is not there.
+                x.constant = None
             self.count(x)
         if name in ("_to_copy", "copy_") and given:
             source, target = given[-1].device.type, made[0].device.type
             if source != target:
                 self.copies[f"{source} to {target}"] += 1
-        self.on_cpu += any(x.device.type == "cpu" for x in made) and name not in ("_to_copy", "copy_")
+        self.on_cpu += any(x.device.type == "cpu" for x in made) and name not in ("_to_copy",
+                                                                                  "copy_")
         return out
 
     def count(self, x: Tensor) -> None:
@@ -130,11 +135,13 @@ class Event:
 
 
 class Streams(TorchDispatchMode):
-    """The card's queues, of which none waits for another unless it is told to. Sees, where it is entered, what could
-    meet in memory: an access that need not come after another one of the same bytes, of which one writes; and memory
-    given back to the queue that it was taken for while another one may still use it. To take memory is to write it.
+    """The card's queues, of which none waits for another unless it is told to. Sees, where it is
+    entered, what could meet in memory: an access that need not come after another one of the same
+    bytes, of which one writes; and memory given back to the queue that it was taken for while
+    another one may still use it. To take memory is to write it.
 
-    meanwhile: for each event, products and convolutions between its recording and the first wait for it.
+    meanwhile: for each event, products and convolutions between its recording and the first wait
+    for it.
     """
 
     def __init__(self) -> None:
@@ -142,7 +149,8 @@ class Streams(TorchDispatchMode):
         self.network = self.current = Stream(self)
         self.products, self.meanwhile = 0, list[int]()
         self.races: list[str] = []
-        self.log: dict[int, dict[tuple[int, int, Stream, bool], int]] = {}  # first and last byte, .. -> when
+        self.log: dict[int, dict[tuple[int, int, Stream, bool],
+                                 int]] = {}  # first and last byte, .. -> when
 
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
@@ -155,7 +163,8 @@ class Streams(TorchDispatchMode):
     def patched(self) -> AbstractContextManager:
         """Within, torch.cuda has these queues."""
         return patch.multiple(
-            torch.cuda, Stream=lambda _: Stream(self), current_stream=lambda _: self.current, stream=self.stream
+            torch.cuda, Stream=lambda _: Stream(self), current_stream=lambda _: self.current,
+            stream=self.stream
         )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -182,12 +191,16 @@ class Streams(TorchDispatchMode):
             key, size = x.untyped_storage()._cdata, x.element_size()
             if key not in self.log:
                 self.log[key] = {}
-                weakref.finalize(x.untyped_storage(), self.given_back, key, stream if x.is_cuda else None)
+                weakref.finalize(x.untyped_storage(), self.given_back, key, stream
+                                 if x.is_cuda else None)
             first, writes = x.storage_offset() * size, key in changed
-            last = first + (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride()))) * size - 1
+            last = first + (1 + sum((n - 1) * stride for n,
+                                    stride in zip(x.shape, x.stride()))) * size - 1
             for (begin, end, other, wrote), when in self.log[key].items():
-                if (writes or wrote) and begin <= last and first <= end and stream.clock[other] < when:
-                    self.races.append(f"{name} {'writes' if writes else 'reads'} what another stream may be using")
+                if (writes
+                    or wrote) and begin <= last and first <= end and stream.clock[other] < when:
+                    does = "writes" if writes else "reads"
+                    self.races.append(f"{name} {does} what another stream may be using")
             self.log[key][first, last, stream, writes] = stream.clock[stream]
 
     def given_back(self, key: int, home: Stream | None) -> None:
@@ -200,7 +213,8 @@ class Streams(TorchDispatchMode):
 class Attention(TorchFunctionMode):
     """Says which kernel CUDA would take for each attention, by the rules in torch's documentation.
 
-    taken: kernel -> the largest number of logits of one sequence. ValueError for more sequences than a kernel takes.
+    taken: kernel -> the largest number of logits of one sequence. ValueError for more sequences
+    than a kernel takes.
     """
 
     def __init__(self, streams: Streams) -> None:
@@ -225,8 +239,9 @@ class Attention(TorchFunctionMode):
         return torch.empty_like(q)
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
-        """flash: half precision, at most 256 channels (which torch pads to steps of 8), no bias. efficient: channels in
-        steps of 16 bytes, a contiguous bias. Both want each token's channels side by side."""
+        """flash: half precision, at most 256 channels (which torch pads to steps of 8), no bias.
+        efficient: channels in steps of 16 bytes, a contiguous bias. Both want each token's channels
+        side by side."""
         side_by_side = all(x.stride(-1) == 1 for x in (q, k, v))
         steps = q.shape[-1] * q.element_size() % 16 == 0
         if side_by_side and q.dtype != torch.float32 and q.shape[-1] <= 256 and bias is None:
@@ -243,8 +258,9 @@ def fake_cuda() -> Iterator[tuple[Card, Attention]]:
     before, table[CUDA] = table[CUDA], table[META]
     kernels.forget()
     try:
-        with FakeTensorMode(), Card() as card, Attention(card.streams) as attention, card.streams.patched():
-            yield card, attention
+        with FakeTensorMode(), Card() as card, card.streams.patched():
+            with Attention(card.streams) as attention:
+                yield card, attention
     finally:
         table[CUDA] = before
         kernels.forget()

@@ -1,4 +1,5 @@
-"""Networks under `torch.compile`: whole without a bus, between their attention modules with one; no graph breaks."""
+"""Networks under `torch.compile`: whole without a bus, between their attention modules with one; no
+graph breaks."""
 
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,8 @@ def unet(request) -> Skeleton:
 
 @pytest.fixture
 def graphs(monkeypatch) -> list:
-    """Stands in for torch's code generator, which takes minutes: runs graphs as they are, and lists them."""
+    """Stands in for torch's code generator, which takes minutes: runs graphs as they are, and lists
+    them."""
     found: list = []
 
     def backend(graph, inputs):
@@ -58,7 +60,8 @@ def test_on_a_bus_layers_are_compiled_once_for_all_steps(unet, ask, graphs):
 
     def steps() -> list:
         bus = HiddenStateBus(FRAMES, (2,))
-        return [cascade_step(lambda s, x, view: ask(x, view), xs, bus, i, 0.8 - 0.2 * i) for i in range(3)]
+        return [cascade_step(lambda s, x, view: ask(x, view), xs, bus, i, 0.8 - 0.2 * i)
+                for i in range(3)]
 
     plain, counts = steps(), []
     for _ in range(2):
@@ -66,7 +69,8 @@ def test_on_a_bus_layers_are_compiled_once_for_all_steps(unet, ask, graphs):
             assert_close(steps(), plain)
         counts.append(len(graphs))
     assert counts[0] == counts[1] > 0 and counts[0] <= 2 * len(list(compilable(unet)))
-    assert not any(method in vars(layer) for layer in unet.modules() for _, method in compilable(unet))
+    assert not any(method in vars(layer) for layer in unet.modules() for _,
+                   method in compilable(unet))
 
 
 def test_what_is_compiled_is_most_of_a_network_and_nothing_on_the_bus(unet):
@@ -80,7 +84,7 @@ def test_what_is_compiled_is_most_of_a_network_and_nothing_on_the_bus(unet):
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_a_pipeline_compiles_if_asked(pipeline, graphs):
     def latents_of(**more) -> torch.Tensor:
-        return pipeline.sample("x", frames=2, scales=(), steps=1, **more)[0].latents[0]
+        return pipeline.sample("x", key_frames=2, scale=1, steps=1, **more)[0].latents[0]
 
     plain = latents_of()
     assert not graphs

@@ -32,17 +32,21 @@ SAVING = {
 def test_memory_is_what_was_counted(family, saving):
     """Of a step at the published size of video and of layers, with fewer layers."""
     published, tiny = FAMILIES[family].config, TINY_FAMILIES[family]
-    less = {"channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2), "context_dim": 12}
+    less = {"channel_mult": (1, 2), "res_blocks": 1, "attention_resolutions": (1, 2),
+            "context_dim": 12}
     config = replace(tiny, unet=replace(published.unet, **less))
-    size = {"height": published.defaults.height // 4, "width": published.defaults.width // 4}  # at half of the factor
-    settings = settings_for(FAMILIES[family], config, **size, scales=(2,), dtype="float16", guidance_scale=3.0)
+    size = {"height": published.defaults.height // 4,
+            "width": published.defaults.width // 4}  # at half of the factor
+    settings = settings_for(FAMILIES[family], config, **size, scale=2, dtype="float16",
+                            guidance_scale=3.0)
     guess = needs(FAMILIES[family], config, settings, SAVING[saving])
     networks = networks_of(family, config)
     with fake_cuda() as (card, _):
         unet, cascade = on_the_card(*networks, torch.float16).unet, settings.cascade
         assert card.live["cuda"] == guess.weights
         branches = [branch(config, size) for _ in range(2)]
-        guided = Guidance(unet, branches, Sampling(guidance_scale=3.0), SAVING[saving].sequential_guidance)
+        guided = Guidance(unet, branches, Sampling(guidance_scale=3.0),
+                          SAVING[saving].sequential_guidance)
         told = FAMILIES[family].condition(config, 8.0, settings)
         told = None if told is None else told.to("cuda")
         xs = [latents(config, size, cascade.frames_of(stage)) for stage in range(cascade.stages)]
@@ -60,5 +64,6 @@ def latents(config: ModelConfig, size: dict[str, int], frames: int) -> torch.Ten
 
 def branch(config: ModelConfig, size: dict[str, int]) -> Branch:
     context = torch.empty(1, *config.encoder.context_shape, dtype=torch.float16, device="cuda")
-    shown = latents(config, size, 1)[:, 0].half() if config.unet.in_channels > config.unet.out_channels else None
+    shown = latents(config, size,
+                    1)[:, 0].half() if config.unet.in_channels > config.unet.out_channels else None
     return Branch(context, shown)

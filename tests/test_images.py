@@ -15,7 +15,8 @@ from zerosmooth.models.clip import shrink
 @pytest.fixture
 def picture() -> np.ndarray:
     """A ramp to the right and down, with a red corner at the top left: 24 high, 40 wide."""
-    ramp = np.add.outer(np.arange(24) * 4, np.arange(40) * 2)[..., None].repeat(3, 2).astype(np.uint8)
+    ramp = np.add.outer(np.arange(24) * 4, np.arange(40) * 2)[..., None].repeat(3,
+                                                                                2).astype(np.uint8)
     ramp[:6, :6] = (255, 0, 0)
     return ramp
 
@@ -35,13 +36,15 @@ def test_exif_rotation_alpha_and_grey_levels(tmp_path, picture):
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(read_image(tmp_path / "turned.png"), torch.from_numpy(np.rot90(picture, -1).copy()))
+    assert torch.equal(read_image(tmp_path / "turned.png"),
+                       torch.from_numpy(np.rot90(picture, -1).copy()))
 
     alpha = np.dstack([picture, np.full((24, 40), 255, np.uint8)])
     alpha[:, 20:, 3] = 0
     Image.fromarray(alpha).save(tmp_path / "alpha.png")
     image = read_image(tmp_path / "alpha.png")
-    assert (image[:, 20:] == 255).all() and torch.equal(image[:, :20], torch.from_numpy(picture[:, :20]))
+    assert (image[:, 20:] == 255).all() and torch.equal(image[:, :20],
+                                                        torch.from_numpy(picture[:, :20]))
 
     for name, grey in {
         "grey": Image.fromarray(picture[..., 1]),
@@ -52,7 +55,8 @@ def test_exif_rotation_alpha_and_grey_levels(tmp_path, picture):
         image = read_image(tmp_path / f"{name}.png").float()
         assert image.shape == (24, 40, 3) and torch.equal(image[..., 0], image[..., 2])
         shown = torch.from_numpy(picture[..., 1]).float()
-        assert ((image[..., 0] - (255.0 * (shown > 60) if name == "bits" else shown)).abs() <= 1).all()
+        assert ((image[..., 0] - (255.0 * (shown > 60)
+                                  if name == "bits" else shown)).abs() <= 1).all()
 
 
 def test_images_that_cannot_be_used_are_told(tmp_path, picture):
@@ -66,7 +70,8 @@ def test_images_that_cannot_be_used_are_told(tmp_path, picture):
     for name in ("float", "wide"):
         with pytest.raises(ValueError, match="8 or 16 bits a channel"):
             read_image(tmp_path / f"{name}.tiff")
-    for name, text in {"text": "cannot be read", "cut": "cannot be read", "tiny": "4x4 pixels"}.items():
+    for name, text in {"text": "cannot be read", "cut": "cannot be read",
+                       "tiny": "4x4 pixels"}.items():
         with pytest.raises(ValueError, match=text):
             read_image(tmp_path / f"{name}.png")
 
@@ -85,7 +90,8 @@ def test_images_that_cannot_be_used_are_told(tmp_path, picture):
 )
 def test_images_of_other_kinds_are_named(tmp_path, head, kind):
     (tmp_path / "x.jpg").write_bytes(head + bytes(100))
-    with pytest.raises(ValueError, match=f"x.jpg is {kind}, which is not read here; save it as PNG or JPEG"):
+    with pytest.raises(ValueError,
+                       match=f"x.jpg is {kind}, which is not read here; save it as PNG or JPEG"):
         read_image(tmp_path / "x.jpg")
 
 
@@ -94,7 +100,8 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "b.jfif", "JPEG")
     (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (tmp_path / "d.png").mkdir()
-    assert [p.name for p in find_images(tmp_path)] == ["a.png", "b.jfif", "c.heic"]  # the last is told when it is read
+    # The last is told when it is read.
+    assert [p.name for p in find_images(tmp_path)] == ["a.png", "b.jfif", "c.heic"]
     with pytest.raises(ValueError, match="c.heic is a HEIC image"):
         read_image(tmp_path / "c.heic")
 
@@ -107,13 +114,14 @@ def test_pipes_are_not_waited_for(tmp_path):
 
 def test_giant_images_are_shrunk_or_told(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LARGE", 50)
-    ramp = np.add.outer(np.arange(220) // 2, np.arange(160) // 2)[..., None].repeat(3, 2).astype(np.uint8)
+    ramp = np.add.outer(np.arange(220) // 2,
+                        np.arange(160) // 2)[..., None].repeat(3, 2).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "x.png")
     image = read_image(tmp_path / "x.png")
     assert image.shape == (74, 54, 3)  # a third
     assert (image[:70, :50].int() - torch.from_numpy(ramp[1:211:3, 1:151:3]).int()).abs().max() <= 1
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(ValueError, match="more than 0 million pixels; shrink it first"):
+    with pytest.raises(ValueError, match="too many pixels; shrink it first"):
         read_image(tmp_path / "x.png")
 
 
@@ -123,7 +131,8 @@ def test_turned_tiffs_are_upright(tmp_path, picture):
     exif[0x0112] = 6
     for compression in (None, "tiff_lzw"):
         turned.save(tmp_path / "x.tiff", exif=exif, compression=compression)
-        assert torch.equal(read_image(tmp_path / "x.tiff"), torch.from_numpy(np.rot90(picture, -1).copy()))
+        assert torch.equal(read_image(tmp_path / "x.tiff"),
+                           torch.from_numpy(np.rot90(picture, -1).copy()))
 
 
 def test_a_folder_gives_its_images_by_name(tmp_path, picture):
@@ -131,7 +140,8 @@ def test_a_folder_gives_its_images_by_name(tmp_path, picture):
         Image.fromarray(picture).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "._a.JPG").write_text("what some systems leave beside files")
-    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "frame2.png", "frame10.png"]
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "frame2.png",
+                                                       "frame10.png"]
     assert find_images(tmp_path / "b.png") == [tmp_path / "b.png"]
     (tmp_path / "empty").mkdir()
     for path, text in {"empty": "has no images", "none": "does not exist"}.items():
@@ -153,7 +163,8 @@ def test_crop_keeps_the_middle_and_pad_keeps_everything():
     image[:, 10:30] = 200
     assert (fit(image, 20, 20, "crop") == 200).all()
     padded = fit(image, 40, 40, "pad")
-    assert (padded[:10] == 0).all() and (padded[30:] == 0).all() and (padded[12:28, 14:26] == 200).all()
+    assert (padded[:10] == 0).all() and (padded[30:] == 0).all() and (padded[12:28,
+                                                                             14:26] == 200).all()
     assert torch.equal(fit(image, 20, 40, "stretch"), image)
 
 

@@ -1,4 +1,5 @@
-"""The layers that take another way on the CPU: torch's results, up to rounding, in the layout that was given."""
+"""The layers that take another way on the CPU: torch's results, up to rounding, in the layout that
+was given."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_linear_has_torchs_gradients():
         assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("small", [True, False])  # images, of few or of many pixels beside the kernel
+@pytest.mark.parametrize("small",
+                         [True, False])  # images, of few or of many pixels beside the kernel
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions_are_torchs(small, stride):
     side = 4 if small else 16
@@ -58,18 +60,33 @@ def test_convolutions_are_torchs(small, stride):
 
 def test_the_other_way_is_taken_and_left_where_it_should(monkeypatch):
     linear, conv = kernels.Linear(64, 64), kernels.Conv2d(64, 64, 3, padding=1)
-    tokens, image = torch.randn(2, 3, 5, 64), torch.randn(1, 64, 2, 2).contiguous(memory_format=LAST)
+    tokens, image = torch.randn(2, 3, 5, 64), torch.randn(1, 64, 2,
+                                                          2).contiguous(memory_format=LAST)
     for other in (image.double(), image.half(), image.to("meta")):
         assert kernels.on_cpu(image) and not kernels.on_cpu(other)
-    assert kernels.outweighs(conv.weight, image) and not kernels.outweighs(conv.weight, image.contiguous())
+    assert kernels.outweighs(conv.weight, image) and not kernels.outweighs(conv.weight,
+                                                                           image.contiguous())
 
     laid_out, convolve = [], F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda x, *rest: laid_out.append(x.is_contiguous()) or convolve(x, *rest))
+    monkeypatch.setattr(F, "conv2d", lambda x, *rest: laid_out.append(x.is_contiguous())
+                        or convolve(x, *rest))
     linear(tokens), conv(image)
     assert laid_out == [False, True]  # tokens are a channels-last view, the image was laid out
     monkeypatch.setattr(kernels, "LIBRARIES", False)  # as on a Mac
     linear(tokens), conv(image)
     assert laid_out == [False, True, False]
+
+
+@torch.inference_mode()
+def test_the_gpus_group_norm_is_torchs():
+    """With a bias, an offset, and deviations as small as eps; computed here, where it is not
+    taken."""
+    layer = kernels.GroupNorm(2, 6, eps=0.1)
+    nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    for scale in (0.3, 3.0):
+        x = scale * torch.randn(3, 6, 4, 5) + 1
+        got = layer.last(x.movedim(1, -1).contiguous()).movedim(-1, 1)
+        assert_close(got, F.group_norm(x, 2, layer.weight, layer.bias, 0.1), rtol=0, atol=1e-4)
 
 
 def twins(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:

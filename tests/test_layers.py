@@ -1,4 +1,5 @@
-"""No import points upwards: what a file knows of the package is what a reader has read before it."""
+"""No import points upwards: what a file knows of the package is what a reader has read before
+it."""
 
 import ast
 from pathlib import Path
@@ -6,13 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-METHOD = ["operators", "bus", "attention", "cascade"]  # in the order in which they are read
+METHOD = ["operators", "bus", "attention", "samplers", "cascade"]  # in the order of reading
 BELOW = {"fields", "kernels", "offload"}  # which know nothing of the method
-LIBRARY = sorted(p for p in (ROOT / "zerosmooth").rglob("*.py") if "cli" not in p.parts and p.name != "__init__.py")
+LIBRARY = sorted(p for p in (ROOT / "zerosmooth").rglob("*.py") if "cli" not in p.parts
+                 and p.name != "__init__.py")
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports when it is loaded, of this repository: "bus", "models.unet", "evaluation", .."""
+    """Modules that a file imports when it is loaded, of this repository: "bus", "models.unet",
+    "evaluation", .."""
     package = path.relative_to(ROOT).parent.parts
     found = set()
     tree = ast.parse(path.read_text())
@@ -26,7 +29,8 @@ def imported(path: Path) -> set[str]:
     return {name.removeprefix("zerosmooth.") for name in found if name.split(".")[0] in TOP}
 
 
-TOP = {"zerosmooth", "weights_convert", "evaluation", "smallworld", "benchmarks", "examples", "tests", "sample"}
+TOP = {"zerosmooth", "weights_convert", "evaluation", "smallworld", "benchmarks", "examples",
+       "tests", "sample"}
 
 
 @pytest.mark.parametrize("name", METHOD)
@@ -40,9 +44,11 @@ def test_the_methods_files_are_read_in_one_sitting(name):
     assert len((ROOT / "zerosmooth" / f"{name}.py").read_text().splitlines()) < 250
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "zerosmooth/models").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "zerosmooth/models").glob("*.py")),
+                         ids=lambda p: p.stem)
 def test_networks_know_the_method_and_no_more(path):
-    assert imported(path) <= {*METHOD, *BELOW, "operators"} | {n for n in imported(path) if n.startswith("models")}
+    assert imported(path) <= {*METHOD, *BELOW, "operators"} | {n for n in imported(path)
+                                                               if n.startswith("models")}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
@@ -54,4 +60,5 @@ def test_the_library_knows_neither_commands_nor_what_measures_it(path):
 def test_measuring_real_videos_does_not_load_the_drawn_world():
     for path in (ROOT / "evaluation").glob("*.py"):
         if path.name != "study.py":  # which is of the drawn world
-            assert not {name for name in imported(path) if name.split(".")[0] == "smallworld"}, path.name
+            assert not {name for name in imported(path)
+                        if name.split(".")[0] == "smallworld"}, path.name

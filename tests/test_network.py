@@ -34,11 +34,13 @@ def test_strength_zero_is_the_windowed_network_bitwise(ask):
     off, _ = run_stages(ask, strength=0.0)
     windowed, _ = run_stages(ask, correction=Correction(spatial=False, temporal=False))
     assert all(torch.equal(a, b) for a, b in zip(off, windowed))
-    assert not torch.allclose(off[1], ask(latents(2 * FRAMES)), atol=1e-3)  # which is not attention over all frames
+    assert not torch.allclose(off[1], ask(latents(2 * FRAMES)),
+                              atol=1e-3)  # which is not attention over all frames
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(), dict(correction=Correction(spatial=False)), dict(correction=Correction(temporal=False))]
+    "settings", [dict(), dict(correction=Correction(spatial=False)),
+                 dict(correction=Correction(temporal=False))]
 )
 def test_correction_changes_the_output_and_empties_the_bus(ask, settings):
     off, _ = run_stages(ask, strength=0.0)
@@ -56,9 +58,11 @@ def test_any_scales_run(ask, scales):
 def test_every_attention_module_publishes_once_a_stage(unet, ask):
     bus, published = HiddenStateBus(FRAMES, (2,)), []
     publish = bus.publish
-    bus.publish = lambda stage, module, *rest: (published.append(module), publish(stage, module, *rest))
+    bus.publish = lambda stage, module, *rest: (published.append(module),
+                                                publish(stage, module, *rest))
     ask(latents(FRAMES), bus.stage(0))
-    assert sorted(published) == sorted(n for n, m in unet.named_modules() if isinstance(m, Attention))
+    assert sorted(published) == sorted(n for n, m in unet.named_modules()
+                                       if isinstance(m, Attention))
 
 
 def test_a_batch_equals_single_runs(ask):
@@ -84,7 +88,8 @@ def test_projected_context_is_the_context(unet):
 
 
 def test_the_order_of_frames_matters(ask):
-    """Every family's network tells frames apart, by positions or by what its temporal convolutions see."""
+    """Every family's network tells frames apart, by positions or by what its temporal convolutions
+    see."""
     x = latents(FRAMES)
     assert not torch.allclose(ask(x.flip(1)).flip(1), ask(x), atol=1e-3)
 
@@ -124,7 +129,7 @@ def test_text_is_projected_once_a_prompt_and_not_once_a_step(pipeline):
     modules = [m for m in pipeline.networks.unet.modules() if isinstance(m, CrossAttention)]
     calls = []
     hooks = [m.to_kv.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
-    pipeline.sample("x", scales=(2,), steps=3)
+    pipeline.sample("x", scale=2, steps=3)
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(modules)

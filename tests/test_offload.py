@@ -1,4 +1,5 @@
-"""States that wait in the host's memory: they come back as they were, in time, and take up what was counted."""
+"""States that wait in the host's memory: they come back as they were, in time, and take up what was
+counted."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -12,13 +13,11 @@ from zerosmooth.settings import Running
 
 from .conftest import TINY_FAMILIES, subject
 from .fake_cuda import Stream, fake_cuda
-from .test_cascade import NEW
 from .test_cuda_fake import card_with, needs_no_card, sample
 
 KINDS = {
-    "the paper's": {"scales": (2, 2)},
-    "new frames": {"scales": (2, 2), **NEW},
-    "inner levels": {"scales": (2,), "reuse": 2, "steps": 3},
+    "the paper's": {"scale": 4},
+    "deep features": {"scale": 2, "reuse": 2, "steps": 3},
 }
 
 
@@ -49,7 +48,8 @@ def on_the_cpu(monkeypatch):
 
 def test_tensors_come_back_as_they_were(on_the_cpu):
     made = partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    tensors = {"a": made(3, 7), "b": made(5, 6).half()[:, ::2], "c": made(1).bfloat16(), "d": made(2, 8, 4).mT}
+    tensors = {"a": made(3, 7), "b": made(5, 6).half()[:, ::2], "c": made(1).bfloat16(),
+               "d": made(2, 8, 4).mT}
     memory = Memory(torch.device("cpu"))
     waiting = memory.put(tensors)
     waiting["c"].fetch()  # one before its turn
@@ -64,7 +64,8 @@ def test_tensors_come_back_as_they_were(on_the_cpu):
 def test_pages_are_used_again(on_the_cpu):
     memory = Memory(torch.device("cpu"))
     for _ in range(5):
-        waiting = memory.put({str(n): torch.ones(16 * n) for n in (1, 3, 2)})  # 6 pages of 16 numbers
+        waiting = memory.put({str(n): torch.ones(16 * n)
+                              for n in (1, 3, 2)})  # 6 pages of 16 numbers
         assert [len(x) for x in memory.take(waiting, {}).values()] == [16, 48, 32]
     assert len(memory.pinned[torch.device("cpu")].unused) == 8
 
@@ -72,23 +73,27 @@ def test_pages_are_used_again(on_the_cpu):
 @pytest.mark.parametrize("kind", KINDS)
 def test_videos_are_the_same_bitwise(any_pipeline, on_the_cpu, kind, monkeypatch):
     monkeypatch.setattr(PinnedMemory, "PAGE", 1000)
-    ways = [Running(sequential_guidance=kind != "new frames", offload=offload) for offload in (False, True)]
+    ways = [Running(sequential_guidance=True, offload=offload) for offload in (False, True)]
     settings = {"seeds": 3, "steps": 2, "guidance_scale": 3.0, **KINDS[kind]}
-    here, there = (any_pipeline.sample(**subject(any_pipeline), running=way, **settings)[0] for way in ways)
+    here, there = (any_pipeline.sample(**subject(any_pipeline), running=way, **settings)[0]
+                   for way in ways)
     assert all(torch.equal(a, b) for a, b in zip(here.latents, there.latents))
 
 
-def races(family: str, running: Running = Running(offload=True), **asked) -> tuple[set[str], list[int]]:
-    """What could meet on a card, and how many products it has to do while each copy is under way."""
+def races(family: str, running: Running = Running(offload=True), **asked) -> tuple[set[str],
+                                                                                   list[int]]:
+    """What could meet on a card, and how many products it has to do while each copy is under
+    way."""
     with card_with(family) as (pipeline, card, _), card.streams:
-        sample(pipeline, running, **{"scales": (2,), **asked})
+        sample(pipeline, running, **{"scale": 2, **asked})
     return set(card.streams.races), card.streams.meanwhile
 
 
 @needs_no_card
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_copies_meet_nothing_and_have_time(family):
-    """All but those of a stage's first module, of three states at most, are under way while the card multiplies."""
+    """All but those of a stage's first module, of three states at most, are under way while the
+    card multiplies."""
     met, meanwhile = races(family)
     assert not met and len(meanwhile) > 20 and sum(not n for n in meanwhile) <= 3
 
@@ -97,7 +102,8 @@ def test_copies_meet_nothing_and_have_time(family):
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_meet_nothing_in_any_order(kind):
     """With two branches that have states of their own."""
-    met, meanwhile = races("svd", Running(offload=True, sequential_guidance=True), guidance_scale=3.0, **KINDS[kind])
+    met, meanwhile = races("svd", Running(offload=True, sequential_guidance=True),
+                           guidance_scale=3.0, **KINDS[kind])
     assert not met and meanwhile
 
 
@@ -136,13 +142,14 @@ OWN_FETCH = Offloaded.fetch
 )
 def test_a_missing_wait_is_caught(monkeypatch, fault, met):
     monkeypatch.setattr(*fault)
-    assert any(met in race for race in races("svd", scales=(2, 2))[0])
+    assert any(met in race for race in races("svd", scale=4)[0])
 
 
 @needs_no_card
 def test_attention_reads_what_it_is_given():
     with fake_cuda() as (card, _), card.streams:
-        q, memory = torch.empty(1, 2, 8, 16, dtype=torch.float16, device="cuda"), PinnedMemory(torch.device("cuda"))
+        q, memory = torch.empty(1, 2, 8, 16, dtype=torch.float16,
+                                device="cuda"), PinnedMemory(torch.device("cuda"))
         with torch.cuda.stream(memory.stream):
             q.zero_()
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
@@ -190,8 +197,9 @@ def test_a_memory_that_was_cleared_holds_nothing(on_the_cpu):
 
 @needs_no_card
 def test_the_host_pins_what_was_counted():
-    """Of a video of published size; torch pins powers of two. Beside what waits: ends of pages, and some of the pages
-    that are pinned at once."""
+    """Of a video of published size; torch pins powers of two. Beside what waits: ends of pages, and
+    some of the pages that are pinned at once."""
     with card_with("vc2") as (pipeline, card, _):
-        video = sample(pipeline, Running(offload=True), height=320, width=512, scales=(2, 2))
-    assert video.bus_peak_bytes <= card.pinned <= 1.1 * video.bus_peak_bytes + PinnedMemory.PAGE * PinnedMemory.PAGES
+        video = sample(pipeline, Running(offload=True), height=320, width=512, scale=4)
+    held, pinned_at_once = video.bus_peak_bytes, PinnedMemory.PAGE * PinnedMemory.PAGES
+    assert held <= card.pinned <= 1.1 * held + pinned_at_once

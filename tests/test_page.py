@@ -22,8 +22,8 @@ FRAMES, RATES = (16, 32, 64), (8.0, 16.0, 32.0)
 
 
 def moving(frames: int) -> np.ndarray:
-    """Every frame says in six stripes, the bits of a number, which one of 64 it is; left of them a white bar moves down
-    by two pixels for one of the 64."""
+    """Every frame says in six stripes, the bits of a number, which one of 64 it is; left of them a
+    white bar moves down by two pixels for one of the 64."""
     video = np.zeros((frames, *SIZE, 3), np.uint8)
     for i, frame in enumerate(video):
         number = i * 64 // frames
@@ -47,8 +47,10 @@ def write_result(folder: Path, name: str, **changes) -> Path:
     for n, fps in zip(FRAMES, RATES):
         (folder / f"{name}_{n}f.mp4").write_bytes(mp4(n, fps))
         files[f"{name}_{n}f.mp4"] = 1
-    record = {"prompt": name, "seed": 0, "settings": {"preset": "paper", "cascade": {"strength": 0.8}}, "family": "vc2"}
-    record |= {"play_fps": RATES, "frames": FRAMES, "enlarged": 1, "files": {**files, f"{name}.png": 1}}
+    record = {"prompt": name, "seed": 0, "settings": {"preset": "paper", "strength": 0.8},
+              "family": "vc2"}
+    record |= {"play_fps": RATES, "frames": FRAMES, "enlarged": 1,
+               "files": {**files, f"{name}.png": 1}}
     record |= {"versions": {"torch": "2"}, **changes}
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record))
@@ -72,9 +74,11 @@ def entries(folder: Path) -> list[dict]:
 
 def test_it_holds_all_videos_the_latest_first(folder):
     second, first = entries(folder)
-    assert (first["title"], first["command"]) == ("first", f"python sample.py --again {folder}/first_64f.mp4")
+    assert (first["title"],
+            first["command"]) == ("first", f"python sample.py --again {folder}/first_64f.mp4")
     assert (
-        first["settings"] == {"preset": "paper", "strength": 0.8, "seed": 0, "torch": "2"} and second["title"][0] == "<"
+        first["settings"] == {"preset": "paper", "strength": 0.8, "seed": 0, "torch": "2"}
+        and second["title"][0] == "<"
     )
     assert [(p["frames"], p["fps"], len(p["sheets"])) for p in first["panels"]] == [
         (16, 8, 1),
@@ -85,7 +89,8 @@ def test_it_holds_all_videos_the_latest_first(folder):
 
 def test_it_needs_no_other_file(folder):
     text = (folder / page.NAME).read_text()
-    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)[\w/]+[:/.]", text) and "//cdn" not in text
+    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)[\w/]+[:/.]",
+                          text) and "//cdn" not in text
 
 
 def test_what_a_page_holds_is_not_made_again(tmp_path, monkeypatch):
@@ -145,9 +150,11 @@ def test_without_videos_there_is_no_page(tmp_path):
 
 # --- in a browser
 
-SHOWN = """[...document.querySelectorAll("article")[%d].querySelectorAll(".view canvas")].map((canvas) => {
+SHOWN = """[...document.querySelectorAll("article")[%d].querySelectorAll(".view canvas")].map(
+(canvas) => {
     const { data } = canvas.getContext("2d").getImageData(0, 20, 256, 1);
-    return [0, 1, 2, 3, 4, 5].reduce((number, bit) => number + (data[4 * (80 + 32 * bit)] > 127) * 2 ** bit, 0);
+    return [0, 1, 2, 3, 4, 5].reduce(
+        (number, bit) => number + (data[4 * (80 + 32 * bit)] > 127) * 2 ** bit, 0);
 })"""
 
 
@@ -169,11 +176,13 @@ def opened(browser, folder):
 
 
 def ready(browser):
-    browser.until("entries.length && entries[0].panels.every((panel) => panel.cells && panel.drawn !== null)")
+    browser.until("entries.length && "
+                  "entries[0].panels.every((panel) => panel.cells && panel.drawn !== null)")
 
 
 def in_step(number: int) -> list[int]:
-    """What the stages show when the densest shows a frame: each the last frame of its own that has begun."""
+    """What the stages show when the densest shows a frame: each the last frame of its own that has
+    begun."""
     return [number - number % 4, number - number % 2, number]
 
 
@@ -238,7 +247,8 @@ def test_the_slice_shows_a_line_over_time_and_where_now_is(opened):
     at = "entries[0].panels.map((panel) => parseFloat(panel.cursor.style.left))"
     assert opened.run(at) == [50, 50, 50]
     box = opened.run(
-        "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('.view').getBoundingClientRect())"
+        "(({x, y, width, height}) => [x, y, width, height])"
+        "(document.querySelector('.view').getBoundingClientRect())"
     )
     opened.click(box[0] + box[2] / 2, box[1] + box[3] / 2)
     assert opened.run("entries[0].line") in ([2, 127], [2, 128])
@@ -246,7 +256,8 @@ def test_the_slice_shows_a_line_over_time_and_where_now_is(opened):
 
 def test_what_people_can_touch_works(opened):
     def click(script: str, across: float = 0.5):
-        box = f"(({{x, y, width, height}}) => [x + {across} * width, y + height / 2])({script}.getBoundingClientRect())"
+        box = (f"(({{x, y, width, height}}) => [x + {across} * width, y + height / 2])"
+               f"({script}.getBoundingClientRect())")
         opened.click(*opened.run(box))
 
     click("$('next')")
@@ -265,7 +276,8 @@ def test_what_people_can_touch_works(opened):
 
 
 def test_prompts_cannot_run_as_scripts(opened):
-    assert opened.run("document.querySelector('h2').textContent") == "</script><script>broken = 1</script><!-- & \"'"
+    title = opened.run("document.querySelector('h2').textContent")
+    assert title == "</script><script>broken = 1</script><!-- & \"'"
     assert opened.run("typeof broken") == "undefined"
 
 
@@ -277,7 +289,8 @@ def test_it_fits_on_a_screen(browser, folder, width, dark):
     assert browser.run("playing")  # unless people want it still
     assert browser.run("document.documentElement.scrollWidth") <= width
     tops = browser.run(
-        "[...document.querySelectorAll('article:first-of-type .view')].map((v) => v.getBoundingClientRect().y)"
+        "[...document.querySelectorAll('article:first-of-type .view')]"
+        ".map((v) => v.getBoundingClientRect().y)"
     )
     assert len(tops) == 3 and len(set(tops)) == 1  # side by side
     assert browser.run("getComputedStyle(document.body).backgroundColor") == (

@@ -1,4 +1,5 @@
-"""What must hold of DDIM and Euler. Their agreement with the authors' samplers is in `tests/golden`."""
+"""What must hold of DDIM and Euler. Their agreement with the authors' samplers is in
+`tests/golden`."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ CONFIGS = pytest.mark.parametrize(
 @CONFIGS
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_perfect_network_ends_at_the_data(config, eta):
-    """If the network always knows the noise, the last step leads to x0 but for the noise that timestep 0 has."""
+    """If the network always knows the noise, the last step leads to x0 but for the noise that
+    timestep 0 has."""
     generator = torch.Generator().manual_seed(0)
     x0, sampler = torch.randn(1, 2, 4, 3, 3, generator=generator), DDIM(config, 20, eta)
     x = sampler.start(torch.randn(x0.shape, generator=generator))
@@ -30,43 +32,51 @@ def test_a_perfect_network_ends_at_the_data(config, eta):
         alpha, sigma = float(sampler.alpha[i]), float(sampler.sigma[i])
         noise = (x - alpha * x0) / sigma
         scale = float(sampler.scale[i])
-        output = noise if config.prediction == "noise" else alpha / scale * noise - sigma * scale * x0
-        assert_close(sampler.x0(i, x, output), x0, rtol=0, atol=2e-3)  # divided by a small alpha at first
+        v = alpha / scale * noise - sigma * scale * x0
+        output = noise if config.prediction == "noise" else v
+        assert_close(sampler.x0(i, x, output), x0, rtol=0,
+                     atol=2e-3)  # divided by a small alpha at first
         x = sampler.step(i, x, sampler.x0(i, x, output), torch.randn(x.shape, generator=generator))
     assert (x - x0).abs().max() < 5 * (1 - config.alphas_cumprod()[0]) ** 0.5
 
 
 @CONFIGS
 def test_a_step_keeps_the_marginal_variance(config):
-    """Data and noise of variance one: the noise left after a step has the variance of its timestep, at any eta."""
+    """Data and noise of variance one: the noise left after a step has the variance of its timestep,
+    at any eta."""
     for eta in (0.0, 0.5, 1.0):
         sampler = DDIM(config, 25, eta)
         before = np.append(sampler.timesteps[1:], 0)
         assert np.isfinite(sampler.sigma_prev).all()
-        np.testing.assert_allclose(sampler.sigma_prev**2 + sampler.fresh**2, 1 - config.alphas_cumprod()[before])
+        np.testing.assert_allclose(sampler.sigma_prev**2 + sampler.fresh**2,
+                                   1 - config.alphas_cumprod()[before])
 
 
 def test_timesteps_are_those_of_the_authors():
     assert DDIM(DDIMConfig(), 50).timesteps == [*range(981, 0, -20)]
     assert len(DDIM(DDIMConfig(), 30)) == 30 and DDIM(DDIMConfig(), 3).timesteps == [667, 334, 1]
     more = DDIMConfig(more_steps=True)
-    assert len(DDIM(more, 30)) == 31 and DDIM(more, 60).timesteps[0] == 993 and DDIM(more, 50).timesteps[0] == 981
+    assert len(DDIM(more, 30)) == 31
+    assert DDIM(more, 60).timesteps[0] == 993 and DDIM(more, 50).timesteps[0] == 981
     assert DDIM(DDIMConfig(), 50).share(0) == 0.981
 
 
 def test_steps_of_linspace_span_all_timesteps_and_lead_a_fixed_way_down():
-    """As diffusers' scheduler: evenly from 0 to 999, but each step leads to t - 1000 // steps, where no step begins."""
+    """As diffusers' scheduler: evenly from 0 to 999, but each step leads to t - 1000 // steps,
+    where no step begins."""
     config = DDIMConfig(spacing="linspace")
     sampler = DDIM(config, 10)
     assert sampler.timesteps == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
     a = config.alphas_cumprod()
-    np.testing.assert_allclose(sampler.alpha_prev**2, a[[899, 788, 677, 566, 455, 344, 233, 122, 11, 0]])
+    np.testing.assert_allclose(sampler.alpha_prev**2,
+                               a[[899, 788, 677, 566, 455, 344, 233, 122, 11, 0]])
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_the_last_step_can_lead_to_clean_data(spacing):
     """And then a perfect network's end is the data itself; the other steps are the same."""
-    clean, usual = (DDIM(DDIMConfig(spacing=spacing, ends_clean=ends), 10) for ends in (True, False))
+    clean, usual = (DDIM(DDIMConfig(spacing=spacing, ends_clean=ends), 10)
+                    for ends in (True, False))
     assert clean.alpha_prev[-1] == 1 and clean.sigma_prev[-1] == 0 == clean.fresh[-1]
     assert usual.alpha_prev[-1] < 1
     for name in ("alpha", "sigma", "alpha_prev", "sigma_prev", "fresh"):
@@ -81,10 +91,13 @@ def test_trailing_timesteps_begin_at_the_last_one():
 
 
 def test_the_last_timestep_holds_no_data_where_that_is_asked_for():
-    """And the first one as much as before; what the network shows there of x is then lost, whatever x is."""
-    plain, shifted = DDIMConfig(prediction="v"), DDIMConfig(prediction="v", zero_terminal_snr=True, spacing="trailing")
+    """And the first one as much as before; what the network shows there of x is then lost, whatever
+    x is."""
+    plain, shifted = DDIMConfig(prediction="v"), DDIMConfig(prediction="v", zero_terminal_snr=True,
+                                                            spacing="trailing")
     a, b = plain.alphas_cumprod(), shifted.alphas_cumprod()
-    assert b[-1] == 0 and b[0] == pytest.approx(a[0]) and (np.diff(b) < 0).all() and (b[1:] < a[1:]).all()
+    assert b[-1] == 0 and b[0] == pytest.approx(a[0])
+    assert (np.diff(b) < 0).all() and (b[1:] < a[1:]).all()
     sampler, v = DDIM(shifted, 10), torch.randn(1, 2, 4, 3, 3)
     assert_close(sampler.x0(0, torch.full_like(v, 5.0), v), -v)
 
@@ -97,7 +110,8 @@ def test_the_last_step_leads_to_the_scale_that_is_asked_for():
         t = sampler.timesteps[last]
         x = sampler.alpha[last] * x0  # without noise
         scale = config.data_scales()[t] if stays else 1.0
-        assert_close(sampler.step(last, x, x0, None), scale * config.alphas_cumprod()[0] ** 0.5 * x0, check_dtype=False)
+        assert_close(sampler.step(last, x, x0, None),
+                     scale * config.alphas_cumprod()[0] ** 0.5 * x0, check_dtype=False)
 
 
 def test_data_scale_falls_and_stays():
@@ -131,6 +145,19 @@ def test_eulers_noise_levels_fall_to_zero_and_so_does_its_share():
     assert sampler.sigmas[-1] == 0 and (np.diff(sampler.sigmas) < 0).all()
     assert sampler.share(0) == 1 and sampler.share(24) == 1 / 25 and not sampler.stochastic
     assert sampler.timestep(0) == pytest.approx(0.25 * np.log(700))
+
+
+@pytest.mark.parametrize("sampler",
+                         [DDIM(DDIMConfig(data_scale=0.7), 5, 0.0), Euler(EulerConfig(), 5)])
+def test_noised_is_the_x_that_a_perfect_network_reads(sampler):
+    """At every step: with the step's own noise level, `step` leads to the next one."""
+    data, noise = torch.randn(2, 1, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for i in range(len(sampler) - 1):
+        x = sampler.noised(i, data, noise)
+        assert_close(sampler.step(i, x, data, None), sampler.noised(i + 1, data, noise),
+                     rtol=1e-4, atol=1e-4)
+    first = sampler.sigmas[0] if isinstance(sampler, Euler) else sampler.sigma[0]
+    assert_close(sampler.noised(0, torch.zeros_like(data), noise), float(first) * noise)
 
 
 def test_settings_out_of_range_are_refused():

@@ -1,4 +1,5 @@
-"""How torch's threads wait for each other is chosen before torch loads, unless the user has chosen."""
+"""How torch's threads wait for each other is chosen before torch loads, unless the user has
+chosen."""
 
 import os
 import subprocess
@@ -20,10 +21,13 @@ COMMANDS = (
 
 def torch_sees(folder: Path, command: list[str], **said: str) -> str:
     """What torch finds in the environment when it loads: one stands in for it here."""
-    (folder / "torch.py").write_text("import os, sys\nprint(os.environ.get('GOMP_SPINCOUNT'))\nsys.exit()")
-    env = {name: x for name, x in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os, sys\nprint(os.environ.get('GOMP_SPINCOUNT'))\nsys.exit()"
+    (folder / "torch.py").write_text(code)
+    env = {name: x for name, x in os.environ.items()
+           if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     env |= {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), **said}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True).stdout.strip()
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True,
+                          text=True).stdout.strip()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -38,6 +42,8 @@ def test_what_the_user_chose_stays(tmp_path):
 
 def test_a_torch_that_is_loaded_already_changes_nothing():
     code = "import os, torch, zerosmooth; print(os.environ.get('GOMP_SPINCOUNT'))"
-    env = {name: x for name, x in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    env = {name: x for name, x in os.environ.items()
+           if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True,
+                          text=True)
     assert done.stdout.strip() == "None"

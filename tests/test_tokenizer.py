@@ -1,4 +1,5 @@
-"""The reference prompts and cases beyond them, with and without the packages that CLIP cleans text by."""
+"""The reference prompts and cases beyond them, with and without the packages that CLIP cleans text
+by."""
 
 import importlib.util
 import json
@@ -58,7 +59,8 @@ def test_numbers_of_every_kind_stand_alone(pieces):
 
 
 def test_letters_of_every_script_stay_together(pieces):
-    assert pieces("caf\u00e9 \u65e5\u672c\u8a9e it's") == ["caf\u00e9", "\u65e5\u672c\u8a9e", "it", "'s"]
+    assert pieces("caf\u00e9 \u65e5\u672c\u8a9e it's") == ["caf\u00e9", "\u65e5\u672c\u8a9e", "it",
+                                                           "'s"]
 
 
 def test_letters_numbers_and_signs_are_told_apart_alike_either_way():
@@ -66,12 +68,14 @@ def test_letters_numbers_and_signs_are_told_apart_alike_either_way():
     ftfy, regex = pytest.importorskip("ftfy"), pytest.importorskip("regex")
     for c in map(chr, range(0x3100)):
         known = unicodedata.category(c)[0] != "C" and not regex.match(r"\p{C}", c)
-        if known and ftfy.fix_text(c) == c and c != "\u0345":  # a mark that is neither to a `regex` without case
+        # A mark that is neither to a `regex` without case.
+        if known and ftfy.fix_text(c) == c and c != "\u0345":
             assert plain_pieces(f"a{c}1") == clip_pieces(f"a{c}1"), hex(ord(c))
 
 
 def test_curly_quotes_composed_accents_and_entities_are_those_of_the_keyboard(clip):
-    assert clip.encode("it\u2019s \u201cfine\u201d cafe\u0301 &amp;lt;3") == clip.encode('it\'s "fine" caf\u00e9 <3')
+    pasted = clip.encode("it\u2019s \u201cfine\u201d cafe\u0301 &amp;lt;3")
+    assert pasted == clip.encode('it\'s "fine" caf\u00e9 <3')
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -92,7 +96,8 @@ def test_special_tokens_are_single(clip):
 
 def test_long_prompts_are_cut_and_told(clip):
     row = clip(["word " * 100])[0].tolist()
-    assert len(row) == 77 and row[0] == 49406 and row[-1] == 49407 and clip.overflow("word " * 100) == 25
+    assert len(row) == 77 and row[0] == 49406 and row[-1] == 49407
+    assert clip.overflow("word " * 100) == 25
     assert clip.overflow("word") == 0
 
 

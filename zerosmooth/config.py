@@ -1,5 +1,4 @@
-"""A checkpoint's config: its family, the sizes of its networks, and the settings its videos are
-made with."""
+"""A checkpoint's config: its family, the sizes of its networks, and its recommended settings."""
 
 from __future__ import annotations
 
@@ -11,41 +10,40 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from .fields import PART, SEED, Range, UserError, check, check_fields, short
 from .models.autoencoder import AutoencoderConfig
 from .models.unet import SkeletonConfig
-from .samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
+from .samplers import STEPS, DDIMConfig, EulerConfig
 
-SIDE, GUIDANCE = Range(1, 8192), Range(-1000, 1000)
+SIDE, GUIDANCE, RATES = Range(1, 8192), Range(-1000, 1000), Range(1, 1000)
 LETTERS = 10_000  # of a text
 
 
 def check_text(name: str, text: str) -> None:
-    """UserError for what is no text that a prompt could be."""
+    """UserError for a text that cannot be a prompt."""
     check(name, text, str)
     if len(text) > LETTERS or "\0" in text:
-        what = "NUL in it" if "\0" in text else f"{len(text):,} letters"
-        raise UserError(f"{name} has {what}; up to {LETTERS:,} letters of text are possible")
+        what = "a NUL" if "\0" in text else f"{len(text):,} letters"
+        raise UserError(f"{name} has {what}; use up to {LETTERS:,} letters of text")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings that a checkpoint recommends and that may be changed for a video. Values here are
-    VideoCrafter2's (the paper's Table 4); texts are what `--help` says. UserError for a value that
-    no checkpoint could take."""
+    """Settings that a checkpoint recommends, and that may be changed for a video. The values here
+    are VideoCrafter2's (the paper's Table 4); `--help` shows the texts. UserError for a value that
+    no checkpoint takes."""
 
     height: Annotated[int, "pixels", SIDE] = 320
     width: Annotated[int, "pixels", SIDE] = 512
-    steps: Annotated[int, "denoising steps; best a divisor of 1000", Range(1, TRAIN_STEPS)] = 50
+    steps: Annotated[int, "denoising steps; best a divisor of 1000", STEPS] = 50
     eta: Annotated[float, "share of fresh noise a step, 0 to 1", PART] = 1.0
     guidance_scale: Annotated[float, "of classifier-free guidance; 1 is none", GUIDANCE] = 12.0
-    first_guidance_scale: Annotated[float | None, "of the first frame, linear to the last one's",
-                                    GUIDANCE] = None
-    guidance_rescale: Annotated[float, "share of guidance's rise in contrast that is taken back",
-                                PART] = 0.0
-    fps: Annotated[int, "key frames a second, as the model is told and they play",
-                   Range(1, 1000)] = 8
+    first_guidance_scale: Annotated[
+        float | None, "of the first frame; from it, the scale rises linearly", GUIDANCE] = None
+    guidance_rescale: Annotated[
+        float, "share of the contrast added by guidance that is taken back", PART] = 0.0
+    fps: Annotated[int, "key frames a second, for the model and for the files", RATES] = 8
     negative_prompt: Annotated[str, "what guidance leads away from"] = ""
     motion_bucket_id: Annotated[int, "amount of motion, 0 to 255", Range(0, 255)] = 127
-    noise_aug_strength: Annotated[float, "noise on the image: more lets the video leave it",
-                                  PART] = 0.02
+    noise_aug_strength: Annotated[
+        float, "noise on the image: with more, the video departs further from it", PART] = 0.02
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,14 +51,13 @@ class Sampling:
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional branch has a part in the result."""
+        """Whether the result depends on the unconditional branch."""
         return self.guidance_scale != 1 or self.first_guidance_scale not in (None, 1)
 
 
 @dataclass(frozen=True)
 class Defaults(Sampling):
-    """A checkpoint's own settings, its own prompt, and the preset (`settings.PRESETS`) that it is
-    best made with."""
+    """A checkpoint's recommended settings, prompt and preset (`settings.PRESETS`)."""
 
     prompt: str = "A panda eats a pizza, wearing space suit, closeup, photorealistic"
     preset: str = "paper"
@@ -68,8 +65,7 @@ class Defaults(Sampling):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """encoder: of what the video is made from; its class is the family's choice, as the network's
-    is."""
+    """encoder: of prompts or images; its class is the family's choice, as that of `unet` is."""
 
     family: str
     unet: SkeletonConfig
@@ -84,15 +80,15 @@ class ModelConfig:
 
     @property
     def side(self) -> int:
-        """Pixels of which a video's height and width are multiples."""
+        """A video's height and width are multiples of so many pixels."""
         return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     def like(self, text: str) -> ModelConfig:
-        """The config of the same classes that `to_json` wrote. UserError, which names the field, on
-        anything else."""
+        """The config that `to_json` wrote as a text, with the classes of this one. UserError, which
+        names the field, for any other text."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -101,62 +97,52 @@ class ModelConfig:
 
 
 INT, FLOAT = Range(0, 1 << 20), Range(-1e6, 1e6)  # what any number may be
-RANGES: dict[str, Range] = {  # what a field of that name may be, or each item of it; else as above
-    **dict.fromkeys(("in_channels", "out_channels", "latent_channels"), Range(1, 64)),
-    **dict.fromkeys(("channels", "context_dim", "condition_dim", "out"), Range(1, 16384)),
-    **dict.fromkeys(("channel_mult", "groups", "heads", "head_dim", "patch_size"), Range(1, 1024)),
+RANGES: dict[str, Range] = {  # and what fields of these names may be, or each of their items
     **dict.fromkeys(("res_blocks", "transformer_depth"), Range(1, 16)),
-    **dict.fromkeys(("context_length", "vocab_size", "width", "image_size"), Range(1, 1 << 20)),
-    **dict.fromkeys(("beta_start", "beta_end"), Range(1e-12, 0.9)),
-    **dict.fromkeys(("outer_eps", "scale", "sigma_min", "sigma_max", "rho"), Range(1e-12, 1e6)),
-    **dict.fromkeys(("seed", "draw_seed"), SEED),
-    "frames": Range(2, 1024),
-    "consistency": Range(0, TRAIN_STEPS),
-    "data_scale": Range(1e-3, 1.0),
-    "data_scale_steps": Range(1, TRAIN_STEPS),
-    "layers": Range(1, 128),
+    **dict.fromkeys(("outer_eps", "scale", "data_scale", "sigma_min", "sigma_max", "rho"),
+                    Range(1e-12, 1e6)),
+    "beta_start": Range(1e-12, 0.9), "beta_end": Range(1e-12, 0.9), "frames": Range(2, 1024),
+    "layers": Range(1, 128), "seed": SEED, "draw_seed": SEED,
 }
 ITEMS = 16  # of a list
 
 
 def build(like: Any, values: Any, where: str = "") -> Any:
-    """A dataclass from what `asdict` and JSON made of one; like: one of the same classes. What a
-    file of an older version lacks has its class's default. UserError, which names the field, on
-    anything else."""
+    """A dataclass from what `asdict` and JSON made of it, with the classes of `like`.
+
+    Fields that a file of an older version lacks get their defaults. UserError, which names the
+    field, for anything else.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where or 'it'} is {short(values)}, not an object of fields")
-    known = {field.name: field for field in fields(like)}
+    known, hints = {field.name: field for field in fields(like)}, get_type_hints(type(like))
     if unknown := [name for name in values if name not in known]:
         raise UserError(f"{where}{unknown[0][:40]!r} is no field that this version knows")
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where}{name} is missing")
-    hints = get_type_hints(type(like))
-    built = {}
-    for name, value in values.items():
-        if is_dataclass(inner := getattr(like, name)):
-            built[name] = build(inner, value, f"{where}{name}.")
-        else:
-            built[name] = _read(hints[name], value, f"{where}{name}", name)
+    built = {name: build(getattr(like, name), value, f"{where}{name}.")
+             if is_dataclass(getattr(like, name)) else
+             _read(hints[name], value, f"{where}{name}", RANGES.get(name))
+             for name, value in values.items()}
     try:
         return type(like)(**built)
-    except UserError as error:  # what the class itself asks for
+    except UserError as error:  # from the class itself
         raise UserError(f"{where.removesuffix('.') or 'it'}: {error}") from error
 
 
-def _read(hint: Any, value: Any, where: str, name: str) -> Any:
-    """A value of JSON as its field's type has it, within the range of the field's name. UserError
-    if it is none."""
+def _read(hint: Any, value: Any, where: str, limit: Range | None) -> Any:
+    """A value of JSON as a field of this type has it. UserError if it is none, or out of range."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType) and value is not None:
-        return _read(next(kind for kind in inner if kind is not NoneType), value, where, name)
+        return _read(next(kind for kind in inner if kind is not NoneType), value, where, limit)
     if origin is tuple and isinstance(value, list):
         if len(value) > ITEMS:
             raise UserError(f"{where} has {len(value):,} items; up to {ITEMS} are possible")
-        return tuple(_read(inner[0], item, where, name) for item in value)
+        return tuple(_read(inner[0], item, where, limit) for item in value)
     if hint is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
-    check(where, value, hint, RANGES.get(name, {int: INT, float: FLOAT}.get(hint)))
+    check(where, value, hint, limit or {int: INT, float: FLOAT}.get(hint))
     if hint is str:
         check_text(where, value)
     return value

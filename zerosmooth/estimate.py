@@ -1,4 +1,4 @@
-"""What a video will need, counted without running it: the networks run once on `meta` tensors, which have no data."""
+"""What a video will need, counted by running its networks once on tensors without data ("meta")."""
 
 from __future__ import annotations
 
@@ -25,46 +25,39 @@ from .models.layers import frame_chunks
 from .offload import Memory, Offloaded, PinnedMemory, Waiting
 from .settings import Running, Settings
 
-FLOP_SHARE = 0.5  # of the machine's own matrix rate that a step is taken to reach
+FLOP_SHARE = 0.5  # of the machine's matrix rate that a step is assumed to reach
 
 
 @dataclass(frozen=True)
 class Needs:
-    """weights, step, bus, decoding: bytes, all but the first at their highest. step: activations, and the hidden states
-    that wait beside them, unless those wait elsewhere; bus: the hidden states that wait, at another moment perhaps.
-    flops: of a step of all stages, guided; the mean step, where some reuse what others made."""
+    """In bytes, and at their peaks, weights aside. flops: of a guided step of all stages; the mean
+    step where deep features are reused."""
 
     weights: int
-    step: int
-    bus: int
+    step: int  # activations, and what waits beside them on the same device
+    bus: int  # hidden states and deep features that wait
     decoding: int
     flops: int
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that come alive, and their peak.
-
-    there: tensors that are there before, whose views are therefore nothing new.
-    """
+    """Counts the bytes of storages that come alive beside those of `there`, and their peak."""
 
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in there}
+        self.known = {x.untyped_storage()._cdata for x in there}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._count(leaf.untyped_storage())
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.known:
+                storage = x.untyped_storage()
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.known:
-            self.known.add(storage._cdata)
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -72,7 +65,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _Nowhere(PinnedMemory):
-    """Takes up no bytes, and copies none."""
+    """Takes no memory of the host, and copies nothing."""
 
     def __init__(self) -> None:
         self.unused = []
@@ -86,18 +79,17 @@ class _Nowhere(PinnedMemory):
 
 
 class _Elsewhere(Memory):
-    """Another memory; on the device tensors are on their way there and back."""
+    """Of what waits, the device has only what is on its way."""
 
     def hold(self, x: Tensor) -> Waiting:
         return Offloaded(x, _Nowhere())
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Stands in for scaled_dot_product_attention, which on `meta` would form the l x l matrix; counts what it skips."""
+    """Replaces scaled_dot_product_attention, which forms the l x l matrix on `meta`, and counts its
+    operations."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
+    flops = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.scaled_dot_product_attention:
@@ -107,68 +99,68 @@ class _FusedAttention(TorchFunctionMode):
         return torch.empty_like(q)
 
 
-def needs(family: Family, config: ModelConfig, settings: Settings, running: Running = Running()) -> Needs:
-    """Of one video."""
+def needs(family: Family, config: ModelConfig, settings: Settings,
+          running: Running = Running()) -> Needs:
+    """What one video needs."""
     cascade, dtype = settings.cascade, getattr(torch, settings.dtype)
+    branches = 2 if family.guided(config, settings) else 1
+    runs = branches if running.sequential_guidance else 1  # of the network, for a step of a stage
+    b, side = branches // runs, config.vae.factor
+    shape = settings.height // side, settings.width // side
     with torch.device("meta"):
         networks = Networks(family, config).cast(dtype).requires_grad_(False)
-        branches = 2 if family.guided(config, settings) else 1
-        runs = branches if running.sequential_guidance else 1  # of the network, for a step of a stage
-        b, factor = branches // runs, config.vae.factor
-        shape = (settings.height // factor, settings.width // factor)
-        xs = [
-            torch.empty(b, cascade.frames_of(s), config.unet.in_channels, *shape, dtype=dtype)
-            for s in range(cascade.stages)
-        ]
-        context = networks.unet.project_context(torch.empty(b, *config.encoder.context_shape, dtype=dtype))
-        told = family.condition(config, float(settings.fps), settings)
-        told = None if told is None else told.to("meta").expand(b, *told.shape)
+        unet, vae = networks.unet, networks.vae
+        xs = [torch.empty(b, cascade.frames_of(s), config.unet.in_channels, *shape, dtype=dtype)
+              for s in range(cascade.stages)]
+        timestep = torch.empty(b)
+        encoded = torch.empty(b, *config.encoder.context_shape, dtype=dtype)
+        context = unet.project_context(encoded)
         frames = min(settings.decode_chunk_size, cascade.frames_of(cascade.stages - 1))
-        z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=networks.vae.dtype)
+        z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=vae.dtype)
+    condition = family.condition(config, float(settings.fps), settings)
+    if condition is not None:
+        condition = condition.to("meta").expand(b, *condition.shape)
 
     def network(index: int, x: Tensor, stage: Stage | None) -> Tensor:
-        return networks.unet(x, torch.empty(b, device="meta"), context, told, stage)
+        return unet(x, timestep, context, condition, stage)
 
     def peak(work: Callable[[], object]) -> int:
         with _LiveBytes(networks.parameters()) as memory:
             work()
         return memory.peak
 
-    weight, every = cascade.strength_at(1.0), settings.reuse
-    bus = settings.bus()
+    bus, every = settings.bus(), settings.reuse
     if bus is not None and running.offload:
         bus.memory = _Elsewhere(None)
     memory = Memory(None) if bus is None else bus.memory
-    with (torch.no_grad(), _FusedAttention() as attention, reusing(networks.unet, every, memory),
-          frame_chunks(networks.unet, running.frame_chunk)):
-        done: list[int] = []  # operations after a whole step, one with reuse, and a whole one
-        with FlopCounterMode(display=False) as counter:
+    totals: list[int] = []  # operations up to the end of each step
 
-            def work() -> None:
-                for i in (0,) if every == 1 else (0, 1, every):
-                    cascade_step(network, xs, bus, i, weight)
-                    done.append(counter.get_total_flops() + attention.flops)
+    def steps() -> None:  # one; with reuse a whole one, one that reuses, and a whole one
+        for i in (0,) if every == 1 else (0, 1, every):
+            cascade_step(network, xs, bus, i, cascade.strength_at(1.0))
+            totals.append(counter.get_total_flops() + attention.flops)
 
-            step = peak(work)
-        whole = 1 / min(every, settings.steps)  # share of the steps, about
-        reused = done[0] if every == 1 else done[1] - done[0]
-        flops = round(whole * done[0] + (1 - whole) * reused)
-        held = memory.peak_bytes
-        step += 0 if running.offload else (runs - 1) * held  # those of the branch that does not run
-        held *= runs
-        decoding = peak(lambda: networks.vae.decode_raw(z))
+    with (torch.no_grad(), _FusedAttention() as attention, frame_chunks(unet, running.frame_chunk)):
+        with reusing(unet, every, memory), FlopCounterMode(display=False) as counter:
+            step = peak(steps)
+        decoding = peak(lambda: vae.decode_raw(z))
+    share = 1 / min(every, settings.steps)  # of steps that are whole, about
+    reused = totals[0] if every == 1 else totals[1] - totals[0]
+    flops = round(share * totals[0] + (1 - share) * reused)
+    if not running.offload:
+        step += (runs - 1) * memory.peak_bytes  # what waits of the branch that does not run
     weights = sum(p.numel() * p.dtype.itemsize for p in networks.parameters())
-    return Needs(weights, step, held, decoding, runs * flops)
+    return Needs(weights, step, runs * memory.peak_bytes, decoding, runs * flops)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Multiply-and-add operations a second of this machine on large square matrices, measured."""
+    """Operations a second (a multiplication and an addition are two) of this machine on large
+    square matrices, measured."""
     n = 1024 if device.type == "cpu" else 4096
     a = torch.randn(n, n, device=device, dtype=dtype)
-    count, since = 0, 0.0
-    for warm in (True, False):
+    for limit in (0.1, seconds):  # the first is to warm up
         since, count = time.perf_counter(), 0
-        while time.perf_counter() - since < (0.1 if warm else seconds):
+        while time.perf_counter() - since < limit:
             for _ in range(4):
                 a @ a
             if device.type == "cuda":

@@ -1,7 +1,8 @@
-"""The linear layer and the 2d convolution of the networks: torch's, and on a CPU in the form that is fastest there.
+"""The networks' linear layers, 2d convolutions and group norms: torch's, in faster forms.
 
-Same numbers up to rounding; what it brings is in docs/speed.md. On a GPU they are torch's own.
-Also what decides how tensors lie in memory, and how often small ones are made.
+Linear layers and convolutions take another way on CPUs, group norms on GPUs; the numbers are the
+same up to rounding. What it saves is in docs/speed.md. Also how tensors are laid out in memory, and
+the small ones that are made only once.
 """
 
 from __future__ import annotations
@@ -13,79 +14,91 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # the second is oneDNN
+# MKL, and oneDNN, which torch calls mkldnn
+LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
-def once(make: Callable[..., Tensor], *key: Hashable, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """make(*key), a small tensor, on a device in a precision: made on the CPU and copied at the first call alone, so
-    that no step waits for it. It belongs to all callers: do not change it."""
-    if torch.compiler.is_compiling():  # which traces what is within, and does not know contexts of devices
+def once(make: Callable[..., Tensor], *key: Hashable, device: torch.device,
+         dtype: torch.dtype) -> Tensor:
+    """make(*key), a small tensor, in a precision on a device.
+
+    It is made on the CPU and copied at the first call only, so that no step waits for it. All
+    callers share it: do not change it.
+    """
+    if torch.compiler.is_compiling():  # the compiler cannot trace contexts of devices
         return make(*key).to(device, dtype)
     return _once(make, device, dtype, *key)
 
 
 @lru_cache(maxsize=256)
-def _once(make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *key: Hashable) -> Tensor:
-    with torch.inference_mode(False), torch.device("cpu"):  # it may come to be used in training
+def _once(make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
+          *key: Hashable) -> Tensor:
+    with torch.inference_mode(False), torch.device("cpu"):  # it may be used in training later
         return make(*key).to(device, dtype)
 
 
-forget = _once.cache_clear  # all that was made once
+forget = _once.cache_clear  # drops all that was made
 
 
 class Linear(nn.Linear):
-    """Tokens b f l d take the way of a 1x1 convolution: torch hands those to oneDNN, whose kernels take less time than
-    the matrix product that it takes for a linear layer. The result is contiguous, as fused attention needs it."""
+    """On a CPU, tokens b f l d run as a 1x1 convolution: torch gives those to oneDNN, which takes
+    less time than its matrix product. The result is contiguous, as fused attention needs it."""
 
     def forward(self, h: Tensor) -> Tensor:
         if h.ndim != 4 or not on_cpu(h):
             return super().forward(h)
-        return F.conv2d(h.contiguous().movedim(-1, 1), self.weight[:, :, None, None], self.bias).movedim(1, -1)
+        x = h.contiguous().movedim(-1, 1)
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias).movedim(1, -1)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Of half precision on a GPU, channels-last stays so: torch's own would lay it out anew, here and for the next."""
+    """On a GPU, half precision that is channels-last stays so: torch would copy it into another
+    layout, and the next layer would copy it back."""
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.movedim(1, -1)
-        if not (x.is_cuda and x.dtype != torch.float32 and pixels.is_contiguous()) or torch.is_grad_enabled():
+        half = x.is_cuda and x.dtype != torch.float32
+        if not half or not pixels.is_contiguous() or torch.is_grad_enabled():
             return super().forward(x)
         return self.last(pixels).movedim(-1, 1)
 
     def last(self, x: Tensor) -> Tensor:
-        """x: n .. c, contiguous, as is the result. Statistics in float32."""
+        """The norm of x: n .. c, contiguous, as is the result. Statistics are float32."""
         flat, count = x.flatten(1, -2), x[0].numel() // self.num_groups
         mean = self.by_group(flat.sum(1, dtype=torch.float32)) / count  # n c, as all that follows
-        square = self.by_group(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square()) / count
-        scale = self.weight * (square - mean.square() + self.eps).rsqrt()
+        norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
+        variance = self.by_group(norm.square()) / count - mean.square()
+        scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         out = torch.empty_like(flat)
         return torch.addcmul(shift[:, None], flat, scale[:, None], out=out).view_as(x)
 
     def by_group(self, x: Tensor) -> Tensor:
-        """The sum of each group's channels, at each of them. x: n c."""
+        """The sum over each group's channels, at each of them. x: n c."""
         groups = x.unflatten(1, (self.num_groups, -1)).sum(2, keepdim=True)
         return groups.expand(-1, -1, x.shape[1] // self.num_groups).flatten(1)
 
 
 class Conv2d(nn.Conv2d):
+    """On a CPU, small images lie as torch has them by default: see `outweighs`."""
+
     def forward(self, x: Tensor) -> Tensor:
         if not outweighs(self.weight, x):
             return super().forward(x)
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return laid_out(super().forward(x.contiguous()))
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """Images in the layout in which a network takes them. x: n c h w."""
+    """Images in a network's layout, channels-last. x: n c h w."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def outweighs(weight: Tensor, x: Tensor) -> bool:
-    """Whether x is better laid out for a convolution than its larger kernel, which torch lays out channels-last in
-    every call where x is."""
+    """Whether x is smaller than a convolution's kernel, which torch copies into the layout of x in
+    every call: then it is cheaper to copy x."""
     return on_cpu(x) and weight.numel() > x.numel() and not x.is_contiguous()
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether torch takes oneDNN for convolutions of x, and MKL for matrix products."""
+    """Whether torch uses oneDNN for convolutions of x, and MKL for matrix products."""
     return LIBRARIES and x.device.type == "cpu" and x.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Where hidden states wait: where they are made, or in another memory until they are taken back."""
+"""Where hidden states wait: on the device that made them, or in the memory of another one."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from torch import Tensor
 
 
 class Waiting:
-    """A tensor that waits in the memory of a device; without one, where it is."""
+    """A tensor that waits in the memory of a device, or where it was made if that is None."""
 
     def __init__(self, x: Tensor, device: torch.device | None = None) -> None:
         self.home, self.nbytes = x.device, x.nbytes
         self.x = x if device is None else x.to(device)
 
     def fetch(self) -> None:
-        """Begin to bring it back, where that takes time."""
+        """Start to copy it back, where a copy takes time."""
 
     def settle(self) -> None:
-        """Have its device wait for the copy that was begun last. What that needed there can then be given away."""
+        """Make its device wait for the copy that was started last, and drop that copy's source."""
 
     def get(self) -> Tensor:
         """The tensor, on its own device."""
         return self.x.to(self.home)
 
     def free(self) -> None:
-        """It will not be fetched again."""
+        """Give up its place: it will not be needed again."""
 
 
 class PinnedMemory:
-    """Memory of the host from which a CUDA device copies beside its other work, in pages of one size.
+    """Memory of the host that a CUDA device copies to and from beside its other work.
 
-    torch rounds what it pins up to powers of two, tensor by tensor; here a tensor takes as many pages as it needs, and
-    a later one takes them again. Copies run on a stream of their own, one after the other. Memory of the device belongs
-    to the network's stream: copies begin when that has come to where they are asked for, and it waits for them before
-    it reads what they brought or gives away what they took.
+    It is cut into pages of one size, which later tensors use again: torch alone would round each
+    tensor up to a power of two. Copies run on a stream of their own, one after the other. A
+    device's memory belongs to the network's stream, so a copy starts when that stream has come to
+    where it was asked for, and that stream waits before it reads what a copy brought or frees its
+    source.
     """
 
     PAGE = 2**22  # bytes
@@ -49,14 +50,14 @@ class PinnedMemory:
     def pages(self, nbytes: int) -> list[Tensor]:
         """Pages for so many bytes."""
         count = -(-nbytes // self.PAGE)
-        with torch.inference_mode(False), torch.device("cpu"):  # they may come to be used outside it
+        with torch.inference_mode(False), torch.device("cpu"):  # they may be used outside it later
             while len(self.unused) < count:
                 self.unused += pin(self.PAGES * self.PAGE).split(self.PAGE)
         return [self.unused.pop() for _ in range(count)]
 
     def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Any:
-        """Begin to copy bytes piece by piece, of which the last may fill a part of its page. Returns the event of
-        their end."""
+        """Start to copy bytes page by page; the last one may be larger than what it holds. Returns
+        the event that ends it."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for target, source in zip(targets, sources):
@@ -65,7 +66,7 @@ class PinnedMemory:
         return self.stream.record_event()
 
     def wait(self, event: Any) -> None:
-        """Have the network's stream wait for copies."""
+        """Make the network's stream wait for a copy."""
         torch.cuda.current_stream(self.device).wait_event(event)
 
     def wait_for_all(self) -> None:
@@ -73,16 +74,17 @@ class PinnedMemory:
 
 
 def pin(nbytes: int) -> Tensor:
-    """Bytes of the host that stay where they are, so that a device can copy them by itself."""
+    """Bytes of the host that keep their place, so that a device can copy them by itself."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
 class Offloaded(Waiting):
-    """A tensor of a CUDA device that waits in pages of the host; its way there has begun. Gradients do not pass."""
+    """A tensor of a CUDA device that waits in pages of the host. The copy there is started at once.
+    Gradients do not pass."""
 
     def __init__(self, x: Tensor, memory: PinnedMemory) -> None:
         self.home, self.nbytes, self.dtype = x.device, x.nbytes, x.dtype
-        self.order = sorted(range(x.ndim), key=x.stride, reverse=True)  # of axes as they lie in memory
+        self.order = sorted(range(x.ndim), key=x.stride, reverse=True)  # axes as they lie in memory
         x = x.permute(self.order)
         self.shape = x.shape
         self.memory, self.pages = memory, memory.pages(x.nbytes)
@@ -112,17 +114,17 @@ class Offloaded(Waiting):
 
 
 class Memory:
-    """Where tensors wait that modules of a network put and take back one after the other.
+    """Where the modules of a network put tensors, and take them back in the same order.
 
-    device: None where they are made. In "cpu" those of CUDA wait pinned, and move while the device does other things: a
-    module's leave until the next one puts or takes, and come while the one before it works.
+    device: None where they are made. In "cpu", tensors of a CUDA device are pinned and move beside
+    its work: they leave until the next module puts or takes, and return during the module before.
     """
 
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
-        self.held_bytes = self.peak_bytes = 0  # of what waits, and the most that ever did
+        self.held_bytes = self.peak_bytes = 0  # of what waits, now and at most
         self.leaving: list[Waiting] = []  # what was put last
-        self.pinned: dict[torch.device, PinnedMemory] = {}  # by the device whose tensors wait
+        self.pinned: dict[torch.device, PinnedMemory] = {}  # by the device of the tensors
 
     def put(self, tensors: Mapping[str, Tensor]) -> dict[str, Waiting]:
         """Let tensors wait, by name."""
@@ -133,8 +135,9 @@ class Memory:
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         return waiting
 
-    def take(self, waiting: Mapping[str, Waiting], ahead: Mapping[str, Waiting]) -> dict[str, Tensor]:
-        """What waits, each on its own device, and no longer here. ahead: what will be taken next."""
+    def take(self, waiting: Mapping[str, Waiting],
+             ahead: Mapping[str, Waiting]) -> dict[str, Tensor]:
+        """Take tensors back to their own device. ahead: those that will be taken next."""
         tensors = {name: x.get() for name, x in waiting.items()}
         self.free(*waiting.values())
         for x in ahead.values():
@@ -142,14 +145,14 @@ class Memory:
         return tensors
 
     def free(self, *waiting: Waiting) -> None:
-        """Forget what waits."""
+        """Forget tensors that wait."""
         self._settle()
         for x in waiting:
             x.free()
             self.held_bytes -= x.nbytes
 
     def clear(self) -> None:
-        """Forget all, whatever is on its way."""
+        """Forget all tensors, those that are being copied too."""
         for memory in self.pinned.values():
             memory.wait_for_all()
         self.pinned, self.leaving, self.held_bytes = {}, [], 0
@@ -163,7 +166,7 @@ class Memory:
         return Offloaded(x, self.pinned[x.device])
 
     def _settle(self) -> None:
-        """Give away on their devices what was put last."""
+        """Free on its device what was put last."""
         for x in self.leaving:
             x.settle()
         self.leaving.clear()

@@ -1,7 +1,7 @@
-"""One web page of a folder's videos: their stages side by side on one clock, in one file that needs no other.
+"""One web page of a folder's videos: their stages side by side on one clock, in a single file.
 
-The page is made from what lies in the folder, and made again as videos arrive: what the last one holds of videos that
-are still there is taken over as it is. It shows stills, in step to the frame in every browser: see `page.html`.
+The page is written anew as videos arrive. It keeps the entries of videos that have not changed, and
+shows stills, so that all stages are in step to the frame in every browser: see `page.html`.
 """
 
 from __future__ import annotations
@@ -14,63 +14,68 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
-from .results import read_json, write_text
+from .fields import UserError
+from .files import whole
 from .video import VIDEO_SUFFIXES, busiest_line, read_video
 
 NAME = "index.html"
-FORMAT = 1  # of an entry: one of another format is made again
+FORMAT = 2  # of an entry: those of another format are made anew
 MOST = 64_000_000  # characters of all entries: what browsers still open quickly
-WIDEST = 512  # pixels: larger videos are shrunk to it
-ACROSS = 4  # stills in a row and a column of a sheet: at most 2048 pixels a side, which phones decode too
-LOSSLESS = 128  # pixels: up to there stills are kept exactly, above as WebP of quality 90
+WIDEST = 512  # pixels: larger videos are shrunk to this
+ACROSS = 4  # stills in a row and a column of a sheet: at most 2048 pixels, which phones can decode
+LOSSLESS = 128  # pixels: stills up to this are exact, larger ones WebP of quality 90
 OURS = '<meta name="generator" content="zerosmooth">'
-ENTRY = re.compile(r'^<script type="application/json" class="entry" data-key="([^"]*)">.*</script>$', re.MULTILINE)
+SCRIPT = '<script type="application/json" %s>%s</script>'
+ENTRY = re.compile("^" + SCRIPT % ('class="entry" data-key="([^"]*)"', ".*") + "$", re.MULTILINE)
 
-Found = tuple[str, Callable[[], "dict[str, Any] | None"]]  # what names an entry, and what makes it, or finds it damaged
+Entry = dict[str, Any]
+Found = tuple[str, Callable[[], "Entry | None"]]  # an entry's key, and what makes it if it can
 
 
 class Page:
-    """`index.html` of a folder. ValueError if there is one that is not ours."""
+    """`index.html` of a folder. UserError if there is one that is not ours."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
-        self._text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        if OURS not in self._text and not template().startswith(self._text):  # nor a damaged one of ours
-            raise ValueError(f"{self.path} is a page of something else; use another folder")
-        self._entries = {html.unescape(match[1]): match[0] for match in ENTRY.finditer(self._text)}  # lines of the page
+        self.path = path = folder / NAME
+        self._text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if OURS not in self._text and not template().startswith(self._text):  # ours, if cut off
+            raise UserError(f"{path} is a page of something else; use another folder")
+        self._entries = {html.unescape(m[1]): m[0] for m in ENTRY.finditer(self._text)}
 
-    def write(self, found: Iterable[Found], live: dict[str, Any] | None = None) -> None:
-        """Write the page with what is found, in this order, up to MOST; none if that is nothing. live: the entry of
-        what is being made, see `live`. OSError if it cannot be written."""
+    def write(self, found: Iterable[Found], live: Entry | None = None) -> None:
+        """Write the page of what is found, in this order, up to MOST; an empty folder gets none.
+
+        live: the entry of the video that is being made. OSError if it cannot be written.
+        """
         entries: dict[str, str] = {}
         left_out = size = 0
         for key, make in found:
+            key = f"{key} {FORMAT}"
             if size >= MOST:
                 left_out += 1
-                continue
-            key = f"{key} {FORMAT}"
-            line = self._entries.get(key)
-            if line is None and (made := make()):
-                line = _script(made, f'class="entry" data-key="{html.escape(key)}"')
-            if line is not None:
+            elif line := self._entries.get(key) or _entry_script(key, make()):
                 entries[key] = line
                 size += len(line)
         self._entries = entries
         folder, n = self.path.absolute().parent.name, len(entries)
-        about = f"{n} result{'s' * (n != 1)} in {folder}" + f"; the latest of {n + left_out}" * (left_out > 0)
+        about = f"{n} result{'s' * (n != 1)} in {folder}"
+        if left_out:
+            about += f"; the latest of {n + left_out}"
         head = {"title": f"{folder}: zerosmooth", "about": about, "live": live}
         data = "\n".join([_script(head, 'id="page"'), *entries.values()])
         text = template().replace("<!-- data -->", data)
         if text != self._text and (entries or live or self._text):
-            write_text(self.path, text)
+            with whole(self.path) as part:  # names of files may be no text
+                part.write_text(text, encoding="utf-8", errors="backslashreplace")
             self._text = text
 
 
@@ -80,92 +85,84 @@ def template() -> str:
     return files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
 
+def _entry_script(key: str, made: Entry | None) -> str:
+    return _script(made, f'class="entry" data-key="{html.escape(key)}"') if made else ""
+
+
 def _script(content: Any, attributes: str) -> str:
-    text = json.dumps(content).replace("<", "\\u003c")  # it may hold "</script>"
-    return f'<script type="application/json" {attributes}>{text}</script>'
+    return SCRIPT % (attributes, json.dumps(content).replace("<", "\\u003c"))  # no "</script>"
 
 
 def results(folder: Path) -> Iterator[Found]:
     """The results of `sample.py` in a folder, the latest first."""
     records = [(path.stat().st_mtime_ns, path) for path in folder.glob("[!.]*.json")]
     for changed, path in sorted(records, reverse=True):
-        yield f"{path.stem} {changed}", lambda path=path: _result(path)  # type: ignore[misc]
+        yield f"{path.stem} {changed}", partial(_result, path)
 
 
-def _result(path: Path) -> dict[str, Any] | None:
-    """The entry of a record; None if it is none, or a video of it is damaged."""
-    record = read_json(path)
+def _result(path: Path) -> Entry | None:
+    """The entry of a record; None if the file is none, or a video of it is damaged."""
     try:
-        frames, enlarged = record["frames"], record["enlarged"]
-        rates = record["play_fps"][-len(frames):]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        frames, settings = record["frames"], record["settings"]
+        rates = record["play_fps"][-len(frames):]  # of the densest alone, if no other is there
         names = [name for name in record["files"] if name.endswith(VIDEO_SUFFIXES)][: len(frames)]
-        videos = [read_video(path.parent / name, f) for name, f in zip(names, frames)]
-        panels = [
-            (f"{len(x)} frames", f"{fps:g} fps", x, fps, name)
-            for x, fps, name in zip(videos, rates, names, strict=True)
-        ]
-        title = record.get("prompt") or record.get("image") or path.stem
-        what = [record.get("image") if record.get("prompt") else None, f"seed {record['seed']}", record["family"]]
-        what += [f"preset {record['settings']['preset']}", f"{frames[-1] / rates[-1]:.3g} s"]
+        panels = [(f"{f} frames", f"{fps:g} fps", read_video(path.parent / name, f), fps, name)
+                  for name, f, fps in zip(names, frames, rates, strict=True)]
+        prompt, image = record.get("prompt"), record.get("image")
+        note = [image if prompt else None, f"seed {record['seed']}", record["family"],
+                f"preset {settings['preset']}", f"{frames[-1] / rates[-1]:.3g} s"]
         facts = {name: record.get(name) for name in ("seed", "checkpoint", "device", "seconds")}
-        settings = {**flat(record["settings"]), **facts, **record["versions"]}
-        return entry(path.stem, title, " · ".join(filter(None, what)), panels, enlarged) | {
-            "settings": {name: value for name, value in settings.items() if value is not None},
-            "command": shlex.join(["python", "sample.py", "--again", str(path.parent / names[-1])]),
-        }
-    except (KeyError, TypeError, ValueError):
+        listed = {**settings, **facts, **record["versions"]}
+        return entry(path.stem, prompt or image or path.stem, " · ".join(filter(None, note)),
+                     panels, record["enlarged"]) | {
+            "settings": {name: value for name, value in listed.items() if value is not None},
+            "command": shlex.join(["python", "sample.py", "--again", str(path.parent / names[-1])])}
+    except (OSError, LookupError, TypeError, ValueError, RecursionError):
         return None
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by their names, those of settings within them too."""
-    inner = [flat(value) if isinstance(value, dict) else {name: value} for name, value in settings.items()]
-    return {name: value for part in inner for name, value in part.items()}
+Panel = tuple[str, str, np.ndarray, float, "str | None"]  # label, note, frames, fps, file
 
 
-def entry(
-    key: str, title: str, note: str, panels: Sequence[tuple[str, str, np.ndarray, float, str | None]], enlarged: int = 1
-) -> dict[str, Any]:
-    """What the page is told of videos that are shown side by side. panels: of each a name, what else is said, frames
-    (uint8 f h w 3), frames a second, its file in the folder; enlarged: a whole factor, by which they were."""
+def entry(key: str, title: str, note: str, panels: Sequence[Panel], enlarged: int = 1) -> Entry:
+    """What the page needs of videos that it shows side by side.
+
+    panels: of each a label, a note, frames (uint8 f h w 3), frames a second, and its file in the
+    folder or None. enlarged: the whole factor by which the frames were enlarged.
+    """
+    if not panels:
+        return {"title": title, "note": note, "panels": []}
     frames = panels[0][2]  # whose busiest line is shown of all
     height, width = (side // enlarged for side in frames.shape[1:3])
     scale = min(1.0, WIDEST / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     axis, line = busiest_line(frames)
-    return {
-        "key": key,
-        "title": title,
-        "note": note,
-        "cell": size,
-        "across": ACROSS,
-        "line": [axis, line * size[2 - axis] // frames.shape[axis]],
-        "panels": [
-            {"label": name, "note": more, "fps": fps, "frames": len(x), "file": file, "sheets": sheets(x, size)}
-            for name, more, x, fps, file in panels
-        ],
-    }
+    return {"key": key, "title": title, "note": note, "cell": size, "across": ACROSS,
+            "line": [axis, line * size[2 - axis] // frames.shape[axis]],
+            "panels": [{"label": label, "note": more, "fps": fps, "frames": len(x), "file": file,
+                        "sheets": sheets(x, size)} for label, more, x, fps, file in panels]}
 
 
 def sheets(frames: np.ndarray, size: tuple[int, int]) -> list[str]:
-    """WebP images of ACROSS x ACROSS frames each as data URIs. frames: uint8 f h w 3; size: width, height in it."""
-    width, height = size
+    """WebP images of ACROSS x ACROSS frames each, as data URIs. frames: uint8 f h w 3; size: width
+    and height of a frame in them."""
+    stills = [np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(
+        size, Image.Resampling.BOX)) for frame in frames]
+    stills += [np.zeros_like(stills[0])] * (-len(stills) % ACROSS)
     made = []
-    for start in range(0, len(frames), ACROSS**2):
-        part = frames[start : start + ACROSS**2]
-        sheet = Image.new("RGB", (min(len(part), ACROSS) * width, -(-len(part) // ACROSS) * height))
-        for i, frame in enumerate(part):
-            still = Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BOX)
-            sheet.paste(still, (i % ACROSS * width, i // ACROSS * height))
+    for start in range(0, len(stills), ACROSS**2):
+        sheet = rearrange(np.stack(stills[start : start + ACROSS**2]),
+                          "(row column) h w c -> (row h) (column w) c", column=ACROSS)
         file = io.BytesIO()
-        sheet.save(file, "WEBP", lossless=max(size) <= LOSSLESS, quality=90, method=2)
+        Image.fromarray(sheet).save(file, "WEBP", lossless=max(size) <= LOSSLESS, quality=90,
+                                    method=2)
         made.append("data:image/webp;base64," + base64.b64encode(file.getvalue()).decode())
     return made
 
 
-def live(title: str, note: str, share: float, frames: np.ndarray | None, fps: float) -> dict[str, Any]:
-    """The entry of what is being made. share: of the run that is done; frames: coarse ones, uint8 f h w 3, if there
-    are some yet; fps: theirs."""
+def live(title: str, note: str, share: float, frames: np.ndarray | None, fps: float) -> Entry:
+    """The entry of the video that is being made. share: of the run that is done; frames: its coarse
+    preview, uint8 f h w 3, or None; fps: the preview's."""
     panels = [] if frames is None else [("key frames", "coarse preview", frames, fps, None)]
-    made = entry("live", title, note, panels) if panels else {"title": title, "note": note, "panels": []}
-    return made | {"share": share, "written": time.time()}
+    return entry("live", title, note, panels) | {"share": share, "written": time.time()}

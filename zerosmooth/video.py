@@ -1,4 +1,4 @@
-"""Writes videos: mp4 or GIF, and a picture for people who rather look."""
+"""Reads and writes videos (mp4 and GIF), and draws a picture that compares the stages of one."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from .comments import png_text
+from .fields import UserError
 from .files import FULL, one_line, scratch, whole
 from .images import find_images, read_image
 
-SHOWN = 256  # pixels: smaller videos are enlarged by a whole factor, or mp4's coarse colours would smear them
+SHOWN = 256  # pixels: smaller videos are enlarged, or mp4's coarse colours would blur them
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
-# The same frames are the same bytes: with several threads x264 finds other ones on other numbers of cores, and its fast
-# code for some CPUs (AVX-512) finds other ones now and then on the same machine.
+# The same frames give the same bytes: x264's result depends on the number of threads and, now and
+# then, on its code for some CPUs (AVX-512).
 EXACT = ("-threads", "1", "-x264-params", "cpu-independent=1")
+CODEC = (*"-an -vcodec libx264 -pix_fmt yuv420p -crf 16 -movflags +faststart".split(), *EXACT)
+XFSZ = getattr(signal, "SIGXFSZ", 25)  # the signal of a file beyond `ulimit -f`
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
-    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif, with a comment (see `comments`).
+    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif, with a comment.
 
-    The file is whole or not there: it is read back before it gets its name. OSError, which says why, if it cannot be
-    written; ValueError for what is no video.
+    The file is whole or not there: it is read back before it gets its name. OSError, which says
+    why, if it cannot be written; ValueError for what is no video.
     """
-    _check_frames(frames, fps)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"frames of {frames.dtype} {frames.shape}; uint8 f h w 3 is needed")
+    if not 0.001 <= fps <= 100_000:
+        raise UserError(f"a video of {fps} frames a second; use 0.001 to 100000")
     with whole(path) as part:
         _write_video(part, frames, fps, path, comment)
 
@@ -46,75 +52,61 @@ def write_picture(path: Path, image: np.ndarray, comment: str = "") -> None:
         Image.fromarray(image).save(part, "PNG", pnginfo=png_text(comment))
         with Image.open(part) as written:
             if not np.array_equal(np.asarray(written), image):
-                raise OSError(f"{path} cannot be written: it reads back as something else; is its disk sound?")
+                raise OSError(f"{path} cannot be written: it reads back as something else; is its "
+                              "disk sound?")
 
 
 def check_writer(folder: Path, suffix: str) -> None:
-    """Write a tiny video to `folder`, to be told before long work that it cannot be done. OSError if so."""
+    """Write a tiny video to a folder and remove it: OSError, before long work, if that fails."""
     path = folder / f"try{suffix}"
     with scratch(path) as part:
         _write_video(part, np.zeros((2, 64, 64, 3), np.uint8), 8, path)
 
 
-def _check_frames(frames: np.ndarray, fps: float) -> None:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
-        raise ValueError(f"frames of {frames.dtype} {frames.shape}; uint8 frames height width 3 is needed")
-    if not 0.001 <= fps <= 100_000:
-        raise ValueError(f"a video of {fps} frames a second; use 0.001 to 100000")
-
-
 def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path, comment: str = "") -> None:
-    """Write to `part` what is to become `path`, and count what can be read back."""
-    times = enlargement(frames)
-    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
+    """Write a video to `part`, which will be `path`, and check that all of it can be read back."""
+    frames = _enlarged(frames, enlargement(frames))
+    wanted, unit = len(frames), "frames"
     if path.suffix == ".gif":
-        durations = _gif_durations(len(frames), fps)
+        # GIF counts in hundredths of a second: frames are rounded, their sum is not.
+        ends = [10 * round(100 * i / fps) for i in range(wanted + 1)]
+        durations = [end - start for start, end in zip(ends, ends[1:])]
         iio.imwrite(part, frames, duration=durations, loop=0, comment=comment.encode())
-        with Image.open(part) as file:  # it holds frames that are alike as one
+        with Image.open(part) as file:  # in which equal frames are one
             found = sum(frame.info.get("duration", 0) for frame in ImageSequence.Iterator(file))
-        lost = f"{found} of {sum(durations)} ms" if found != sum(durations) else None
+        wanted, unit = ends[-1], "ms"
     else:
         _run_ffmpeg(part, frames, fps, path, comment)
         try:
             found = len(read_video(part))
         except ValueError:
             found = 0
-        lost = f"{found} of {len(frames)} frames" if found != len(frames) else None
-    if lost:
-        raise OSError(f"{path} cannot be written: only {lost} can be read back; is its disk sound, or full?")
+    if found != wanted:
+        raise OSError(f"{path} cannot be written: only {found} of {wanted} {unit} can be read "
+                      "back; is its disk sound, or full?")
 
 
 def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path, comment: str) -> None:
-    """OSError, which names `path` and the reason, unless ffmpeg says that it wrote all to `part`."""
+    """OSError, which names `path` and the reason, unless ffmpeg wrote all frames to `part`."""
     height, width = frames.shape[1:3]
-    rate = Fraction(fps).limit_denominator(65535)
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
-    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-movflags", "+faststart", *EXACT]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+              "-r", str(Fraction(fps).limit_denominator(65535)), "-i", "-"]
+    even = ["-vf", "scale=ceil(iw/2)*2:ceil(ih/2)*2"] if width % 2 or height % 2 else []
     tag = ["-metadata", f"comment={comment}"] if comment else []
-    even = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
     try:
-        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *codec, *even, *tag, str(part)]
-        pixels = np.ascontiguousarray(frames).reshape(-1).data
-        done = subprocess.run(command, input=pixels, capture_output=True, start_new_session=True)
+        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *CODEC, *even, *tag]
+        done = subprocess.run([*command, str(part)], input=np.ascontiguousarray(frames).data,
+                              capture_output=True, start_new_session=True)
     except (RuntimeError, OSError) as error:
-        hint = "pip install 'imageio[ffmpeg]', or write GIF (--gif)"
-        raise OSError(f"{path} cannot be written: no ffmpeg can be run ({one_line(error)}); {hint}") from error
-    if done.returncode == 0:
-        return
-    said = done.stderr.decode(errors="replace").strip()
-    ended = -done.returncode if done.returncode < 0 else done.returncode - 128  # by a signal; by one in a shell
-    reason = next((text for number, text in FULL.items() if os.strerror(number) in said), None)
-    if ended == getattr(signal, "SIGXFSZ", None):
-        reason = FULL[errno.EFBIG]
-    last = said.splitlines()[-1][:200] if said else "without a word"
-    status = f"signal {ended}" if 0 < ended < 65 else f"status {done.returncode}"
-    raise OSError(f"{path} cannot be written: {reason or f'ffmpeg ended with {status}: {last}'}")
-
-
-def _gif_durations(frames: int, fps: float) -> list[int]:
-    """Milliseconds of each frame. GIF counts in hundredths of a second, so single frames are rounded, not their sum."""
-    ends = [round(100 * (i + 1) / fps) for i in range(frames)]
-    return [10 * (end - start) for start, end in zip([0, *ends], ends)]
+        raise OSError(f"{path} cannot be written: no ffmpeg can be run ({one_line(error)}); pip "
+                      "install 'imageio[ffmpeg]', or write GIF (--gif)") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip() or f"status {done.returncode}"
+        reason = next((text for number, text in FULL.items() if os.strerror(number) in said),
+                      f"ffmpeg ended with {said.splitlines()[-1][:200]}")
+        if done.returncode in (-XFSZ, 128 + XFSZ):  # the latter from a shell around it
+            reason = FULL[errno.EFBIG]
+        raise OSError(f"{path} cannot be written: {reason}")
 
 
 def enlargement(frames: np.ndarray) -> int:
@@ -122,21 +114,30 @@ def enlargement(frames: np.ndarray) -> int:
     return max(1, ceil(SHOWN / max(frames.shape[1:3])))
 
 
+def _enlarged(frames: np.ndarray, times: int) -> np.ndarray:
+    return frames.repeat(times, axis=1).repeat(times, axis=2)
+
+
 def find_videos(folder: Path) -> list[Path]:
-    """All videos under a folder, by name: video files, and folders that hold frames. ValueError if there are none."""
+    """All videos under a folder, by name: video files, and folders of frames. UserError if there
+    are none."""
     if not folder.is_dir():
-        raise ValueError(f"the folder of videos {folder} does not exist")
-    files = [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".")]
-    frames = {p.parent for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")}
-    frames -= {folder, *(p.parent for p in files)}  # pictures beside videos are no video
-    if not (found := sorted([*files, *frames])):
-        raise ValueError(f"the folder {folder} has no videos ({', '.join(VIDEO_SUFFIXES)}, or folders of frames)")
-    return found
+        raise UserError(f"the folder of videos {folder} does not exist")
+    inside = [(p, p.suffix.lower()) for p in folder.rglob("*") if not p.name.startswith(".")]
+    found = {p for p, suffix in inside if suffix in VIDEO_SUFFIXES}
+    frames = {p.parent for p, suffix in inside if suffix in (".png", ".jpg", ".jpeg")}
+    found |= frames - {folder, *(p.parent for p in found)}  # pictures beside videos are no frames
+    if not found:
+        raise UserError(f"the folder {folder} has no videos ({', '.join(VIDEO_SUFFIXES)}, or "
+                        "folders of frames)")
+    return sorted(found)
 
 
 def read_video(path: Path, frames: int | None = None) -> np.ndarray:
-    """uint8 f h w 3 of a video file, or of a folder of frames in the order of their names. frames: how many a GIF
-    shows, which holds those that are alike as one; else as many as it holds. ValueError if unreadable."""
+    """uint8 f h w 3 of a video file, or of a folder of images by name. UserError if unreadable.
+
+    frames: how many a GIF is to give; None: as many as it holds, which has equal ones only once.
+    """
     try:
         if path.is_dir():
             return np.stack([read_image(frame).numpy() for frame in find_images(path)])
@@ -148,82 +149,84 @@ def read_video(path: Path, frames: int | None = None) -> np.ndarray:
         with Image.open(path) as image:
             ends = np.cumsum([still.info["duration"] for still in ImageSequence.Iterator(image)])
         return held[np.searchsorted(ends, (np.arange(frames) + 0.5) / frames * ends[-1])]
-    except Exception as error:  # whatever the plugin raises
-        raise ValueError(f"the video {path} cannot be read ({one_line(error)})") from error
+    except Exception as error:  # plugins raise anything
+        raise UserError(f"the video {path} cannot be read ({one_line(error)})") from error
 
 
-def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
-    """One picture of a result: h w 3. stages: uint8 f h w 3, each a multiple of the frames of the first.
-
-    Above, a stretch of time with a row a stage, frames aligned in time; below, a slice through each stage's whole
-    video, one line of pixels over time, where motion is a slanted edge and a jerk is a step in it.
-    """
-    densest = stages[-1]
-    columns = min(len(densest), 4 * len(densest) // len(stages[0]))  # four key frames
-    start = (len(stages[0]) - 4) // 2 * (len(densest) // len(stages[0])) if len(stages[0]) > 4 else 0
-    size = max(40, min(96, 1536 // columns))
-    pad, label = 4, 22
-    height, width = (max(1, round(size * s / max(densest.shape[1:3]))) for s in densest.shape[1:3])
-    axis, line = busiest_line(densest)
-    slice_width = (columns * (width + pad) - pad - (len(stages) - 1) * 4 * pad) // len(stages)
-    slice_height = max(160, min(320, slice_width))
-    total = (
-        max(480, pad + columns * (width + pad)),
-        len(stages) * (label + height + pad) + 2 * label + slice_height + pad,
-    )
-    canvas = Image.new("RGB", total, PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
-    y = 0
-    for frames, rate in zip(stages, fps):
-        stride = len(densest) // len(frames)
-        first, last = start // stride, (start + columns - 1) // stride
-        draw.text((pad, y + 3), f"{len(frames)} frames, {rate:g} fps: frames {first} to {last}", INK, font)
-        y += label
-        for column in range(0, columns, stride):
-            frame = Image.fromarray(frames[(start + column) // stride]).resize(
-                (width, height), Image.Resampling.LANCZOS
-            )
-            canvas.paste(frame, (pad + column * (width + pad), y))
-        y += height + pad
-    where = f"column {line} of every frame, its top" if axis == 2 else f"row {line} of every frame, its left end"
-    draw.text((pad, y + 3), f"pixel {where} above; time goes right, whole videos", INK, font)
-    y += label
-    for i, frames in enumerate(stages):
-        image = Image.fromarray(line_over_time(frames, axis, line))
-        x = pad + i * (slice_width + 4 * pad)
-        canvas.paste(image.resize((slice_width, slice_height), Image.Resampling.NEAREST), (x, y))
-        draw.text((x, y + slice_height + 2), f"{len(frames)} frames", INK, font)
-    return np.asarray(canvas)
-
-
-def side_by_side(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
-    """One video of a result, to be shared: the key frames, each held as long as it lasts, beside the densest video, a
-    line above each that says what it is. stages, fps: as in `picture`. Returns f h w 3, at the rate of the densest."""
-    pad, label = 8, 24
-    times, panels = enlargement(stages[0]), [stages[0].repeat(len(stages[-1]) // len(stages[0]), axis=0), stages[-1]]
-    f, height, width, _ = panels[0].shape
-    height, width = times * height, times * width
-    header = Image.new("RGB", (2 * width + pad, label), PAPER)
-    draw, font = ImageDraw.Draw(header), ImageFont.load_default(size=14)
-    for i, stage in enumerate((0, -1)):
-        draw.text((i * (width + pad) + 4, 3), f"{len(stages[stage])} frames, {fps[stage]:g} fps", INK, font)
-    canvas = np.full((f, label + height, 2 * width + pad, 3), PAPER, np.uint8)
-    canvas[:, :label] = np.asarray(header)
-    for i, x in enumerate(panels):
-        left = i * (width + pad)
-        canvas[:, label:, left : left + width] = x.repeat(times, axis=1).repeat(times, axis=2)
+def _titled(x: np.ndarray, title: str, width: int = 0) -> np.ndarray:
+    """Frames f h w 3 below a line of text, on paper that is at least `width` wide."""
+    f, h, w, _ = x.shape
+    line = Image.new("RGB", (max(w, width), 22), PAPER)
+    ImageDraw.Draw(line).text((4, 3), title, INK, ImageFont.load_default(size=13))
+    canvas = np.full((f, 22 + h, line.width, 3), PAPER, np.uint8)
+    canvas[:, :22] = np.asarray(line)
+    canvas[:, 22:, :w] = x
     return canvas
 
 
+def _row(panels: Sequence[np.ndarray], gap: int) -> np.ndarray:
+    """Panels f h w 3 in a row, with a gap behind each."""
+    return np.concatenate([np.pad(x, ((0, 0), (0, 4), (0, gap), (0, 0)), constant_values=255)
+                           for x in panels], axis=2)
+
+
+def picture(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
+    """One picture of a result: h w 3. stages: uint8 f h w 3, each a multiple of the first's frames.
+
+    Above, a row a stage of the same stretch of time, four key frames long, aligned in time. Below,
+    one line of pixels of each stage over its whole time: motion is a slanted edge, a jerk a step.
+    """
+    densest, keys = stages[-1], len(stages[0])
+    columns = min(len(densest), 4 * len(densest) // keys)
+    start = max(0, keys - 4) // 2 * (len(densest) // keys)
+    size = max(40, min(96, 1536 // columns)) / max(densest.shape[1:3])
+    height, width = (max(1, round(size * side)) for side in densest.shape[1:3])
+    total = max(480, columns * (width + 4))
+    rows = []
+    for x, rate in zip(stages, fps):
+        stride = len(densest) // len(x)
+        shown = x[start // stride : (start + columns - 1) // stride + 1]
+        small = [_resized(frame, width, height, Image.Resampling.LANCZOS) for frame in shown]
+        first = start // stride
+        title = f"{len(x)} frames, {rate:g} fps: frames {first} to {first + len(shown) - 1}"
+        rows.append(_titled(_row(small, 4 + (stride - 1) * (width + 4)), title, total))
+    axis, line = busiest_line(densest)
+    where = f"column {line} (its top" if axis == 2 else f"row {line} (its left end"
+    side = (total - 16 * len(stages)) // len(stages)
+    slices = [_titled(_resized(line_over_time(x, axis, line), side, max(160, min(320, side)),
+                               Image.Resampling.NEAREST), f"{len(x)} frames") for x in stages]
+    title = f"pixel {where} above) of every frame, over the whole videos; time goes right"
+    rows.append(_titled(_row(slices, 16), title, total))
+    return np.concatenate([row[0] for row in rows])
+
+
+def _resized(image: np.ndarray, width: int, height: int, how: Image.Resampling) -> np.ndarray:
+    """As one frame: 1 h w 3."""
+    return np.asarray(Image.fromarray(image).resize((width, height), how))[None]
+
+
+def side_by_side(stages: list[np.ndarray], fps: list[float]) -> np.ndarray:
+    """The key frames, each held as long as it lasts, beside the densest video, with titles.
+
+    stages, fps: as in `picture`. Returns f h w 3, to be played at the densest video's rate.
+    """
+    keys, densest = stages[0], stages[-1]
+    held = keys.repeat(len(densest) // len(keys), axis=0)
+    titles = [f"{len(stages[i])} frames, {fps[i]:g} fps" for i in (0, -1)]
+    panels = [_enlarged(x, enlargement(keys)) for x in (held, densest)]
+    return _row([_titled(x, title) for x, title in zip(panels, titles)], 8)
+
+
 def line_over_time(frames: np.ndarray, axis: int, line: int) -> np.ndarray:
-    """An x-t slice: one line of pixels, time going right. axis: 1 for row `line`, 2 for column `line`."""
+    """A slice through a video: one line of pixels, time going right. axis: 1 for row `line`, 2 for
+    column `line`."""
     pixels = frames[:, :, line] if axis == 2 else frames[:, line]
     return np.ascontiguousarray(rearrange(pixels, "f x c -> x f c"))
 
 
 def busiest_line(frames: np.ndarray, axes: Sequence[int] = (1, 2)) -> tuple[int, int]:
-    """The axis (1: a row, 2: a column) and index of the line of pixels that changes most along itself over time. axes:
-    those to choose from."""
+    """Axis (1: a row, 2: a column; one of `axes`) and index of the line of pixels that changes most
+    over time."""
     change = frames.astype(np.float32).mean(-1).std(0)  # h w
     lines = {1: change.mean(1), 2: change.mean(0)}
     axis = max(axes, key=lambda axis: lines[axis].max())

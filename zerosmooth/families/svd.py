@@ -1,4 +1,4 @@
-"""Stable Video Diffusion: an image, the frames a second, and an amount of motion to video."""
+"""Stable Video Diffusion: from an image, a frame rate and an amount of motion to video."""
 
 from __future__ import annotations
 
@@ -15,29 +15,16 @@ from ..samplers import EulerConfig
 
 
 class StableVideoDiffusion(Family):
-    """The paper's text has guidance linear over the frames and its Table 4 has 7.5; here it is the text's, from 1 to 3
-    as the published networks have it."""
+    """Guidance is linear over the frames as in the paper's text, from 1 to 3 as in the published
+    pipeline; the paper's Table 4 has 7.5."""
 
     name = "svd"
     converter = "weights_convert.svd"
     config = ModelConfig(
-        "svd",
-        SVDConfig(),
-        AutoencoderConfig(temporal=True, float32=True),
-        ImageConfig(),
+        "svd", SVDConfig(), AutoencoderConfig(temporal=True, float32=True), ImageConfig(),
         EulerConfig(),
-        Defaults(
-            height=576,
-            width=1024,
-            steps=25,
-            eta=0.0,
-            guidance_scale=3.0,
-            first_guidance_scale=1.0,
-            fps=7,
-            prompt="",
-            motion_bucket_id=180,
-        ),
-    )
+        Defaults(height=576, width=1024, steps=25, eta=0.0, guidance_scale=3.0,
+                 first_guidance_scale=1.0, fps=7, prompt="", motion_bucket_id=180))
     takes = ("image",)
     idle = ("negative_prompt",)
 
@@ -48,11 +35,13 @@ class StableVideoDiffusion(Family):
         return ImageTower(config)
 
     def branches(self, networks: Networks, inputs: Inputs, settings: Sampling) -> list[Branch]:
-        """The image as one token, and its latents (of the noisy image, not scaled); zeros for both in the other."""
+        """The image as one token, and the latents of the noisy image, not scaled; in the
+        unconditional branch zeros for both."""
         context = networks.encoder.encode(inputs.pixels)
         noisy = inputs.pixels + settings.noise_aug_strength * inputs.noise
         latents = networks.vae.moments(noisy.to(networks.vae.dtype))[0].to(context.dtype)
-        return [Branch(context, latents), Branch(torch.zeros_like(context), torch.zeros_like(latents))]
+        given = Branch(context, latents)
+        return [given, Branch(torch.zeros_like(context), torch.zeros_like(latents))]
 
     def lost_tokens(self, networks: Networks, prompt: str) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""VideoCrafter2 and VideoCrafter1: a prompt, and in VideoCrafter2 the frames a second, to video."""
+"""VideoCrafter2 and VideoCrafter1: from a prompt, and in VideoCrafter2 a frame rate, to video."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class VideoCrafter(Family):
 
     def __init__(self, name: str, unet: models.UNetConfig, sampler: DDIMConfig) -> None:
         self.name = name
-        self.config = ModelConfig(name, unet, AutoencoderConfig(), TextConfig(), sampler, Defaults())
+        self.config = ModelConfig(name, unet, AutoencoderConfig(), TextConfig(), sampler,
+                                  Defaults())
 
     def unet(self, config: models.UNetConfig) -> nn.Module:
         return models.UNet(config)

@@ -1,22 +1,27 @@
-"""CLIP's two towers (Radford et al. 2021): text for VideoCrafter (OpenCLIP's ViT-H/14) and LaVie (OpenAI's ViT-L/14),
-images for Stable Video Diffusion (OpenCLIP's ViT-H/14)."""
+"""CLIP's two towers (Radford et al. 2021).
+
+Text: OpenCLIP's ViT-H/14 for VideoCrafter, OpenAI's ViT-L/14 for LaVie. Images: OpenCLIP's ViT-H/14
+for Stable Video Diffusion.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..fields import Range, check
 from .tokenizer import Tokenizer
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's stand-in for GELU."""
+    """OpenAI's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -25,28 +30,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gel
 
 @dataclass(frozen=True)
 class TextConfig:
-    vocab_size: int = 49408  # 256 bytes, 256 bytes that end a word, the merges, and start and end of text
+    vocab_size: int = 49408  # 256 bytes, 256 that end a word, the merges, start and end of text
     context_length: int = 77  # tokens, start and end included
     width: int = 1024
     heads: int = 16
     layers: int = 23  # blocks that run: VideoCrafter leaves out the last of 24
-    pad_token: int = 0  # behind the end of text
-    activation: str = "gelu"  # or "quick_gelu"
+    pad_token: int = 0  # follows the end of text
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}; use one of {', '.join(ACTIVATIONS)}")
-        if not 0 <= self.pad_token < self.vocab_size:
-            raise ValueError(f"pad_token={self.pad_token} is none of {self.vocab_size} tokens")
+        check("activation", self.activation, Literal["gelu", "quick_gelu"])
+        check("pad_token", self.pad_token, int, Range(0, self.vocab_size - 1))
 
     @property
     def merges(self) -> int:
-        """Byte pairs that the tokenizer merges."""
+        """Number of byte pairs that the tokenizer merges."""
         return self.vocab_size - 2 * 256 - 2
 
     @property
     def context_shape(self) -> tuple[int, int]:
-        """Tokens and channels of the condition."""
+        """Tokens and channels of a network's context."""
         return self.context_length, self.width
 
 
@@ -70,7 +73,8 @@ class TextTower(nn.Module):
         self.config = c = config
         self.token_embedding = nn.Embedding(c.vocab_size, c.width)
         self.positional_embedding = nn.Parameter(torch.randn(c.context_length, c.width) * 0.01)
-        self.blocks = nn.ModuleList(TowerBlock(c.width, c.heads, c.activation, causal=True) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(TowerBlock(c.width, c.heads, c.activation, causal=True)
+                                    for _ in range(c.layers))
         self.norm_out = nn.LayerNorm(c.width)
 
     @cached_property
@@ -82,7 +86,7 @@ class TextTower(nn.Module):
         return self(self.tokenizer(prompts).to(self.positional_embedding.device))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids: b m with m = context_length; returns b m width, one vector a token, normalised."""
+        """ids: b m with m = context_length; returns b m width, normalised."""
         h = self.token_embedding(ids) + self.positional_embedding
         for block in self.blocks:
             h = block(h)
@@ -103,15 +107,16 @@ class ImageTower(nn.Module):
         self.proj_out = nn.Linear(c.width, c.out, bias=False)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images as a network's context: n 1 out. images: n 3 h w in [-1, 1], of any size, float32."""
+        """A network's context for images of any size: n 1 out. images: as for `prepare`."""
         return self(self.prepare(images).to(self.class_embedding.dtype))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: b 3 h w of image_size, normalised as CLIP's (see `prepare`); returns b 1 out, one token an image."""
+        """pixels: b 3 h w, as `prepare` returns them; returns b 1 out, one token an image."""
         return self.proj_out(self.norm_out(self.tokens(pixels)[:, :1]))
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """All tokens behind the last block, not normalised, the image's and then the patches': b 1+patches width."""
+        """The last block's output, not normalised: the image's token, then the patches'. Returns b
+        1+patches width."""
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
         first = self.class_embedding.expand(len(pixels), 1, -1)
         h = self.norm_in(torch.cat([first, patches], dim=1) + self.positional_embedding)
@@ -120,16 +125,18 @@ class ImageTower(nn.Module):
         return h
 
     def prepare(self, image: Tensor) -> Tensor:
-        """The tower's pixels of images of any size. image: b 3 h w in [-1, 1], float32."""
-        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=image.device)[:, None, None]
-        deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=image.device)[:, None, None]
+        """The tower's input for images of any size: image_size square, normalised as CLIP's.
+        image: b 3 h w in [-1, 1], float32."""
+        mean, deviation = (torch.tensor(x, device=image.device)[:, None, None] for x in (
+            [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]))
         return ((shrink(image, self.config.image_size) + 1) / 2 - mean) / deviation
 
 
 class TowerBlock(nn.Module):
     """h: b m d. Self-attention and a feed-forward."""
 
-    def __init__(self, width: int, heads: int, activation: str = "gelu", causal: bool = False) -> None:
+    def __init__(self, width: int, heads: int, activation: str = "gelu",
+                 causal: bool = False) -> None:
         super().__init__()
         self.heads, self.causal, self.activation = heads, causal, ACTIVATIONS[activation]
         self.norm1 = nn.LayerNorm(width)
@@ -140,16 +147,18 @@ class TowerBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(self.norm1(h)), "b m (three h d) -> three b h m d", three=3, h=self.heads)
+        qkv = self.to_qkv(self.norm1(h))
+        q, k, v = rearrange(qkv, "b m (three h d) -> three b h m d", three=3, h=self.heads)
         o = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         h = h + self.to_out(rearrange(o, "b h m d -> b m (h d)"))
         return h + self.fc2(self.activation(self.fc1(self.norm2(h))))
 
 
 def shrink(image: Tensor, size: int) -> Tensor:
-    """Resize to size x size as Stable Video Diffusion does: a Gaussian against aliasing, then bicubic, corners aligned.
+    """Resize to size x size as Stable Video Diffusion does: blur, then bicubic, corners aligned.
 
-    image: b 3 h w. The Gaussian's deviation is half of what a side shrinks by beyond 1, cut off at two deviations.
+    image: b 3 h w. The blur is a Gaussian, cut off at two deviations. Its deviation is half of what
+    a side shrinks by beyond 1: for an eighth of the side, 3.5 pixels.
     """
     for dim in (-1, -2):
         deviation = max((image.shape[dim] / size - 1) / 2, 0.001)
@@ -157,10 +166,9 @@ def shrink(image: Tensor, size: int) -> Tensor:
         at = torch.arange(taps, device=image.device, dtype=image.dtype) - taps // 2
         kernel = (-(at**2) / (2 * deviation**2)).exp()
         kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, 1, taps)
-        side = taps // 2
-        if dim == -1:
-            padded = F.pad(image, (side, side, 0, 0), mode="reflect")
-        else:
-            padded, kernel = F.pad(image, (0, 0, side, side), mode="reflect"), kernel.transpose(-1, -2)
+        padding = [taps // 2] * 2 + [0, 0]
+        if dim == -2:
+            padding, kernel = padding[::-1], kernel.transpose(-1, -2)
+        padded = F.pad(image, padding, mode="reflect")
         image = F.conv2d(padded, kernel, groups=image.shape[1])
     return F.interpolate(image, (size, size), mode="bicubic", align_corners=True)

@@ -1,7 +1,8 @@
-"""Layers compiled with `torch.compile`: those that know nothing of the bus.
+"""Layers compiled with `torch.compile`: those that have nothing to do with the bus.
 
-Attention modules hand states over at every step, with operators drawn anew: what is decided there would be compiled
-again and again. They stay as they are, and what lies between them is compiled without graph breaks.
+Attention modules hand over states at every step, with operators that are drawn anew, so compiled
+ones would be compiled again and again. They stay as they are; what lies between them has no graph
+breaks.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from ..bus import OnBus
 from .layers import ResBlock
 from .unet import Block
 
-GRAPHS = 1024  # of one layer's class, at most: one for each size that it is made in
+GRAPHS = 1024  # at most, of one class of layers: there is one for each size
 CONTAINERS = (Block, nn.ModuleList, nn.Sequential)
 
 
 def compilable(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The largest layers within a network that are made of others and hold nothing on a bus, or what does the work of
-    one that does; and the name of their method that is compiled."""
+    """The layers to compile, each with the name of its method: the largest ones without a module
+    on the bus, or the part of a ResNet block that has none."""
     for child in module.children():
-        if isinstance(child, CONTAINERS) or any(isinstance(inner, OnBus) for inner in child.modules()):
+        if isinstance(child, CONTAINERS) or any(isinstance(m, OnBus) for m in child.modules()):
             if isinstance(child, ResBlock):
                 yield child, "convolve"
             yield from compilable(child)
@@ -33,18 +34,19 @@ def compilable(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 @contextmanager
 def compiled(network: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Within, a network's layers run as `torch.compile` makes them, at their first call for each size: the same result
-    up to rounding."""
+    """Within, a network's layers run as `torch.compile` makes them at their first call in each
+    size: the same result up to rounding."""
     if not wanted:
         yield
         return
-    import torch._dynamo  # which takes a second
+    import torch._dynamo  # late, as it takes a second
 
     layers = list(compilable(network))
     for layer, method in layers:
         setattr(layer, method, torch.compile(getattr(layer, method), fullgraph=True))
     try:
-        with torch._dynamo.config.patch(cache_size_limit=GRAPHS, accumulated_cache_size_limit=GRAPHS):
+        with torch._dynamo.config.patch(cache_size_limit=GRAPHS,
+                                        accumulated_cache_size_limit=GRAPHS):
             yield
     finally:
         for layer, method in layers:

@@ -1,8 +1,8 @@
 """LaVie's UNet (Wang et al. 2023, arXiv 2309.15103).
 
-Stable Diffusion 1.4's UNet with temporal attention inside every transformer block, between the text and the
-feed-forward, by rotary embedding and a learned bias by distance. ResNet blocks normalise over all frames together,
-transformers frame by frame.
+Stable Diffusion 1.4's UNet with temporal attention in every transformer block, between the
+attention to the text and the feed-forward; it has rotary embeddings and a learned bias by distance.
+ResNet blocks normalise over all frames together, transformers frame by frame.
 """
 
 from __future__ import annotations
@@ -12,12 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..attention import (
-    ContextStates,
-    CrossAttention,
-    SpatialSelfAttention,
-    TemporalAttention,
-)
+from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TemporalAttention
 from ..bus import Stage, name_modules
 from .layers import FeedForward, ResBlock
 from .positions import RotaryBias
@@ -37,13 +32,11 @@ class LaVieUNet(Skeleton):
 
 
 class LaVieBlock(Block):
-    def __init__(self, c: LaVieConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
+    def __init__(self, c: LaVieConfig, channels: int, out: int, attention: bool,
+                 **more: bool) -> None:
         res = partial(ResBlock, emb=4 * c.channels, groups=c.groups, across_frames=True)
         super().__init__(res, channels, out, **more)
         self.transformer = LaVieTransformer(c, out) if attention else None
-
-    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
-        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 class LaVieTransformer(Transformer):

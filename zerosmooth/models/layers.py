@@ -1,6 +1,6 @@
 """Layers that the networks of several families share. Images are (b f) c h w, tokens b f l d.
 
-Where a layer sees its frames one by one, it can take a few at a time: see `frame_chunks`.
+Layers that treat frames one by one can take a few at a time: see `frame_chunks`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,15 @@ from ..kernels import Conv2d, GroupNorm, Linear, once
 
 
 def sinusoid(position: Tensor, dim: int, period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding, cosines before sines. position: n (steps, fps or frames); returns n dim, float32."""
-    angle = position.float()[:, None] * once(frequencies, dim // 2, period, device=position.device, dtype=torch.float32)
+    """Sinusoidal embedding, cosines before sines. position: n (steps, fps or frames); returns n
+    dim, float32."""
+    frequency = once(frequencies, dim // 2, period, device=position.device, dtype=torch.float32)
+    angle = position.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
 def frequencies(count: int, period: float) -> Tensor:
-    """From 1 down to almost 1 / period, evenly in their logarithm."""
+    """From 1 down to almost 1 / period, evenly in their logarithms."""
     return torch.exp(-math.log(period) * torch.arange(count, dtype=torch.float32) / count)
 
 
@@ -36,14 +39,17 @@ class TimestepEmbedding(nn.Sequential):
 
 
 class PerFrame(nn.Module):
-    """A layer that sees its frames one by one. frame_chunk: how many it takes at a time; None: all."""
+    """A layer that treats frames one by one. frame_chunk: frames at a time; None: all."""
 
     frame_chunk: int | None = None
 
-    def in_chunks(self, work: Callable[..., Tensor], dim: int, *inputs: Tensor, at_most: int | None = None) -> Tensor:
-        """work(*inputs), with the inputs' axis `dim` taken in pieces, of `at_most` frames if fewer than frame_chunk."""
-        frames = min(chunk for chunk in (self.frame_chunk, at_most, inputs[0].shape[dim]) if chunk is not None)
-        if inputs[0].shape[dim] <= frames:
+    def in_chunks(self, work: Callable[..., Tensor], dim: int, *inputs: Tensor,
+                  at_most: int | None = None) -> Tensor:
+        """work(*inputs), in pieces along the inputs' axis `dim`, of `at_most` frames if that is
+        less than frame_chunk."""
+        f = inputs[0].shape[dim]
+        frames = min(chunk for chunk in (self.frame_chunk, at_most, f) if chunk is not None)
+        if f <= frames:
             return work(*inputs)
         pieces = zip(*(x.split(frames, dim) for x in inputs))
         return torch.cat([work(*piece) for piece in pieces], dim)
@@ -51,24 +57,23 @@ class PerFrame(nn.Module):
 
 @contextmanager
 def frame_chunks(network: nn.Module, frames: int | None) -> Iterator[None]:
-    """Within, a network's layers that see frames one by one take `frames` at a time: less memory, the same result up to
-    rounding. None: all at once."""
+    """Within, a network's layers that treat frames one by one take `frames` at a time: less memory,
+    and the same result up to rounding. None: all at once."""
     layers = [module for module in network.modules() if isinstance(module, PerFrame)]
-    before = [layer.frame_chunk for layer in layers]
     for layer in layers:
         layer.frame_chunk = frames
     try:
         yield
     finally:
-        for layer, chunk in zip(layers, before):
-            layer.frame_chunk = chunk
+        for layer in layers:
+            layer.frame_chunk = None
 
 
 class FeedForward(PerFrame):
-    """GEGLU: half of the first projection gates the other half. h: b f l d.
+    """GEGLU: one half of the first projection gates the other. h: b f l d.
 
-    The projection is the largest tensor of a network. It is taken in pieces of `LARGEST` elements at most: no kernel
-    has to count beyond 2**31, and a GPU that holds a whole video's activations need not hold eight times one of them.
+    The projection is a network's largest tensor. It is made in pieces of at most `LARGEST`
+    elements, so that no kernel has to index beyond 2**31, and that it takes little memory.
     """
 
     LARGEST = 2**28
@@ -90,8 +95,9 @@ class FeedForward(PerFrame):
 class Upsample(PerFrame):
     """Twice the height and width by nearest neighbour, then a 3x3 convolution. x: n c h w.
 
-    The nine pixels under the kernel are copies of four at most, so a transposed convolution of both, with four products
-    a pixel, gives the same. Its kernel is made in every call, which fewer pixels than channels would not repay.
+    Under the kernel lie nine pixels, copies of at most four. So a transposed convolution, with four
+    products a pixel, gives the same. Its kernel is made in every call, which pays off unless there
+    are fewer pixels than channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -101,38 +107,34 @@ class Upsample(PerFrame):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         if n * h * w < c:
-            return self.in_chunks(lambda x: self.conv(F.interpolate(x, scale_factor=2, mode="nearest")), 0, x)
-        kernel = self.kernel()
-        return self.in_chunks(lambda x: F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1), 0, x)
+            return self.in_chunks(lambda x: self.conv(F.interpolate(x, scale_factor=2)), 0, x)
+        transposed = partial(F.conv_transpose2d, weight=self.kernel(), bias=self.conv.bias,
+                             stride=2, padding=1)
+        return self.in_chunks(transposed, 0, x)
 
     def kernel(self) -> Tensor:
-        """What one pixel adds to the 4x4 around its two by two copies: i o 4 4, from the convolution's o i 3 3."""
-        w = self.conv.weight.transpose(0, 1)
-        return (w.flatten(2) @ once(taps_of_copies, device=w.device, dtype=w.dtype)).unflatten(2, (4, 4))
+        """What a pixel adds to the 4x4 pixels around its 2x2 copies: i o 4 4."""
+        w = self.conv.weight.transpose(0, 1)  # i o 3 3
+        taps = once(taps_of_copies, device=w.device, dtype=w.dtype)
+        return (w.flatten(2) @ taps).unflatten(2, (4, 4))
 
 
 def taps_of_copies() -> Tensor:
-    """Which of a 3x3 kernel's taps meet either copy of a pixel in each of the 4x4 around both: 9 16, zeros and ones."""
+    """Which taps of a 3x3 kernel meet a copy of a pixel, at each of the 4x4 pixels around its
+    copies: 9 16, zeros and ones."""
     tap = torch.eye(3)
     axis = (F.pad(tap, (0, 0, 1, 0)) + F.pad(tap, (0, 0, 0, 1))).flip(0)  # 4 3
     return torch.kron(axis, axis).T
 
 
 class ResBlock(PerFrame):
-    """Norm, SiLU, convolution, twice, and a residual. x: (b f) c h w, emb: b e where there is an embedding.
+    """Twice norm, SiLU, convolution, and a residual. x: (b f) c h w, emb: b e, or None without one.
 
-    across_frames: all frames of a video that it is given share the norms' statistics; else each has its own.
+    across_frames: all frames of a video share the norms' statistics; else each frame has its own.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        out: int,
-        emb: int | None,
-        groups: int,
-        eps: float = 1e-5,
-        across_frames: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, out: int, emb: int | None, groups: int, eps: float = 1e-5,
+                 across_frames: bool = False) -> None:
         super().__init__()
         self.across_frames = across_frames
         self.norm1 = GroupNorm(groups, channels, eps=eps)
@@ -161,10 +163,8 @@ class ResBlock(PerFrame):
 
 
 class TemporalResBlock(nn.Module):
-    """Norm, SiLU, convolution over 3 frames, twice, and a residual; norms see all frames (Stable Video Diffusion).
-
-    x: (b f) c h w, emb: b e where there is an embedding; without one, x is one video.
-    """
+    """Twice norm, SiLU, convolution over 3 frames, and a residual; the norms see all frames (Stable
+    Video Diffusion). x: (b f) c h w, emb: b e; without one, x is one video."""
 
     def __init__(self, channels: int, emb: int | None, groups: int) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class TemporalResBlock(nn.Module):
 
 
 class Mix(nn.Module):
-    """Mixes what layers within frames and layers between frames made, by one learned share."""
+    """Mixes the outputs of layers within and between frames, by a learned share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Mix(nn.Module):
 
 
 def norm_across_frames(norm: nn.GroupNorm, x: Tensor, f: int) -> Tensor:
-    """A group norm whose statistics are those of all f frames of a video. x: (b f) c h w."""
+    """A group norm with the statistics of all f frames of a video. x: (b f) c h w."""
     height = x.shape[-2]
     stacked = rearrange(x, "(b f) c h w -> b c (f h) w", f=f)
     return rearrange(norm(stacked), "b c (f h) w -> (b f) c h w", h=height)

@@ -1,7 +1,7 @@
-"""Temporal attention with relative positions: VideoCrafter1's learned keys and values, LaVie's rotation and bias.
+"""Temporal attention with relative positions: VideoCrafter1's and LaVie's.
 
-Each is a module (q, k, v) -> o that `attention.TemporalAttention` calls window by window, so that distances restart in
-every window (paper Eq. 21-22). q, k, v: ... f d.
+`attention.TemporalAttention` calls these modules (q, k, v) -> o window by window, so that distances
+restart in every window (paper Eq. 21-22). q, k, v: ... f d.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..kernels import once
 
 
 class RelativePosition(nn.Module):
-    """Attention with learned relative keys and values (VideoCrafter1; paper Eq. 21-22).
+    """Attention with learned relative keys and values (VideoCrafter1).
 
-    Distances beyond max_distance count as max_distance. The f x f weights are formed: f is a window's few frames.
+    Distances beyond max_distance count as max_distance. The f x f weights are small: f is a window.
     """
 
     def __init__(self, head_dim: int, max_distance: int) -> None:
@@ -38,40 +38,43 @@ class RelativePosition(nn.Module):
 
 
 def distances(f: int, longest: int) -> Tensor:
-    """1 - f to f, as places among 2 * longest + 1 distances, of which the ends stand for all beyond."""
+    """Indices of the distances 1 - f to f among -longest to longest, which stand for all beyond."""
     return torch.arange(1 - f, f + 1).clamp(-longest, longest) + longest
 
 
 def by_frame(x: Tensor) -> Tensor:
-    """What each of f frames has for each distance, for each frame instead: ... f 2f to ... f f, a view where it can be.
+    """From each frame's values by distance to its values by frame: ... f 2f to ... f f.
 
-    Distance j - i stands at f - 1 + j - i, so a row that is one shorter starts where it should."""
+    Frame i has the value for frame j at f - 1 + j - i, so rows that are one shorter line up.
+    """
     f = x.shape[-2]
     return x.flatten(-2)[..., f - 1 : -1].unflatten(-1, (f, 2 * f - 1))[..., :f]
 
 
 def by_distance(x: Tensor) -> Tensor:
-    """The other way: ... f f to ... f 2f, with zeros for distances to no frame."""
+    """The inverse: ... f f to ... f 2f, with zeros at distances where there is no frame."""
     f = x.shape[-2]
     return F.pad(F.pad(x, (0, f - 1)).flatten(-2), (f - 1, 1)).unflatten(-1, (f, 2 * f))
 
 
 class RotaryBias(nn.Module):
-    """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and head (LaVie; paper
-    Eq. 21-22).
+    """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and
+    head (LaVie).
 
-    The first 32 channels of a head turn, in adjacent pairs. Distances fall into 32 buckets, 16 for each direction:
-    one each up to 7, then ever wider ones up to max_distance (the relative bias of T5, Raffel et al. 2020).
+    The first 32 channels of a head turn, in adjacent pairs. Distances fall into 32 buckets, 16 a
+    direction: one for each up to 7, then ever wider ones up to max_distance (as in T5, Raffel et
+    al. 2020).
     """
 
-    def __init__(self, heads: int, head_dim: int, buckets: int = 32, max_distance: int = 32) -> None:
+    def __init__(self, heads: int, head_dim: int, count: int = 32, max_distance: int = 32) -> None:
         super().__init__()
         self.turned, self.max_distance = min(32, head_dim), max_distance
-        self.bias = nn.Parameter(torch.zeros(buckets, heads))
+        self.bias = nn.Parameter(torch.zeros(count, heads))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        bucket = once(buckets, q.shape[-2], len(self.bias), self.max_distance, device=q.device, dtype=torch.int64)
-        bias = self.bias[bucket].permute(2, 0, 1).contiguous()  # h f f; fused kernels need it so
+        bucket = once(buckets, q.shape[-2], len(self.bias), self.max_distance,
+                      device=q.device, dtype=torch.int64)
+        bias = self.bias[bucket].permute(2, 0, 1).contiguous()  # h f f; fused kernels need this
         return attend_frames(self.turn(q), self.turn(k), v, bias)
 
     def turn(self, x: Tensor) -> Tensor:
@@ -90,11 +93,12 @@ def turns(f: int, channels: int) -> Tensor:
 
 
 def buckets(f: int, count: int, max_distance: int) -> Tensor:
-    """Bucket of the distance of each pair of f frames: query, key."""
+    """The bucket of each distance among f frames: query key."""
     frame = torch.arange(f)
     distance = frame[:, None] - frame[None, :]  # of the query from the key
     half = count // 2
     exact = half // 2
     far = distance.abs().clamp(min=1)
     wide = exact + ((far / exact).log() / log(max_distance / exact) * (half - exact)).long()
-    return torch.where(distance.abs() < exact, distance.abs(), wide.clamp(max=half - 1)) + half * (distance < 0)
+    bucket = torch.where(distance.abs() < exact, distance.abs(), wide.clamp(max=half - 1))
+    return bucket + half * (distance < 0)

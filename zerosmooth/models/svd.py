@@ -1,8 +1,9 @@
 """Stable Video Diffusion's UNet (Blattmann et al. 2023, arXiv 2311.15127), image to video.
 
-Stable Diffusion 2.1's UNet with a temporal ResNet block behind every ResNet block and a temporal transformer block
-behind every transformer block, each mixed in by a learned share. Frames carry absolute positions. The reference
-image comes as latents beside the noisy ones, and as one token of cross-attention.
+Stable Diffusion 2.1's UNet with a temporal ResNet block after every ResNet block and a temporal
+transformer block after every transformer block, each mixed in by a learned share. Frames have
+absolute positions. The reference image comes as latents beside the noisy ones, and as the only
+token of cross-attention.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..bus import Stage, name_modules
 from .layers import FeedForward, Mix, ResBlock, TemporalResBlock, TimestepEmbedding, sinusoid
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
 
-POSITIONS = "positions"  # of the frames: where the states of the context have them, beside those of its modules
+POSITIONS = "positions"  # in the states of a context: other positions of the frames, f
 
 
 @dataclass(frozen=True)
@@ -28,53 +29,42 @@ class SVDConfig(SkeletonConfig):
     transformer_depth: int = 1  # spatial and temporal blocks a transformer
     condition_dim: int = 256  # channels of the sinusoid of each number of the condition
     frames: int = 14  # frames the network was trained on; 25 in the xt variants
-    outer_eps: float = 1e-5  # of ResNet norms on attention levels down and on all levels up; diffusers takes 1e-6 there
+    # Of ResNet norms in the decoder and in the encoder's levels with attention; diffusers has 1e-6.
+    outer_eps: float = 1e-5
 
 
 class SVDUNet(Skeleton):
+    """timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a second
+    minus one, motion bucket, augmentation noise."""
+
     config: SVDConfig
 
     def __init__(self, config: SVDConfig) -> None:
         c = config
         super().__init__(c, partial(SVDBlock, c))
-        self.condition_embedding = TimestepEmbedding(3 * c.condition_dim, 4 * c.channels, 4 * c.channels)
-        down = [block for block in self.encoder if isinstance(block, SVDBlock) and block.transformer is not None]
-        for block in [*down, *self.decoder]:
-            for norm in block.res.modules():
-                if isinstance(norm, nn.GroupNorm):
-                    norm.eps = c.outer_eps
+        embedded = 4 * c.channels
+        self.condition_embedding = TimestepEmbedding(3 * c.condition_dim, embedded, embedded)
+        for block in [*self.encoder, *self.decoder]:
+            if isinstance(block, SVDBlock) and (block in self.decoder or block.transformer):
+                for norm in block.res.modules():
+                    if isinstance(norm, nn.GroupNorm):
+                        norm.eps = c.outer_eps
         name_modules(self)
-
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | ContextStates,
-        condition: Tensor | None = None,
-        stage: Stage | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """As `Skeleton.forward`, whose parameters stand here again, and one more: positions, f, of the frames, None for
-        those of `frame_positions`. timestep: 0.25 log sigma; context: one token, the image's; condition: b 3, frames a
-        second minus one, motion bucket, augmentation noise."""
-        states = self.project_context(context) if isinstance(context, Tensor) else context
-        states = states if positions is None else {**states, POSITIONS: (positions,)}
-        return super().forward(x, timestep, states, condition, stage)
 
     def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
         if condition is None:
-            raise ValueError("this network takes frames a second minus one, motion bucket, augmentation noise: b 3")
+            raise ValueError("the condition is missing: frames a second minus one, motion bucket, "
+                             "augmentation noise, b 3")
         numbers = sinusoid(condition.flatten(), self.config.condition_dim).view(len(condition), -1)
-        return super().embed(timestep, condition, dtype) + self.condition_embedding(numbers.to(dtype))
+        embedded = self.condition_embedding(numbers.to(dtype))
+        return super().embed(timestep, condition, dtype) + embedded
 
 
 class SVDBlock(Block):
-    def __init__(self, c: SVDConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
+    def __init__(self, c: SVDConfig, channels: int, out: int, attention: bool,
+                 **more: bool) -> None:
         super().__init__(partial(SVDResBlock, c), channels, out, **more)
         self.transformer = SVDTransformer(c, out) if attention else None
-
-    def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
-        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 class SVDResBlock(nn.Module):
@@ -92,7 +82,7 @@ class SVDResBlock(nn.Module):
 
 
 class SVDTransformer(Transformer):
-    """Spatial and temporal blocks in turn; the temporal ones see the frames' positions (Eq. 16-17)."""
+    """Spatial and temporal blocks in turn; the latter see the frames' positions (Eq. 16-17)."""
 
     def __init__(self, c: SVDConfig, channels: int) -> None:
         heads = channels // c.head_dim
@@ -101,14 +91,16 @@ class SVDTransformer(Transformer):
         self.channels = channels
         self.temporal_blocks = nn.ModuleList()
         for _ in range(c.transformer_depth):
-            self.blocks.append(SpatialBlock(inner, c.context_dim, heads, c.head_dim, one_token=True))
+            self.blocks.append(
+                SpatialBlock(inner, c.context_dim, heads, c.head_dim, one_token=True))
             self.temporal_blocks.append(SVDTemporalBlock(c, inner, heads))
         self.position_embedding = TimestepEmbedding(channels, 4 * channels, channels)
         self.mix = Mix()
 
     def run_blocks(self, h: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
         placed = context.get(POSITIONS) or (frame_positions(h.shape[1], stage, h.device),)
-        embedded = self.position_embedding(sinusoid(placed[0], self.channels).to(h.dtype))[:, None]  # f 1 d
+        sinusoids = sinusoid(placed[0], self.channels).to(h.dtype)
+        embedded = self.position_embedding(sinusoids)[:, None]  # f 1 d
         for spatial, temporal in zip(self.blocks, self.temporal_blocks):
             h = spatial(h, context, stage)
             h = self.mix(h, temporal(h + embedded, context, stage))
@@ -116,7 +108,7 @@ class SVDTransformer(Transformer):
 
 
 class SVDTemporalBlock(nn.Module):
-    """h: b f l d. Feed-forward, attention along the frames, attention to the image, feed-forward."""
+    """h: b f l d. Feed-forward, attention along the frames and to the image, feed-forward."""
 
     def __init__(self, c: SVDConfig, dim: int, heads: int) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 """CLIP's byte-pair tokenizer (Sennrich et al. 2016, Radford et al. 2021).
 
-Text is lower-cased and cut into words, numbers' digits and runs of other signs; each piece is written as bytes, and
-neighbouring symbols are merged in the order in which CLIP learnt the merges. A tokenizer with fewer merges takes the
-first ones of the same list.
+Text is lower-cased and cut into words, single digits and runs of other signs. Each piece is written
+as bytes, and neighbouring symbols are merged in the order in which CLIP learnt the merges. A
+tokenizer with fewer merges takes the first ones of the list.
 
-Where `ftfy` and `regex` are installed (extra `text`), they clean and cut text, as in CLIP's own tokenizer. Elsewhere
-the standard library does, with the same tokens of ordinary prompts; what only `ftfy` mends then stays as it is: text
-decoded with the wrong encoding (cafÃ©), ligatures, fullwidth letters, control characters.
+Where `ftfy` and `regex` are installed (extra `text`), they clean and cut text as in CLIP's own
+tokenizer. Elsewhere the standard library does, with the same tokens for ordinary prompts; what only
+`ftfy` mends stays as it is: text decoded with the wrong encoding (cafÃ©), ligatures, fullwidth
+letters, control characters.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ import torch
 from torch import Tensor
 
 SPECIAL = ("<start_of_text>", "<end_of_text>")
-FIRST = "|".join((*SPECIAL, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"))  # before any other piece
+FIRST = "|".join((*SPECIAL, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"))  # tried first
 CLIP_PIECES = FIRST + r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-# Python's `re` does not know letters and numbers by their Unicode category; `_letters_and_numbers` does that part.
+# Python's `re` has no Unicode categories: `_letters_and_numbers` tells letters from numbers.
 PIECES = re.compile(FIRST + r"|[^\W_]+|(?:[^\s\w]|_)+")
-QUOTES = str.maketrans(  # curly ones are what people paste
-    dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
-)
+QUOTES = str.maketrans(dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'")  # as people paste them
+                       | dict.fromkeys("\u201c\u201d\u201e\u201f", '"'))
 
 
 def clip_pieces(text: str) -> list[str]:
@@ -42,7 +42,7 @@ def clip_pieces(text: str) -> list[str]:
 
 
 def plain_pieces(text: str) -> list[str]:
-    """The same by the standard library, nearly: see above."""
+    """Nearly the same with the standard library: see above."""
     text = _plain(unicodedata.normalize("NFC", text).translate(QUOTES))
     return [part for piece in PIECES.findall(text) for part in _letters_and_numbers(piece)]
 
@@ -52,7 +52,8 @@ def _plain(text: str) -> str:
 
 
 class Tokenizer:
-    """merges: byte pairs to merge, at most 48,894. context_length: tokens of a prompt; pad_token fills it up."""
+    """merges: number of byte pairs to merge, at most 48,894. context_length: tokens of a prompt,
+    filled up with pad_token."""
 
     def __init__(self, merges: int, context_length: int = 77, pad_token: int = 0) -> None:
         pairs = _merge_list()
@@ -60,9 +61,9 @@ class Tokenizer:
             raise ValueError(f"merges={merges}; the list has {len(pairs)}")
         self.context_length, self.pad_token = context_length, pad_token
         self.symbols = _byte_symbols()
-        alphabet = [self.symbols[b] for b in sorted(self.symbols, key=_byte_order)]
+        alphabet = list(self.symbols.values())
         self.rank = {pair: i for i, pair in enumerate(pairs[:merges])}
-        vocabulary = alphabet + [s + "</w>" for s in alphabet] + ["".join(pair) for pair in pairs[:merges]]
+        vocabulary = [*alphabet, *(s + "</w>" for s in alphabet), *map("".join, self.rank)]
         self.ids = {token: i for i, token in enumerate(vocabulary)}
         self.start, self.end = len(vocabulary), len(vocabulary) + 1
         self.pieces = clip_pieces if find_spec("ftfy") and find_spec("regex") else plain_pieces
@@ -73,7 +74,7 @@ class Tokenizer:
         return [i for piece in self.pieces(text) for i in self.encode_piece(piece)]
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """Ids of prompts: n context_length. Longer prompts are cut; `overflow` tells which."""
+        """Ids of prompts: n context_length. Longer prompts are cut off; see `overflow`."""
         rows = []
         for prompt in prompts:
             ids = [self.start, *self.encode(prompt)[: self.context_length - 2], self.end]
@@ -103,7 +104,8 @@ class Tokenizer:
 
 
 def _letters_and_numbers(piece: str) -> list[str]:
-    """A run of letters and numbers as runs of letters and single numbers; any other piece as it is."""
+    """A run of letters and numbers, cut into runs of letters and single numbers; any other piece as
+    it is."""
     if not piece[0].isalnum():
         return [piece]
     runs = ["".join(run) for _, run in groupby(piece, str.isalpha)]
@@ -117,18 +119,10 @@ def _merge_list() -> list[tuple[str, str]]:
     return [(left, right) for left, right in (line.split() for line in lines)]
 
 
-def _printable() -> list[int]:
-    return [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-
-
 def _byte_symbols() -> dict[int, str]:
-    """A visible character for every byte: itself where it is printable, the next free one from 256 on elsewhere."""
-    printable = set(_printable())
+    """A visible character for every byte, in the order of CLIP's vocabulary: printable bytes stand
+    for themselves and come first, the others are characters from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
+                 *range(ord("®"), ord("ÿ") + 1)]
     hidden = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(hidden)}
-
-
-def _byte_order(b: int) -> int:
-    """CLIP's vocabulary lists the printable bytes first."""
-    printable = _printable()
-    return printable.index(b) if b in printable else len(printable) + b

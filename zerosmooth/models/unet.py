@@ -1,4 +1,5 @@
-"""The skeleton of all families' UNets: Stable Diffusion's, over frames. A family gives its block and its embeddings."""
+"""The skeleton of all families' UNets: Stable Diffusion's, over frames. Families add their own
+blocks and embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention, project_context
+from .. import attention
+from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention
 from ..bus import Stage
 from ..kernels import Conv2d, GroupNorm, Linear, laid_out
 from .layers import FeedForward, TimestepEmbedding, Upsample, norm_across_frames, sinusoid
@@ -19,15 +21,15 @@ from .layers import FeedForward, TimestepEmbedding, Upsample, norm_across_frames
 
 @dataclass(frozen=True)
 class SkeletonConfig:
-    """What every family's config has; a family adds its own and changes defaults."""
+    """What every family's config has; families add fields and change defaults."""
 
     in_channels: int = 4  # of the latents
     out_channels: int = 4
     channels: int = 320  # of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over those of the first
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # of each level, relative to the first
     res_blocks: int = 2  # ResNet blocks a level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors at which there is attention
-    context_dim: int = 1024  # channels of a token of the condition
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # downsampling factors with attention
+    context_dim: int = 1024  # channels of a token of the context
     frames: int = 16  # frames the network was trained on
     groups: int = 32  # of all group norms
 
@@ -36,32 +38,29 @@ Layers = Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
-    """A ResNet block, then attention (a family's own), then a second ResNet block or an upsampling where there is one.
+    """A ResNet block, the family's attention, and perhaps a second ResNet block or upsampling.
 
-    x: (b f) c h w, emb: b e. res: (channels, out) -> ResNet block, a family's own, (x, emb) -> x.
+    x: (b f) c h w, emb: b e. res: makes the family's ResNet block, (x, emb) -> x, of channels in
+    and out.
     """
 
-    def __init__(
-        self,
-        res: Callable[[int, int], nn.Module],
-        channels: int,
-        out: int,
-        second_res: bool = False,
-        upsample: bool = False,
-    ) -> None:
+    def __init__(self, res: Callable[[int, int], nn.Module], channels: int, out: int,
+                 second_res: bool = False, upsample: bool = False) -> None:
         super().__init__()
         self.res = res(channels, out)
         self.res2 = res(out, out) if second_res else None
         self.upsample = Upsample(out) if upsample else None
+        self.transformer: nn.Module | None = None  # a family sets it, or its own `attend`
 
-    def forward(self, x: Tensor, emb: Tensor, context: ContextStates, stage: Stage | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: ContextStates,
+                stage: Stage | None) -> Tensor:
         x = self.attend(self.res(x, emb), emb.shape[0], context, stage)
         if self.res2 is not None:
             x = self.res2(x, emb)
         return x if self.upsample is None else self.upsample(x)
 
     def attend(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
-        raise NotImplementedError
+        return x if self.transformer is None else self.transformer(x, b, context, stage)
 
 
 def run_deep(deep: Layers, stage: Stage | None, h: Tensor) -> Tensor:
@@ -87,7 +86,8 @@ class Skeleton(nn.Module):
         self.encoder = nn.ModuleList()
         for level, mult in enumerate(c.channel_mult):
             for _ in range(c.res_blocks):
-                self.encoder.append(block(ch, mult * c.channels, attention=factor in c.attention_resolutions))
+                attends = factor in c.attention_resolutions
+                self.encoder.append(block(ch, mult * c.channels, attention=attends))
                 ch = mult * c.channels
                 skips.append(ch)
             if level < len(c.channel_mult) - 1:
@@ -98,52 +98,44 @@ class Skeleton(nn.Module):
         self.decoder = nn.ModuleList()
         for level, mult in reversed(list(enumerate(c.channel_mult))):
             for i in range(c.res_blocks + 1):
-                self.decoder.append(
-                    block(
-                        ch + skips.pop(),
-                        mult * c.channels,
-                        attention=factor in c.attention_resolutions,
-                        upsample=level > 0 and i == c.res_blocks,
-                    )
-                )
+                self.decoder.append(block(
+                    ch + skips.pop(), mult * c.channels, upsample=level > 0 and i == c.res_blocks,
+                    attention=factor in c.attention_resolutions))
                 ch = mult * c.channels
             factor //= 2
         self.norm_out = GroupNorm(c.groups, ch)
         self.conv_out = Conv2d(ch, c.out_channels, 3, padding=1)
 
     def project_context(self, context: Tensor) -> ContextStates:
-        """What `forward` needs of a condition, computed once. context: b m c, the encoder's output."""
-        return project_context(self, context)
+        """What `forward` needs of a context b m c, the encoder's output: computed only once."""
+        return attention.project_context(self, context)
 
     def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """What every ResNet block is told of a video: b e. A network that takes a condition adds its own."""
+        """The embedding of a video's timestep for all ResNet blocks: b e. Networks that take a
+        condition add its embedding."""
         return self.time_embedding(sinusoid(timestep, self.config.channels).to(dtype))
 
     def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
-        """What comes before the first block. x: (b f) c h w."""
+        """The layers before the first block. x: (b f) c h w."""
         return self.conv_in(x)
 
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | ContextStates,
-        condition: Tensor | None = None,
-        stage: Stage | None = None,
-    ) -> Tensor:
-        """The noise or v of noisy latents, as the checkpoint was trained.
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor | ContextStates,
+                condition: Tensor | None = None, stage: Stage | None = None) -> Tensor:
+        """The noise or v in noisy latents, as the checkpoint was trained: b f c h w.
 
-        x: b f c h w, with the latents of an image behind the noisy ones where the family has them so; timestep: b;
-        context: b m c, the encoder's output, or `project_context` of it; condition: b .., what `Family.condition` says;
-        stage: a stage of a `HiddenStateBus`, or None for the plain network. Returns b f c h w. ValueError if h or w is
-        not a multiple of the total downsampling, or a condition is missing."""
+        x: b f c h w; an image's latents follow the noisy ones where the family takes them.
+        timestep: b. context: b m c, the encoder's output, or `project_context` of it. condition: b
+        .., see `Family.condition`. stage: of a `HiddenStateBus`, or None for the plain network.
+        ValueError if h or w is not a multiple of the downsampling, or a condition is missing.
+        """
         b, f = x.shape[:2]
         factor = 2 ** (len(self.config.channel_mult) - 1)
         if x.shape[-2] % factor or x.shape[-1] % factor:
-            raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a multiple of {factor}")
+            raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a "
+                             f"multiple of {factor}")
         emb = self.embed(timestep, condition, x.dtype)
         states = self.project_context(context) if isinstance(context, Tensor) else context
-        x = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))  # stays so (see kernels.GroupNorm)
+        x = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))
 
         def run(skips: list[Tensor], down: nn.ModuleList, within: Layers,
                 up: nn.ModuleList) -> Tensor:
@@ -169,12 +161,13 @@ class Skeleton(nn.Module):
 
 
 class Transformer(nn.Module):
-    """x: (b f) c h w. Norm, projection, `blocks` (the family's), projection, and a residual.
+    """Norm, projection, `blocks` (the family's), projection, and a residual. x: (b f) c h w.
 
     across_frames: all frames of a video share the norm's statistics; else each frame has its own.
     """
 
-    def __init__(self, channels: int, inner: int, groups: int, across_frames: bool = False) -> None:
+    def __init__(self, channels: int, inner: int, groups: int,
+                 across_frames: bool = False) -> None:
         super().__init__()
         self.across_frames = across_frames
         self.norm = GroupNorm(groups, channels, eps=1e-6)
@@ -184,7 +177,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, b: int, context: ContextStates, stage: Stage | None) -> Tensor:
         height, width = x.shape[-2:]
-        h = norm_across_frames(self.norm, x, x.shape[0] // b) if self.across_frames else self.norm(x)
+        f = len(x) // b
+        h = norm_across_frames(self.norm, x, f) if self.across_frames else self.norm(x)
         h = self.proj_in(rearrange(h, "(b f) c h w -> b f (h w) c", b=b))
         h = self.run_blocks(h, context, stage)
         return x + rearrange(self.proj_out(h), "b f (h w) c -> (b f) c h w", h=height, w=width)
@@ -196,19 +190,22 @@ class Transformer(nn.Module):
 
 
 class SpatialBlock(nn.Module):
-    """h: b f l d. Self-attention within each frame, attention to the context, feed-forward.
+    """Self-attention in each frame, attention to the context, feed-forward. h: b f l d.
 
     one_token: the context is a single token, to which attention needs no query.
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int, one_token: bool = False) -> None:
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int,
+                 one_token: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.self_attn = SpatialSelfAttention(dim, heads, head_dim)
-        self.norm2 = nn.Identity() if one_token else nn.LayerNorm(dim)
-        self.cross_attn = (
-            TokenCrossAttention(dim, context_dim) if one_token else CrossAttention(dim, context_dim, heads, head_dim)
-        )
+        self.norm2: nn.Module = nn.Identity()
+        if one_token:
+            self.cross_attn: nn.Module = TokenCrossAttention(dim, context_dim)
+        else:
+            self.norm2 = nn.LayerNorm(dim)
+            self.cross_attn = CrossAttention(dim, context_dim, heads, head_dim)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 

@@ -1,8 +1,9 @@
-"""The UNet of VideoCrafter2 and VideoCrafter1 (Chen et al. 2024, arXiv 2401.09047; 2023, arXiv 2310.19512).
+"""The UNet of VideoCrafter2 and VideoCrafter1 (Chen et al. 2024, arXiv 2401.09047; 2023, arXiv
+2310.19512).
 
-A Stable Diffusion UNet over single frames, with a temporal transformer behind every spatial one and, in VideoCrafter2,
-a temporal convolution in every ResNet block. Temporal convolutions and temporal transformers normalise over all
-frames together, everything else frame by frame.
+A Stable Diffusion UNet over single frames, with a temporal transformer after every spatial one and,
+in VideoCrafter2, a temporal convolution in every ResNet block. Temporal convolutions and temporal
+transformers normalise over all frames together, everything else frame by frame.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class UNetConfig(SkeletonConfig):
     relative_position: bool = False  # learned relative keys and values in temporal attention
     fps_condition: bool = True
     guidance_dim: int = 0  # channels of the guidance scale's sinusoid, if guidance-distilled
-    initial_attention: bool = True  # a temporal transformer behind the first convolution, with 8 heads at any width
+    initial_attention: bool = True  # a temporal transformer of 8 heads after the first convolution
 
 
 VC2 = UNetConfig()
@@ -53,18 +54,19 @@ class UNet(Skeleton):
         name_modules(self)
 
     def embed(self, timestep: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """condition: b, frames a second, where the config has fps_condition; b 2, those and the guidance scale, where
-        it has guidance_dim beside."""
+        """condition: b, frames a second, if the config has fps_condition; b 2, with the guidance
+        scale, if it also has guidance_dim."""
         c = self.config
         if not c.fps_condition:
             return super().embed(timestep, condition, dtype)
         if condition is None:
-            raise ValueError("this network has an fps condition; pass frames a second, one number a video")
+            raise ValueError("the condition is missing: frames a second, one number a video")
         emb = sinusoid(timestep, c.channels).to(dtype)
         if c.guidance_dim:
             condition, scale = condition.unbind(1)
             emb = emb + self.guidance_embedding(guidance_sinusoid(scale, c.guidance_dim).to(dtype))
-        return self.time_embedding(emb) + self.fps_embedding(sinusoid(condition, c.channels).to(dtype))
+        fps = sinusoid(condition, c.channels).to(dtype)
+        return self.time_embedding(emb) + self.fps_embedding(fps)
 
     def stem(self, x: Tensor, b: int, stage: Stage | None) -> Tensor:
         h = self.conv_in(x)
@@ -72,8 +74,8 @@ class UNet(Skeleton):
 
 
 def guidance_sinusoid(scale: Tensor, dim: int) -> Tensor:
-    """Of guidance scales, as networks that were distilled with them take it: of 1000 times the scale, sines before
-    cosines, frequencies down to 1 / 10000 itself. scale: n; returns n dim, float32."""
+    """The embedding of guidance scales in distilled networks: of 1000 times the scale, sines before
+    cosines, and the last frequency is 1 / 10000. scale: n; returns n dim, float32."""
     frequency = once(guidance_frequencies, dim // 2, device=scale.device, dtype=torch.float32)
     angle = 1000 * scale.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
@@ -86,7 +88,8 @@ def guidance_frequencies(count: int) -> Tensor:
 class VideoCrafterBlock(Block):
     """Attention is a spatial and a temporal transformer."""
 
-    def __init__(self, c: UNetConfig, channels: int, out: int, attention: bool, **more: bool) -> None:
+    def __init__(self, c: UNetConfig, channels: int, out: int, attention: bool,
+                 **more: bool) -> None:
         super().__init__(partial(VideoCrafterResBlock, c), channels, out, **more)
         self.spatial = SpatialTransformer(c, out) if attention else None
         self.temporal = TemporalTransformer(c, out, out // c.head_dim) if attention else None
@@ -111,12 +114,13 @@ class VideoCrafterResBlock(ResBlock):
 
 
 class TemporalConv(nn.Module):
-    """Four norm, SiLU, convolution over 3 frames, and a residual. All frames share the norm's statistics."""
+    """Four times norm over all frames, SiLU, convolution over 3 frames; and a residual."""
 
     def __init__(self, c: UNetConfig, channels: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(GroupNorm(c.groups, channels) for _ in range(4))
-        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
+        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+                                   for _ in range(4))
 
     def forward(self, x: Tensor, b: int) -> Tensor:
         h = x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
@@ -135,7 +139,7 @@ class SpatialTransformer(Transformer):
 
 
 class TemporalTransformer(nn.Module):
-    """x: (b f) c h w. Twice self-attention along the frames, then feed-forward; the norm sees all frames together."""
+    """Norm over all frames, temporal blocks, and a residual. x: (b f) c h w."""
 
     def __init__(self, c: UNetConfig, channels: int, heads: int, depth: int = 1) -> None:
         super().__init__()
@@ -155,11 +159,12 @@ class TemporalTransformer(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """h: b f l d."""
+    """Twice attention along the frames, then feed-forward. h: b f l d."""
 
     def __init__(self, c: UNetConfig, dim: int, heads: int) -> None:
         super().__init__()
-        position = [RelativePosition(c.head_dim, c.frames) if c.relative_position else None for _ in range(2)]
+        position = [RelativePosition(c.head_dim, c.frames) if c.relative_position else None
+                    for _ in range(2)]
         self.norm1 = nn.LayerNorm(dim)
         self.attn1 = TemporalAttention(dim, heads, c.head_dim, position[0])
         self.norm2 = nn.LayerNorm(dim)
