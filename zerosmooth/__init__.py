@@ -20,9 +20,9 @@ from .bus import Correction, HiddenStateBus
 from .cascade import Cascade, cascade_step, nested_noise
 from .checkpoint import CheckpointError, describe, load, shipped
 from .config import Defaults, ModelConfig
-from .fields import UserError
 from .families import FAMILIES
 from .family import Family, load_family
+from .fields import UserError
 from .images import read_image
 from .pipeline import NonFiniteError, Pipeline, Subject, Video
 from .settings import PRESETS, Output, Running, Settings

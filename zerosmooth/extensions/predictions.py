@@ -28,8 +28,6 @@ def lines(n: int, y: Tensor, keys: Tensor | None = None) -> Tensor:
     return torch.lerp(y[:, left], y[:, right], share.to(y.dtype).view(-1, *[1] * (y.ndim - 2)))
 
 
-
-
 def anchored(scales: Sequence[int], lift: Lift) -> Hook:
     """The hook that corrects each stage's predicted data by that of the stage before."""
 
