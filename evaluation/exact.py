@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m evaluation.exact", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--motion", nargs="+", default=WORLDS, metavar="MOTION",
-                        help="such as 'pan 4', or several that are equally likely: 'pan 4 + pan -4'")
+                        help="such as 'pan 4', or several, equally likely: 'pan 4 + pan -4'")
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="ROW",
                         help=f"methods and corrections, with changes: {', '.join(ROWS)}")
     parser.add_argument("--scale", type=int, default=4, help="frames a key frame (default: 4)")

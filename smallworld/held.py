@@ -49,7 +49,8 @@ def every(m: int, lift: Lift) -> Callable[[int, list[Tensor]], list[Tensor]]:
 def videos(pipeline: Pipeline, prompt: str, seed: int, m: int, lift: Lift) -> list[Tensor]:
     """The base video and the dense one: uint8 f h w 3."""
     settings = pipeline.settings(scale=1)
-    cascade, rates = Cascade(settings.key_frames, (N,), strength=0.0), [settings.fps, N * settings.fps]
+    cascade = Cascade(settings.key_frames, (N,), strength=0.0)
+    rates = [settings.fps, N * settings.fps]
     sampler = pipeline.config.sampler.sampler(settings.steps, settings.eta)
     branches = pipeline.family.branches(pipeline.networks, Inputs([prompt]), settings)
     guided = Guidance(pipeline.networks.unet, branches, settings)

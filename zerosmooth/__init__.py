@@ -13,8 +13,9 @@ cascade.
 import os
 import sys
 
-if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:  # GNU's OpenMP, torch's on Linux, asks for it
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # then threads that wait sleep, and leave the cores to others
+# GNU's OpenMP, torch's on Linux, reads this when torch loads: threads that wait then sleep soon
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from .bus import Correction, HiddenStateBus
 from .cascade import Cascade, cascade_step, nested_noise

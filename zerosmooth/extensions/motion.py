@@ -16,7 +16,7 @@ from .predictions import lines
 
 REACH = 8  # pixels from key frame to key frame, at most
 SHARP = 0.02  # of the choice of a displacement, as a share of the frames' variance
-STEADY = 2e-3  # cost of a displacement of one pixel, likewise: what is alike everywhere stands still
+STEADY = 2e-3  # cost of a displacement of one pixel, likewise: what is ambiguous stands still
 SMALL = 0.1  # change that counts as none, likewise
 AT_ONCE = 2**24  # numbers
 
@@ -74,8 +74,8 @@ def shifted(x: Tensor, h: int, w: int) -> Tensor:
 def motion_at(s: float, a: Tensor, b: Tensor, ahead: Tensor, back: Tensor) -> Tensor:
     """Motion from a to b of what is seen at share s of the way between them: n 2 h w.
 
-    Each pixel of both takes its motion along to where it is by then; where several meet, those whose
-    motion explains most count most, and where none come, that of both at this place holds.
+    Each pixel of both takes its motion along to where it is by then; where several meet, those
+    whose motion explains most count most, and where none come, that of both at this place holds.
     """
     from_a, count_a = splat(ahead, gain(a, b, ahead), s)
     from_b, count_b = splat(back, gain(b, a, back), 1 - s)
