@@ -28,13 +28,13 @@ if __name__ == "__main__":
 import torch
 
 from zerosmooth.checkpoint import Checkpoint, load_described
-from zerosmooth.cli import again, arguments, check
-from zerosmooth.cli.command import run_command
-from zerosmooth.cli.live import Live
-from zerosmooth.cli.processes import agreed, first, processes, said_once, together
 from zerosmooth.pipeline import NonFiniteError, Pipeline
-from zerosmooth.results import Result
 from zerosmooth.settings import Output, Running, Settings
+from zerosmooth_cli import again, arguments, check
+from zerosmooth_cli.command import run_command
+from zerosmooth_cli.live import Live
+from zerosmooth_cli.processes import agreed, first, processes, said_once, together
+from zerosmooth_cli.results import Result
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -29,17 +29,17 @@ if __name__ == "__main__":
 import torch
 
 from zerosmooth.checkpoint import Checkpoint, load_described
-from zerosmooth.cli import arguments
-from zerosmooth.cli.check import check_folder, say_lost_tokens
-from zerosmooth.cli.command import run_command
-from zerosmooth.cli.live import Progress
-from zerosmooth.cli.processes import agreed, processes, said_once, together
 from zerosmooth.fields import Range, UserError, check
 from zerosmooth.files import remove_left
-from zerosmooth.page import Page
 from zerosmooth.pipeline import NonFiniteError
-from zerosmooth.results import read_json, versions, write_json, write_text
 from zerosmooth.settings import Output, Settings, device_of, options
+from zerosmooth_cli import arguments
+from zerosmooth_cli.check import check_folder, say_lost_tokens
+from zerosmooth_cli.command import run_command
+from zerosmooth_cli.live import Progress
+from zerosmooth_cli.page import Page
+from zerosmooth_cli.processes import agreed, processes, said_once, together
+from zerosmooth_cli.results import read_json, versions, write_json, write_text
 
 from . import figures, interpolators, tables
 from .compare import RealVideos, compare

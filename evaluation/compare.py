@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from zerosmooth.fields import UserError
 from zerosmooth.files import remove_left
-from zerosmooth.results import write_tensors
 from zerosmooth.video import find_videos, read_video
+from zerosmooth_cli.results import write_tensors
 
 from .detectors import Detector
 from .jobs import whole_tensors

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerosmooth.cli.command import out_of_memory
 from zerosmooth.fields import UserError
 from zerosmooth.header import sha256
+from zerosmooth_cli.command import out_of_memory
 
 CLIP = 16  # frames
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from zerosmooth.cli.arguments import Shown
 from zerosmooth.fields import UserError
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.results import read_json, stem, versions, write_json, write_tensors
 from zerosmooth.settings import Running, Settings
+from zerosmooth_cli.arguments import Shown
+from zerosmooth_cli.results import read_json, stem, versions, write_json, write_tensors
 
 from .detectors import Detector
 from .interpolators import Interpolator

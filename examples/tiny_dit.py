@@ -28,9 +28,9 @@ from zerosmooth.bus import Stage, name_modules
 from zerosmooth.cascade import nested_noise
 from zerosmooth.models.layers import FeedForward, sinusoid
 from zerosmooth.pipeline import sample
-from zerosmooth.results import write_tensors
 from zerosmooth.settings import Settings
 from zerosmooth.video import picture, write_picture, write_video
+from zerosmooth_cli.results import write_tensors
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 FRAMES, SIZE, PATCH, DIM, DEPTH, HEADS, LABELS = 8, 24, 4, 48, 3, 3, 4

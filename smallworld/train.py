@@ -39,8 +39,8 @@ from zerosmooth.models.clip import ImageTower, TextTower
 from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.videocrafter import TemporalConv, TemporalTransformer
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.results import write_tensors
 from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
+from zerosmooth_cli.results import write_tensors
 
 from . import recipes
 from .draw import MOTION, SECONDS, WORDS, Scene, frame_times, parse, random_scene, render

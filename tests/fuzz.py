@@ -42,11 +42,11 @@ from safetensors.torch import save
 import zerosmooth.checkpoint
 from weights_convert import __main__ as converter
 from weights_convert.source import open_source
-from zerosmooth.cli.command import run_command
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
 from zerosmooth.images import find_images, fit, read_image
 from zerosmooth.pipeline import NonFiniteError
+from zerosmooth_cli.command import run_command
 
 from .conftest import TINY_FAMILIES
 from .test_convert import SMALL, published

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from zerosmooth.cli.arguments import FLAGS, OPTIONS
 from zerosmooth.pipeline import Pipeline
+from zerosmooth_cli.arguments import FLAGS, OPTIONS
 
 from .command import contents, grey, sample
 

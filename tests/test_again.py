@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from zerosmooth import video
-from zerosmooth.cli import again
 from zerosmooth.comments import as_comment, read_comment
 from zerosmooth.config import build
 from zerosmooth.families import FAMILIES
 from zerosmooth.fields import UserError
 from zerosmooth.settings import Settings, settings_for
 from zerosmooth.video import read_video, side_by_side, write_picture, write_video
+from zerosmooth_cli import again
 
 from .command import QUICK, contents, make, quick, records, run
 

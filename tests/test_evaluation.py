@@ -26,8 +26,8 @@ from smallworld.world import SmallWorld
 from zerosmooth.cascade import Cascade
 from zerosmooth.checkpoint import describe, find
 from zerosmooth.pipeline import NonFiniteError
-from zerosmooth.results import write_tensors
 from zerosmooth.video import write_video
+from zerosmooth_cli.results import write_tensors
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

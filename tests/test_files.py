@@ -164,7 +164,7 @@ def work():
         print("writing", flush=True)
         time.sleep(60)
     return 0
-from zerosmooth.cli.command import run_command
+from zerosmooth_cli.command import run_command
 sys.exit(run_command("test", work, "nothing was written"))
 """
 

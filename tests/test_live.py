@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from zerosmooth.cli import live
-from zerosmooth.cli.live import PREVIEW, Live, Progress, duration
 from zerosmooth.extensions.preview import coarse
-from zerosmooth.page import NAME
 from zerosmooth.settings import Output, Settings
+from zerosmooth_cli import live
+from zerosmooth_cli.live import PREVIEW, Live, Progress, duration
+from zerosmooth_cli.page import NAME
 
 from .conftest import subject
 

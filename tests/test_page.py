@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from zerosmooth import page
-from zerosmooth.page import Page, results
+from zerosmooth_cli import page
 from zerosmooth.video import read_video, write_video
+from zerosmooth_cli.page import Page, results
 
 from .chromium import PATH, SHIFT, Chromium
 

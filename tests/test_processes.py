@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from zerosmooth.cli import processes
-from zerosmooth.cli.arguments import STDIN, read_prompts
 from zerosmooth.fields import UserError
+from zerosmooth_cli import processes
+from zerosmooth_cli.arguments import STDIN, read_prompts
 
 from .command import QUICK, ROOT, contents, make, records
 

@@ -18,12 +18,12 @@ from PIL import Image
 
 import zerosmooth
 from zerosmooth import Running, Settings, Subject
-from zerosmooth.cli.arguments import read_prompts
-from zerosmooth.cli.command import run_command
 from zerosmooth.fields import UserError
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.results import Result
 from zerosmooth.settings import settings_for
+from zerosmooth_cli.arguments import read_prompts
+from zerosmooth_cli.command import run_command
+from zerosmooth_cli.results import Result
 
 from .command import QUICK, ROOT, contents, make, quick, sample
 from .fuzz_runs import fuzz
@@ -389,7 +389,7 @@ def test_numbers_of_numpy_are_seeds(pipeline):
 
 
 WITHOUT_SOURCE = """
-from zerosmooth.cli.command import run_command
+from zerosmooth_cli.command import run_command
 from zerosmooth.fields import UserError
 
 def mistake():
@@ -477,7 +477,7 @@ def test_nothing_printed_ends_a_run(tiny, monkeypatch, stream, tmp_path):
         assert rb"\u52d5\u753b" in stream.buffer.getvalue()
 
 
-RUN = "from zerosmooth.cli.command import run_command; raise SystemExit(run_command('name', "
+RUN = "from zerosmooth_cli.command import run_command; raise SystemExit(run_command('name', "
 
 
 def python(*arguments, **options) -> subprocess.Popen:
@@ -546,7 +546,8 @@ def test_an_interruption_that_other_code_swallows_still_ends_the_run(work, becam
 
 
 def test_processes_do_not_agree_on_what_an_interruption_became(monkeypatch):
-    processes = zerosmooth.cli.processes
+    from zerosmooth_cli import processes
+
     monkeypatch.setattr(processes, "_several", lambda: True)
     monkeypatch.setattr(processes, "together", lambda value: pytest.fail(f"{value} was told"))
     assert run_command("name", lambda: processes.agreed("name", converted), "") == 143

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from zerosmooth.checkpoint import Checkpoint
-from zerosmooth.cli.arguments import read_settings
 from zerosmooth.families import FAMILIES
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Settings, options
+from zerosmooth_cli.arguments import read_settings
 
 from .command import QUICK, ROOT, grey, make, quick, records, run, sample
 
@@ -157,7 +157,7 @@ def test_images_become_videos(tmp_path, tiny, photos):
 
 @pytest.mark.parametrize("family", ["vc2", "svd"])
 def test_check_says_what_a_checkpoint_is_and_needs(tiny, family, monkeypatch):
-    monkeypatch.setattr("zerosmooth.cli.check.matrix_rate", lambda *_: 1e12)
+    monkeypatch.setattr("zerosmooth_cli.check.matrix_rate", lambda *_: 1e12)
     said = make(tiny, "--check", "--set", "frame_chunk=2", family=family)
     for text in (f"a whole {family} checkpoint", "M parameters", "memory: weights",
                  "TFLOP a step", "decoding"):

@@ -5,10 +5,10 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from zerosmooth.cli.arguments import FLAGS, asked
-from zerosmooth.cli.processes import processes
 from zerosmooth.fields import UserError
 from zerosmooth.settings import Output, Running, Settings, options
+from zerosmooth_cli.arguments import FLAGS, asked
+from zerosmooth_cli.processes import processes
 
 from .command import QUICK, ROOT, make, quick, records, run, sample
 

@@ -30,9 +30,9 @@ import torch
 from tqdm import tqdm
 
 from zerosmooth.checkpoint import save, tensor_shapes
-from zerosmooth.cli.command import run_command
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Family, load_family
+from zerosmooth_cli.command import run_command
 
 from .engine import ConversionError
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from ..fields import UserError
-from ..settings import device_of
+from zerosmooth.fields import UserError
+from zerosmooth.settings import device_of
+
 from .command import told
 
 T = TypeVar("T")

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import Checkpoint, find
-from ..comments import read_comment
-from ..config import build
-from ..fields import UserError
-from ..header import sha256
-from ..results import versions
-from ..settings import Output, Running, Settings, device_of
+from zerosmooth.checkpoint import Checkpoint, find
+from zerosmooth.comments import read_comment
+from zerosmooth.config import build
+from zerosmooth.fields import UserError
+from zerosmooth.header import sha256
+from zerosmooth.settings import Output, Running, Settings, device_of
+
+from .results import versions
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..page import Page, live, results
-from ..settings import Output, Settings
-from ..video import write_video
+from zerosmooth.settings import Output, Settings
+from zerosmooth.video import write_video
+
+from .page import Page, live, results
 
 LINES = 10.0  # seconds from one line to the next, at least, where no terminal shows a bar
 LONG = 0.02  # and this share of the time so far: a day has some 500 lines

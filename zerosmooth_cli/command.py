@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..fields import UserError
+from zerosmooth.fields import UserError
 
 MEMORY = ("try --set offload=true sequential_guidance=true frame_chunk=4, a smaller "
           "decode_chunk_size or size")

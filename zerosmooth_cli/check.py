@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint, check_tensors
-from ..estimate import FLOP_SHARE, matrix_rate, needs
-from ..fields import UserError
-from ..files import remove_left
-from ..page import Page
-from ..pipeline import Pipeline
-from ..results import Result, check_names
-from ..settings import Output, Running, Settings
-from ..video import check_writer
+from zerosmooth.checkpoint import Checkpoint, check_tensors
+from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
+from zerosmooth.fields import UserError
+from zerosmooth.files import remove_left
+from zerosmooth.pipeline import Pipeline
+from zerosmooth.settings import Output, Running, Settings
+from zerosmooth.video import check_writer
+
 from .arguments import Shown
+from .page import Page
+from .results import Result, check_names
 
 
 def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:

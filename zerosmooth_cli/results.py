@@ -17,13 +17,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import __version__
-from .comments import as_comment, read_comment
-from .fields import UserError
-from .files import whole
-from .pipeline import Video
-from .settings import Output, Settings
-from .video import enlargement, picture, side_by_side, write_picture, write_video
+from zerosmooth import __version__
+from zerosmooth.comments import as_comment, read_comment
+from zerosmooth.fields import UserError
+from zerosmooth.files import whole
+from zerosmooth.pipeline import Video
+from zerosmooth.settings import Output, Settings
+from zerosmooth.video import enlargement, picture, side_by_side, write_picture, write_video
 
 LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for what is added
 

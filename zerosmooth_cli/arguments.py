@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, shipped
-from ..config import Defaults, check_text
-from ..families import FAMILIES
-from ..family import load_family
-from ..fields import SEED, Range, UserError, check
-from ..header import sha256
-from ..images import find_images, read_image
-from ..pipeline import Subject
-from ..settings import (
+from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, shipped
+from zerosmooth.config import Defaults, check_text
+from zerosmooth.families import FAMILIES
+from zerosmooth.family import load_family
+from zerosmooth.fields import SEED, Range, UserError, check
+from zerosmooth.header import sha256
+from zerosmooth.images import find_images, read_image
+from zerosmooth.pipeline import Subject
+from zerosmooth.settings import (
     Option,
     Output,
     Running,
@@ -33,6 +33,7 @@ from ..settings import (
     refuse,
     settings_for,
 )
+
 from .again import Record, notes, recall
 from .processes import once
 

@@ -23,9 +23,9 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from .fields import UserError
-from .files import whole
-from .video import VIDEO_SUFFIXES, busiest_line, read_video
+from zerosmooth.fields import UserError
+from zerosmooth.files import whole
+from zerosmooth.video import VIDEO_SUFFIXES, busiest_line, read_video
 
 NAME = "index.html"
 FORMAT = 2  # of an entry: those of another format are made anew
