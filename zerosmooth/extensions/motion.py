@@ -17,7 +17,7 @@ from .predictions import lines
 REACH = 8  # pixels from key frame to key frame, at most
 SHARP = 0.02  # of the choice of a displacement, as a share of the frames' variance
 STEADY = 2e-3  # cost of a displacement of one pixel, likewise: what is ambiguous stands still
-SMALL = 0.1  # change that counts as none, likewise
+SMALL = 0.2  # change that counts as none, likewise
 AT_ONCE = 2**24  # numbers
 
 
@@ -37,7 +37,7 @@ def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
         here, there = -s * flow, (1 - s) * flow  # from an inserted frame to both key frames
         still, moved = change(a, b), change(warp(a, here), warp(b, there))
         better = (still - moved) / (still + SMALL * variance(a))
-        sure = ((better - 0.4) / 0.4).clamp(0, 1)
+        sure = ((better - 0.2) / 0.4).clamp(0, 1)
         w, v = (1 - s) * inside(here) + 1e-3, s * inside(there) + 1e-3
         along = (w * warp(left, here) + v * warp(right, there)) / (w + v)
         mixed = torch.lerp(out[:, inserted].flatten(0, 1), along, sure)
