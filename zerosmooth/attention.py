@@ -1,7 +1,7 @@
-"""The attention modules that hold a bus, and temporal attention in windows (Sec. 4.1, Eq. 16-22).
+"""Attention modules with correction, and temporal attention in windows (Sec. 4.1, Eq. 9-22).
 
-All take hidden states h as b f l d and an optional `stage` (a `bus.Stage`: the bus as one stage
-sees it); without one they are plain attention.
+All take hidden states h, b f l d (batch, frames, tokens of a frame, channels), and an optional
+`stage` (a `bus.Stage`: the bus as one stage sees it); without one they are plain attention.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .kernels import Linear, once
 from .operators import S, back_project
 
 Attend = Callable[..., Tensor]
-ContextStates = dict[str, tuple[Tensor, ...]]  # by cross-attention: its part of a prompt or image
+ContextStates = dict[str, tuple[Tensor, ...]]  # by module name: what `project` returned
 
 
 class Attention(OnBus):
-    """What the three attention modules share. heads * head_dim channels inside, dim outside."""
+    """Base of self-, cross- and temporal attention: heads * head_dim channels inside, dim out."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -33,9 +33,8 @@ class Attention(OnBus):
 
     def output(self, stage: Stage | None, attend: Attend, states: State,
                corrected: State | None) -> Tensor:
-        """The module's output from its own states, blended with that from the corrected ones.
-
-        Returns b f l d."""
+        """Attention over the module's own states, blended with that over the corrected ones, and
+        projected: b f l d."""
         o = attend(**states)
         if stage is not None and corrected is not None:
             o = stage.blend(o, attend(**corrected))
@@ -67,11 +66,12 @@ class SpatialSelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention from the tokens of all frames to a prompt's.
+    """Attention from the tokens of all frames to those of a prompt.
 
-    The query is corrected with S; the prompt's keys and values stay. They depend on no frame, step
-    or stage: `project` them once and pass the result to every forward. A module that attends to
-    more than a prompt overrides `project` and `attend`, which gets what `project` returned.
+    The query is corrected with S (Eq. 10); the prompt's keys and values need no correction (A.2).
+    They depend on no frame, step or stage: `project` them once and pass the result to every
+    forward. A module that attends to more than a prompt overrides `project` and `attend`, which
+    gets what `project` returned.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
@@ -90,7 +90,7 @@ class CrossAttention(Attention):
         o = self.attend(q, *states)
         if stage is not None:
             corrected = stage.exchange(self.name, "spatial", q=(q, S(stage.n)))
-            if corrected is not None:  # only key frames differ
+            if corrected is not None:  # S changes q, and so o, at key frames only
                 o_hat = self.attend(corrected["q"][:, :: stage.n], *states)
                 o = back_project(o, stage.blend(o[:, :: stage.n], o_hat), S(stage.n))
         return self.to_out(o)
@@ -104,8 +104,8 @@ class CrossAttention(Attention):
 class TokenCrossAttention(OnBus):
     """Attention to a context of one token (Stable Video Diffusion's image), spatial or temporal.
 
-    Softmax over one token is 1: every query gets that token's value. So there are no queries and
-    keys, nothing to correct, and `project` makes the output once for all frames and steps.
+    Softmax over one token is 1: every query gets that token's value. So queries and keys are left
+    out, nothing needs correction, and `project` makes the output once for all frames and steps.
     """
 
     def __init__(self, dim: int, context_dim: int) -> None:
@@ -114,8 +114,7 @@ class TokenCrossAttention(OnBus):
         self.to_out = Linear(dim, dim)
 
     def project(self, context: Tensor) -> tuple[Tensor]:
-        """The output for an image. context: b 1 c; returns b 1 1 d. ValueError if it has more
-        tokens."""
+        """The output for an image. context: b 1 c, else ValueError; returns b 1 1 d."""
         if context.shape[1] != 1:
             raise ValueError(f"a context of {context.shape[1]} tokens; this network takes one")
         return (self.to_out(self.to_v(context))[:, None],)
@@ -127,9 +126,9 @@ class TokenCrossAttention(OnBus):
 class TemporalAttention(Attention):
     """Attention along the frames of each token; the hidden state is corrected with S (Eq. 9).
 
-    On a bus, attention runs in overlapping windows of t0 frames (Eq. 18-22). position: a module
-    (q, k, v) -> o that attends with relative positions, which so restart in every window; None
-    attends without. Absolute positions are the network's to add: see `frame_positions`.
+    With a stage, attention runs in overlapping windows of t0 frames (Eq. 18-22). position: a module
+    (q, k, v) -> o, attention with relative positions, which start anew in every window; None: no
+    positions. Absolute positions are for the network to add: see `frame_positions`.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int,
@@ -143,13 +142,13 @@ class TemporalAttention(Attention):
         if stage is not None:
             spans = windows(h.shape[1], stage.window, stage.overlap)
             states = stage.exchange(self.name, "temporal", h=(h, S(stage.n)))
-            if states is not None:  # only key frames differ
-                keys = self.to_qkv(states["h"][:, :: stage.n])
-                corrected = {"qkv": back_project(qkv, keys, S(stage.n))}
+            if states is not None:  # S changes h, and so q, k and v, at key frames only
+                at_keys = self.to_qkv(states["h"][:, :: stage.n])
+                corrected = {"qkv": back_project(qkv, at_keys, S(stage.n))}
         return self.output(stage, partial(self.attend, spans), {"qkv": qkv}, corrected)
 
     def attend(self, spans: list[tuple[int, int]], qkv: Tensor) -> Tensor:
-        def one(qkv: Tensor) -> Tensor:
+        def one(qkv: Tensor) -> Tensor:  # of the batch
             q, k, v = rearrange(qkv, "f l (three h d) -> three l h f d", three=3, h=self.heads)
             o = windowed(self.position or attend_frames, q, k, v, spans)
             return rearrange(o, "l h f d -> f l h d")
@@ -169,9 +168,10 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -
 
 
 def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
-    """Start and end of each attention window (Eq. 18): ceil((f - window) / stride) + 1 of them.
+    """Start and end of each attention window (A.1, beside Eq. 18-20).
 
-    The stride is window - overlap; the last window is clamped to end at f."""
+    There are ceil((f - window) / stride) + 1, stride = window - overlap; the last is moved back to
+    end at f."""
     if f <= window:
         return [(0, f)]
     stride = window - overlap
@@ -181,13 +181,13 @@ def windows(f: int, window: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def fusion_weights(window: int) -> Tensor:
-    """The pyramid 1, 2, .., 2, 1 that weights the frames of a window's output."""
+    """FreeNoise's weights of the frames of a window's output (Eq. 20): 1, 2, .., 2, 1."""
     frame = torch.arange(window)
     return torch.minimum(frame + 1, window - frame).float()
 
 
 def fusion_matrix(spans: Sequence[tuple[int, int]]) -> Tensor:
-    """Shares of the windows' outputs in each frame, which sum to 1: window, frame of the window."""
+    """Weights that fuse the windows (Eq. 20), windows x window; they sum to 1 in every frame."""
     f = max(end for _, end in spans)
     weights = torch.zeros(len(spans), f)
     for i, (start, end) in enumerate(spans):
@@ -198,8 +198,7 @@ def fusion_matrix(spans: Sequence[tuple[int, int]]) -> Tensor:
 
 def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor,
              spans: list[tuple[int, int]]) -> Tensor:
-    """Attend within each window and fuse the outputs (Eq. 18-20). q, k, v: ... h f d; returns ... h
-    f d."""
+    """Attend within each window and fuse the outputs (Eq. 18-20). q, k, v and result: ... f d."""
     if len(spans) == 1:
         return attention(q, k, v)
     shares = once(fusion_matrix, tuple(spans), device=q.device, dtype=q.dtype)
@@ -211,13 +210,13 @@ def windowed(attention: Attend, q: Tensor, k: Tensor, v: Tensor,
 
 
 def frame_positions(f: int, stage: Stage | None, device: torch.device | None = None) -> Tensor:
-    """Positions of f frames for absolute embeddings: 0, 1, .., and pos * t0 / f on a bus (Eq.
-    16-17)."""
+    """Positions of f frames for absolute embeddings: 0, 1, ..; with a stage, scaled by t0 / f
+    (Eq. 16-17). The network embeds them."""
     frame = torch.arange(f, dtype=torch.float32, device=device)
     return frame if stage is None else frame * (stage.window / f)
 
 
 def project_context(network: nn.Module, context: Tensor) -> ContextStates:
-    """What every cross-attention of a network needs of a prompt or an image. context: b m c."""
+    """`project` of every cross-attention in a network, once per prompt or image. context: b m c."""
     cross = [m for m in network.modules() if isinstance(m, (CrossAttention, TokenCrossAttention))]
     return {module.name: module.project(context) for module in cross}

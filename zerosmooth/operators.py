@@ -1,8 +1,8 @@
 """Measurement operators S, A1, A2 and back-projection (paper Eq. 5-8).
 
-An operator M sees k key frames in a video of f = n*k frames. Each of its rows averages a group of
-frames, and the groups do not overlap, so its Moore-Penrose inverse needs no linear algebra: M†
-copies key frame i to every frame of group i and leaves the frames that no group holds at zero.
+An operator M measures k key frames of a video of f = n*k frames. Row i averages a group of frames;
+the groups are disjoint, so the pseudo-inverse M† (Moore-Penrose) needs no linear algebra: it copies
+key frame i to every frame of group i, and is zero in the frames of no group.
 
     n = 2      S                A1                   A2
     row 0      1 . . . . .      .5 .5  .  .  .  .     1  .  .  .  .  .
@@ -37,15 +37,15 @@ class Operator:
         raise NotImplementedError
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        """What `back_project` returns, for shapes that fit."""
-        x_hat = x - self.lift(self.measure(x))  # (I - M†M) x (Eq. 5, 6)
+        """(I - M†M) x + M† y (Eq. 5, 6): `back_project` without its check of the shapes."""
+        x_hat = x - self.lift(self.measure(x))  # (I - M†M) x
         return x_hat.add_(self.lift(y))  # + M† y
 
     def matrix(self, f: int) -> Tensor:
         """M itself, k x f, by measuring the identity: for tests and pictures."""
         return self.measure(torch.eye(f)[None])[0]
 
-    def _keys(self, x: Tensor) -> int:
+    def _key_frames(self, x: Tensor) -> int:
         if x.shape[1] % self.n:
             raise ValueError(f"{x.shape[1]} frames are not a multiple of n={self.n}")
         return x.shape[1] // self.n
@@ -55,7 +55,7 @@ class S(Operator):
     """Sampling: key frame i is frame n*i (Eq. 7; the paper calls it A)."""
 
     def measure(self, x: Tensor) -> Tensor:
-        self._keys(x)
+        self._key_frames(x)
         return x[:, :: self.n]
 
     def lift(self, y: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class S(Operator):
         return x
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
-        x_hat = x.clone()  # S†S has ones at key frames and zeros elsewhere
+        x_hat = x.clone()  # S†S is diagonal: 1 at key frames, 0 elsewhere
         x_hat[:, :: self.n] = y
         return x_hat
 
@@ -73,7 +73,7 @@ class A1(Operator):
     """Averaging forward: key frame i is the mean of frames n*i .. n*i+n-1 (Eq. 8)."""
 
     def measure(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self._keys(x), self.n)).mean(2)
+        return x.unflatten(1, (self._key_frames(x), self.n)).mean(2)
 
     def lift(self, y: Tensor) -> Tensor:
         return y.repeat_interleave(self.n, dim=1)
@@ -84,7 +84,7 @@ class A2(Operator):
     (Eq. 8)."""
 
     def measure(self, x: Tensor) -> Tensor:
-        k = self._keys(x)
+        k = self._key_frames(x)
         groups = x[:, 1 : x.shape[1] - self.n + 1].reshape(x.shape[0], k - 1, self.n, *x.shape[2:])
         return torch.cat([x[:, :1], groups.mean(2)], dim=1)
 
@@ -94,7 +94,7 @@ class A2(Operator):
 
 
 def back_project(x: Tensor, y: Tensor, M: Operator) -> Tensor:
-    """Replace what M observes of x by y, and keep the rest (Eq. 5, 6): M of the result is y.
+    """x^ = (I - M†M) x + M† y: x with what M measures of it replaced by y, so M x^ = y (Eq. 5, 6).
 
     x: b f ..., y: b k ...; returns b f ... ValueError if f is not n*k.
     """

@@ -1,7 +1,8 @@
-"""What is not the paper's method: its baselines, and corrections, savings and previews of ours.
+"""All around the paper's method: baselines, its colour correction, and what is ours.
 
-A method is a file with a function of `sample_cascade`'s arguments, and an entry in METHODS. A
-correction of predicted frames is a file with a lift, and an entry in LIFTS.
+A method is a file with a function that takes `sample_cascade`'s arguments (`join` also passes xs
+and steps), and an entry in METHODS; all but "zerosmooth" run at strength 0. A correction of
+predicted frames is a file with a `predictions.Lift`, and an entry in LIFTS.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .motion import carried
 from .predictions import Lift, lines
 
 CORRECTION = ("spatial", "temporal", "kv_operator", "a1_probability", "draw_seed")
-OURS = (*CORRECTION, "prediction", "strength", "strength_schedule")
+OURS = (*CORRECTION, "prediction", "strength", "strength_schedule")  # not for baselines
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Method:
     text: str  # what every stage after the first does
     sample: Callable[..., list[Tensor]] = sample_cascade
     windows: bool = True  # attention in windows; else over all frames, and there is no bus
-    idle: tuple[str, ...] = OURS  # settings that do nothing to it
+    idle: tuple[str, ...] = OURS  # settings that are refused with it
 
 
 METHODS = {
@@ -39,4 +40,4 @@ METHODS = {
     "freenoise": Method("windows; the first frames' noise, repeated in shuffled order",
                         sample_freenoise, idle=(*OURS, "color_correction", "join")),
 }
-LIFTS: dict[str, Lift] = {"lines": lines, "carried": carried}  # of corrections of predictions
+LIFTS: dict[str, Lift] = {"lines": lines, "carried": carried}  # by setting `prediction`

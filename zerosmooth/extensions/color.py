@@ -1,4 +1,4 @@
-"""Colour correction (the paper's A.2): keeps the colour tone of dense videos that of key frames."""
+"""Colour correction (the paper's A.2): gives longer videos the colour tone of their key frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .predictions import lines
 class ColorCorrected:
     """A sampler whose steps also match each stage's latents to those of the stage before.
 
-    Steps come stage by stage, as `sample_cascade` takes them. key_frames: those of stage 0.
+    `step` must be called stage by stage, as `sample_cascade` does. key_frames: those of stage 0.
     """
 
     def __init__(self, sampler: Any, key_frames: int) -> None:

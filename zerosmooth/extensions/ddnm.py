@@ -1,6 +1,6 @@
 """DDNM (Wang et al. 2022, arXiv 2212.00490), a baseline of the paper: Eq. 6 on latents.
 
-In every step the key frames' predicted data is replaced by stage 0's; nothing else is corrected.
+In every step the key frames' predicted x0 is replaced by stage 0's; nothing else is corrected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..samplers import Sampler
 
 def sample_ddnm(network: Any, sampler: Sampler, cascade: Cascade, noise: Any, bus: Any,
                 hook: Hook = keep, **begin: Any) -> list[Tensor]:
-    """As `sample_cascade`, whose strength is to be 0."""
+    """As `sample_cascade`; cascade.strength must be 0. begin: its xs and steps."""
 
     def replace(step: int, x0s: list[Tensor]) -> list[Tensor]:
         ops = [S(cascade.scale_of(s)) for s in range(1, len(x0s))]

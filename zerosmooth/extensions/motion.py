@@ -14,17 +14,15 @@ from torch import Tensor
 
 from .predictions import lines
 
-REACH = 8  # pixels from key frame to key frame, at most
-SHARP = 0.02  # of the choice of a displacement, as a share of the frames' variance
-STEADY = 2e-3  # cost of a displacement of one pixel, likewise: what is ambiguous stands still
-SMALL = 0.2  # change that counts as none, likewise
-AT_ONCE = 2**24  # numbers
+REACH = 8  # largest displacement from key frame to key frame, in (latent) pixels
+SHARP = 0.02  # temperature of the softmax over displacements, relative to the frames' variance
+STEADY = 2e-3  # cost of a squared pixel of displacement, likewise: if ambiguous, nothing moves
+SMALL = 0.2  # mean square change that counts as none, likewise
+AT_ONCE = 2**24  # elements of a block-matching tensor, about
 
 
 def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
-    """y, b k c h w, at all n*k frames, carried along the motion of keys; it stays behind the last.
-
-    At key frames it is y itself."""
+    """The lift of y, b k c h w, along the motion of keys; constant after the last key frame."""
     out, k = lines(n, y), y.shape[1]
     if k == 1:
         return out
@@ -34,7 +32,7 @@ def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
     for j in range(1, n):
         s, inserted = j / n, slice(j, (k - 1) * n, n)
         flow = motion_at(s, a, b, ahead, back)
-        here, there = -s * flow, (1 - s) * flow  # from an inserted frame to both key frames
+        here, there = -s * flow, (1 - s) * flow  # from the inserted frame to either key frame
         still, moved = change(a, b), change(warp(a, here), warp(b, there))
         better = (still - moved) / (still + SMALL * variance(a))
         sure = ((better - 0.2) / 0.4).clamp(0, 1)
@@ -46,7 +44,7 @@ def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
 
 
 def match(a: Tensor, b: Tensor) -> Tensor:
-    """Motion from a to b by soft block matching: b at place + motion is a. n c h w -> n 2 h w."""
+    """Motion from a to b by soft block matching, b(place + motion) = a(place): n 2 h w."""
     h, w = a.shape[-2:]
     reach = min(REACH, max(1, min(h, w) // 2 - 1))
     span = torch.arange(-reach, reach + 1.0, device=a.device)
@@ -66,16 +64,16 @@ def match(a: Tensor, b: Tensor) -> Tensor:
 
 
 def shifted(x: Tensor, h: int, w: int) -> Tensor:
-    """All h x w frames within larger ones, row by row of their offsets: n c m h w."""
+    """All m crops of h x w from larger frames, row by row of their offsets: n c m h w."""
     windows = x.unfold(2, h, 1).unfold(3, w, 1)  # n c y x h w
     return windows.flatten(2, 3)
 
 
 def motion_at(s: float, a: Tensor, b: Tensor, ahead: Tensor, back: Tensor) -> Tensor:
-    """Motion from a to b of what is seen at share s of the way between them: n 2 h w.
+    """Motion from a to b of what each pixel shows at time s, 0 to 1, between them: n 2 h w.
 
-    Each pixel of both takes its motion along to where it is by then; where several meet, those
-    whose motion explains most count most, and where none come, that of both at this place holds.
+    Each pixel of a and b is splatted to where its motion takes it by then. Where several land,
+    those whose motion explains most count most; where none do, a and b's motions here are averaged.
     """
     from_a, count_a = splat(ahead, gain(a, b, ahead), s)
     from_b, count_b = splat(back, gain(b, a, back), 1 - s)
@@ -90,8 +88,9 @@ def gain(a: Tensor, b: Tensor, flow: Tensor) -> Tensor:
 
 
 def splat(flow: Tensor, weight: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """Sums of weighted flows, and of their weights, at the places to which share s of each flow
-    leads. flow: n 2 h w, weight: n 1 h w."""
+    """Forward splatting: sums of weight * flow, and of weight, at place + s * flow, bilinearly.
+
+    flow: n 2 h w, weight: n 1 h w."""
     h, w = flow.shape[-2:]
     at = places(flow) + s * flow
     total = flow.new_zeros(len(flow), 3, h * w)

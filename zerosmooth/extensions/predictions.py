@@ -1,9 +1,11 @@
 """Corrections of predicted frames, not in the paper: the preset `anchored`, and late joining.
 
-In every step the data that the network predicts for key frames is replaced by what the stage before
-predicts for them, and the frames between by a lift of the difference: a right inverse L of S, so
-that S L = 1 and key frames are the base video's, bitwise. A lift is a function (n, y, keys) -> all
-n*k frames, y itself at key frames; y: b k ..; keys: the key frames as predicted, like y.
+In every step a stage's predicted x0 becomes x0 + L (y - S x0), where y is what the stage before
+predicts. The lift L is a right inverse of S, S L = I, so key frames are the base video's, bitwise;
+unlike S†, which is one too, it also corrects the frames between.
+
+A lift is a function (n, y, keys) -> all n*k frames, equal to y at key frames. y: b k .., what is
+lifted; keys: b k .., the key frames as predicted, which may guide it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Lift = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def lines(n: int, y: Tensor, keys: Tensor | None = None) -> Tensor:
-    """Lift in straight lines from key frame to key frame; behind the last one it stays."""
+    """Lift by linear interpolation between key frames; constant after the last."""
     left = torch.arange(y.shape[1] * n, device=y.device).div(n, rounding_mode="floor")
     share = torch.arange(n, device=y.device).repeat(y.shape[1]) / n
     right = (left + 1).clamp(max=y.shape[1] - 1)
@@ -29,13 +31,13 @@ def lines(n: int, y: Tensor, keys: Tensor | None = None) -> Tensor:
 
 
 def anchored(scales: Sequence[int], lift: Lift) -> Hook:
-    """The hook that corrects each stage's predicted data by that of the stage before."""
+    """The hook that corrects each stage's predicted x0 by that of the stage before."""
 
     def hook(step: int, x0s: list[Tensor]) -> list[Tensor]:
         x0s = list(x0s)
         for s, n in zip(range(1, len(x0s)), scales):
             x0, y = x0s[s], x0s[s - 1]
-            x0_hat = x0 + lift(n, y - S(n).measure(x0), y)  # x + L (y - S x)
+            x0_hat = x0 + lift(n, y - S(n).measure(x0), y)  # x0 + L (y - S x0)
             x0s[s] = back_project(x0_hat, y, S(n))  # y itself, without rounding
         return x0s
 
@@ -50,10 +52,10 @@ def join_step(join: float, steps: int) -> int:
 def sample_late(network: Callable[..., Tensor], sampler: Sampler, cascade: Cascade,
                 noise: Callable[[int], Tensor], bus: object, hook: Hook, *, first: int, lift: Lift,
                 sample: Callable[..., list[Tensor]] = sample_cascade) -> list[Tensor]:
-    """Sample as `sample` does, where longer videos join at step `first`, from predicted key frames.
+    """Sample as `sample` does, but longer videos join at step `first`, from predicted key frames.
 
-    Before, stage 0 runs alone, as the plain network. The others begin as lifts of the data that it
-    predicted last, noised by their own noise to the level of that step.
+    Until then stage 0 runs alone, as the plain network. The others begin as lifts of its last
+    predicted x0, with their own noise added at the level of that step.
     """
     x0s: list[Tensor] = []
 

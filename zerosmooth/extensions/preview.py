@@ -14,9 +14,8 @@ def coarse(latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """Frames of latents, a pixel for each latent one: uint8 f h w 3, on the CPU. latents: f c h w;
     decode: n c h w to n 3 H W in [-1, 1].
 
-    Colours are linear in the latents' channels, as well as that can be: the map is fitted by least
-    squares to what the decoder makes of the frame in the middle, so that it fits every autoencoder,
-    and every stage of denoising.
+    Colours are an affine function of the latents' channels, fitted by least squares to the decoded
+    middle frame, so it works for every autoencoder, and at every denoising step.
     """
     z = latents.float().nan_to_num()
     f, _, h, w = z.shape

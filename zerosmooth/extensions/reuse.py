@@ -1,7 +1,7 @@
 """Reuse of deep features between steps (DeepCache, Ma et al. 2023, arXiv 2312.00858).
 
-All levels of a network but the outermost run in one of so many steps, and what they made stands in
-for them in the others. The network offers its `around_deep`: see `models.unet.Skeleton`.
+All levels of a network but the outermost run in one step out of `every`; in the others their
+last output is used again. The network must offer `around_deep`: see `models.unet.Skeleton`.
 """
 
 from __future__ import annotations
