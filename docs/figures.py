@@ -240,7 +240,8 @@ def path_along(slice_: Tensor) -> Tensor:
 
 def smooth(**asked: Any) -> list[Tensor]:
     """The example's disc that goes right, with some settings: uint8 f h w 3 of each stage."""
-    settings = Settings(key_frames=tiny_dit.FRAMES, **asked)
+    eta = {"eta": 0.0} if asked.get("method") == "freenoise" else {}
+    settings = Settings(key_frames=tiny_dit.FRAMES, **eta, **asked)
     videos = tiny_dit.smooth(tiny_dit.trained(), settings, label=0, seed=SEED)
     return [(x.clamp(0, 1) * 255).round().byte()[..., None].expand(-1, -1, -1, 3) for x in videos]
 

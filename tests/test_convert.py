@@ -227,9 +227,9 @@ def test_damaged_checkpoints_are_told_apart(converted, tmp_path):
     refuse(whole.replace(b'"format_version": "1"', b'"format_version": "9"'), "format version '9'")
     refuse(whole.replace(b'"family": "vc2"', b'"family": "vc9"'),
            "family 'vc9', not vc2, vc1, lavie, svd; add --family")
-    refuse(whole.replace(b'"data_offsets": [0, ', b'"data_offsets": [4, '), "a damaged header")
+    refuse(whole.replace(b'"data_offsets": [0, ', b'"data_offsets": [4, '), "is cut off or damaged")
     refuse(whole.replace(b"unet.conv_in.bias", b"unet.conv_in.bios"),
-           "tensors that are not those of its config")
+           "tensors that do not fit its config")
     with pytest.raises(CheckpointError, match="does not exist"):
         describe(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="is a folder"):

@@ -99,7 +99,7 @@ def test_a_row_may_change_settings():
 @pytest.mark.parametrize(("row", "message"), [
     ("magic", "no row 'magic'"),
     ("zerosmooth:steps=3", "changes 'steps'"),
-    ("zerosmooth:strength=high", "float is needed"),
+    ("zerosmooth:strength=high", "number is needed"),
     ("zerosmooth:strength=2", "strength=2.0; use 0 to 1"),
     ("direct:strength=1", "does nothing to direct"),
 ])

@@ -173,7 +173,7 @@ def test_all_tensors_can_be_checked(tiny_file, pipeline, tmp_path):
     with pytest.raises(CheckpointError, match="NaN or infinity in unet.conv_out.bias"):
         check_tensors(describe(path))
     with pytest.raises(CheckpointError,
-                       match="unet.conv_out.bias has NaN, infinity, or values beyond"):
+                       match="unet.conv_out.bias has NaN, infinity or values beyond"):
         load(path)
 
 

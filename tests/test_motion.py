@@ -84,7 +84,7 @@ def test_what_moves_far_is_followed(video, share):
 
 @pytest.mark.parametrize("video", [pan(0.3), disc(0.3), disc(0.6)])
 def test_what_moves_little_is_no_worse_than_by_lines(video):
-    assert error(carried, video) < error(lines, video) + 2e-4
+    assert error(carried, video) < error(lines, video) + 6e-4
 
 
 def test_noise_is_not_followed():

@@ -23,6 +23,8 @@ def another(option) -> str:
         return OTHER[option.name]
     if option.kind is bool:
         return str(not option.default).lower()
+    if option.name == "prediction":
+        return "carried"
     if option.choices:
         return next(choice for choice in option.choices if choice != option.default)
     return "0.5" if option.kind is float else str((option.default or 4) + 1)

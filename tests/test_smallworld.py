@@ -252,11 +252,15 @@ def test_training_can_hide_where_a_clip_ends_and_tell_any_positions():
     def spread(y: torch.Tensor) -> float:
         return (y - y[:, :1]).abs().max().item()
 
+    def at(positions: torch.Tensor) -> dict:
+        states = {**unet.project_context(given["context"]), "positions": (positions,)}
+        return {**given, "context": states}
+
     plain, nowhere = unet(x, **given), torch.zeros(FRAMES)
-    assert torch.equal(unet(x, **given, positions=frame_positions(FRAMES, None)), plain)
-    assert spread(unet(x, **given, positions=nowhere)) > 1e-3  # the zeros beyond the ends
+    assert torch.equal(unet(x, **at(frame_positions(FRAMES, None))), plain)
+    assert spread(unet(x, **at(nowhere))) > 1e-3  # the zeros beyond the ends
     assert spread(endless(x, **given)) > 1e-3  # the positions
-    assert spread(endless(x, **given, positions=nowhere)) < 1e-5
+    assert spread(endless(x, **at(nowhere))) < 1e-5
     assert torch.equal(unet(x, **given), plain)
 
 

@@ -159,7 +159,7 @@ def test_pickles_of_other_things_are_told(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), jit)
     assert "is a TorchScript program" in said(jit.getvalue())
     assert "a GGUF file, of quantised weights" in said(b"GGUF\3\0\0\0\0\0\0\0")
-    assert "JSON text" in said(b'{"num_frames": 25}')
+    assert "is JSON" in said(b'{"num_frames": 25}')
 
 
 def test_fifos_are_not_waited_for(tmp_path):

@@ -17,7 +17,7 @@ from ..kernels import once
 
 
 class RelativePosition(nn.Module):
-    """Attention with learned relative keys and values (VideoCrafter1).
+    """Attention with learned relative keys and values (VideoCrafter1; paper Eq. 21, 22).
 
     Distances beyond max_distance count as max_distance. The f x f weights are small: f is a window.
     """
@@ -59,7 +59,7 @@ def by_distance(x: Tensor) -> Tensor:
 
 class RotaryBias(nn.Module):
     """Attention with rotary queries and keys (Su et al. 2021) and a learned bias by distance and
-    head (LaVie).
+    head (LaVie; paper Eq. 21, 22).
 
     The first 32 channels of a head turn, in adjacent pairs. Distances fall into 32 buckets, 16 a
     direction: one for each up to 7, then ever wider ones up to max_distance (as in T5, Raffel et
