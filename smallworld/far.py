@@ -30,7 +30,7 @@ __all__ = ["SECONDS", "WORDS", "Scene", "frame_times", "parse", "random_scene", 
 SECONDS, FPS = 1.0, 8
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
 PILLARS = {"black": 0.5, "gray": 0.12, "white": 0.5}  # grey of the pillar, by the ground
-PILLAR = 0.36  # its width
+PILLAR = 0.3  # its width
 SPEEDS = {"slowly": 4 / 64 * FPS, "steadily": 8 / 64 * FPS, "quickly": 16 / 64 * FPS}  # sides a second
 SPINS = {"slowly": 30 * FPS, "steadily": 50 * FPS, "quickly": 80 * FPS}  # degrees a second
 SIDES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -142,7 +142,7 @@ def with_motion(scene: Scene, rng: random.Random) -> Scene:
         x, y, rate = math.cos(heading), math.sin(heading), SPINS[scene.speed] * TURNS[scene.direction]
         radius, at = rng.uniform(0.15, 0.19), (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6))
     elif scene.kind == "hide":
-        (x, y), radius = SIDES[scene.direction], rng.uniform(0.09, 0.11)
+        (x, y), radius = SIDES[scene.direction], rng.uniform(0.08, 0.1)
         at = (0.5 - x * rng.uniform(0.3, 0.34), rng.uniform(0.3, 0.7))
     else:
         (x, y), slope = CORNERS[scene.direction], math.radians(rng.uniform(25, 65))

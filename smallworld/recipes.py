@@ -139,8 +139,8 @@ RECIPES = {
         clips=8192,
         dense=0.6,
         encoder_steps=600,
-        image_steps=1000,
+        image_steps=1500,
         steps=20_000,
-        batch=64,
+        batch=32,
     ),
 }
