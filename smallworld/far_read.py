@@ -144,17 +144,17 @@ def along(cost: Tensor, times: Tensor, low: float, high: float) -> tuple[float, 
     return best
 
 
-def shifted(frames: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+def shifted(frames: Tensor, by: Tensor, mode: str = "bicubic") -> tuple[Tensor, Tensor]:
     """What a view shows after it moved, and where that was in sight before. frames: f h w 3; by: f 2, sides."""
     grid = (torch.arange(frames.shape[1]) + 0.5) / frames.shape[1]
     at = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1) + by[:, None, None]
-    x = F.grid_sample(frames.movedim(-1, 1), 2 * at - 1, "bicubic", "border", align_corners=False)
+    x = F.grid_sample(frames.movedim(-1, 1), 2 * at - 1, mode, "border", align_corners=False)
     return x.movedim(1, -1), ((at > 0) & (at < 1)).all(-1)
 
 
 def alike(a: Tensor, b: Tensor, by: Tensor) -> Tensor:
     """Correlation of b with a after a move, where both are in sight. a, b: f h w 3; by: f 2, sides; returns f."""
-    a, inside = shifted(a, by)
+    a, inside = shifted(a, by, "bilinear")
     m = inside[..., None] / inside.sum((1, 2))[:, None, None, None]
     a, b = (x - (x * m).sum((1, 2), keepdim=True) for x in (a, b))
     aa, bb, ab = ((x * m).sum((1, 2, 3)) for x in (a * a, b * b, a * b))
@@ -166,7 +166,7 @@ def moved(a: Tensor, b: Tensor, start: Tensor, reach: float, together: bool = Fa
 
     a, b: f h w 3; start: f 2, sides; together: one move for all. Returns f 2, sides."""
     a, b, best = a.mean(-1, keepdim=True), b.mean(-1, keepdim=True), start
-    steps = torch.cartesian_prod(*[torch.linspace(-1, 1, 11)] * 2)[:, None]
+    steps = torch.cartesian_prod(*[torch.linspace(-1, 1, 9)] * 2)[:, None]
     while reach > 0.1:
         tried = best + steps * reach / a.shape[1]
         value = torch.stack([alike(a, b, by) for by in tried])
@@ -184,17 +184,19 @@ def fit_pan(keys: Tensor, color: str) -> Fit:
     return Fit(scene, law, F.pad(steps.cumsum(0), (0, 0, 1, 0)), torch.zeros(len(keys)))
 
 
+def pace(scene: Scene) -> tuple[float, dict[str, float]]:
+    """How fast it moves, or turns, and how fast it would if a prompt said so: sides, or degrees, a second."""
+    return (abs(scene.spin), SPINS) if scene.kind == "spin" else (math.hypot(*scene.velocity), SPEEDS)
+
+
 def named(scene: Scene) -> Scene:
     """With direction and speed as a prompt says them, by the scene's numbers."""
-    vx, vy = scene.velocity
-    turn, ways = scene.kind == "spin", SIDES | CORNERS
-    rates, rate = (SPINS, abs(scene.spin)) if turn else (SPEEDS, math.hypot(vx, vy))
+    (vx, vy), ways, (rate, rates) = scene.velocity, SIDES | CORNERS, pace(scene)
     speed = min(rates, key=lambda name: abs(math.log(rates[name] / max(rate, 1e-3))))
-    if turn:
+    if scene.kind == "spin":
         return replace(scene, direction="clockwise" if scene.spin > 0 else "counterclockwise", speed=speed)
-    return replace(
-        scene, direction=max(KINDS[scene.kind][0], key=lambda d: ways[d][0] * vx + ways[d][1] * vy), speed=speed
-    )
+    direction = max(KINDS[scene.kind][0], key=lambda d: ways[d][0] * vx + ways[d][1] * vy)
+    return replace(scene, direction=direction, speed=speed)
 
 
 def predicted(found: Fit, n: int) -> tuple[Tensor, Tensor]:
