@@ -28,6 +28,7 @@ class Recipe:
     autoencoder_from: str | None = None  # checkpoint whose autoencoder is taken; a temporal decoder learns on
     autoencoder_steps: int = 3000
     autoencoder_batch: int = 16  # frames
+    decoder_steps: int = 0  # of the decoder alone, beside the network's training or after it
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
@@ -134,8 +135,9 @@ RECIPES = {
             ),
         ),
         world=far,
-        autoencoder_steps=4000,
+        autoencoder_steps=6500,
         autoencoder_batch=8,
+        decoder_steps=20_000,
         clips=8192,
         dense=0.6,
         encoder_steps=600,

@@ -48,12 +48,15 @@ from .gate import make
 from .trainer import Schedule, Trainer, lay_out, read_state
 
 
-def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
+def train_autoencoder(
+    recipe: recipes.Recipe, folder: Path, device: str, decoder_of: Autoencoder | None = None
+) -> Autoencoder:
     """An autoencoder of single frames, or one with a temporal decoder of short clips.
 
     Absolute and squared error, and a light pull of the posterior to a normal. Pixels that are not the ground are few
     and count more. The posterior starts narrow, or its noise would hide the first lessons. With `autoencoder_from`, it
-    is another recipe's: as it is, or, where the decoder is temporal, to start from.
+    is another recipe's: as it is, or, where the decoder is temporal, to start from. decoder_of: an autoencoder whose
+    decoder alone learns on, so that what was trained on its latents stays right.
     """
     torch.manual_seed(0)
     vae = Autoencoder(recipe.config.vae)
@@ -64,8 +67,14 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         start_from(vae, checkpoint.load(recipe.autoencoder_from).networks.vae.state_dict())
         if not recipe.config.vae.temporal:
             return vae.eval().requires_grad_(False)
-    rate = 1e-3 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
-    trainer = Trainer(vae, Schedule(recipe.autoencoder_steps, rate, average=0.99), folder)
+    if decoder_of is not None:
+        vae.load_state_dict(decoder_of.state_dict())
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    # what works already must not be unlearnt
+    rate = 1e-3 if recipe.autoencoder_from or decoder_of else 2e-3
+    steps = recipe.decoder_steps if decoder_of else recipe.autoencoder_steps
+    trainer = Trainer(vae, Schedule(steps, rate, average=0.99), folder)
     frames = 4 if recipe.config.vae.temporal else 1
 
     def clips(step: int, count: int = recipe.autoencoder_batch) -> Tensor:
@@ -373,6 +382,8 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     recipe = recipes.RECIPES[name]
     trainer = diffusion_trainer(recipe, new_networks(recipe, device), folder)
     networks: Any = trainer.average.module
+    if refined := read_state(folder.parent / "decoder").get("average"):
+        networks.vae.load_state_dict({k.removeprefix("module."): x for k, x in refined.items() if k != "n_averaged"})
     config = with_scale(recipe, networks.vae, device).config
     source = f"smallworld.train {name}, step {trainer.step} of {recipe.steps}"
     family = FAMILIES[config.family]
@@ -403,6 +414,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
     parser.add_argument("--start", metavar="CKPT", help="go on from an exported checkpoint, where no state is left")
+    parser.add_argument(
+        "--decoder", action="store_true", help="only go on with the decoder of a run; --export takes it"
+    )
     args = parser.parse_args()
     folder, recipe = args.runs / args.name, recipes.RECIPES[args.name]
     diffusion = folder / "diffusion"
@@ -418,6 +432,12 @@ def main() -> None:
         go_on_from(args.start, recipe, diffusion)
         started = True
     networks = new_networks(recipe, args.device)
+    if args.decoder:
+        if not started:
+            parser.error(f"{diffusion} holds no run whose decoder could go on")
+        diffusion_trainer(recipe, networks, diffusion)  # which loads them
+        train_autoencoder(recipe, folder / "decoder", args.device, networks.vae)
+        return
     if not started:  # whose state holds all three networks
         networks.vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
         networks.encoder = train_encoder(recipe, folder / "encoder", args.device)
