@@ -1,7 +1,5 @@
 """A world in which nothing between two key frames can be had by blending them, nor by straight lines.
 
-    python -m smallworld.far --seed 3 --out sheet.png      # a row a scene, its prompts on the screen
-
 Four kinds of scenes of a second, 8 key frames: a shape that bounces off the frame's edges, one that
 spins, one that passes behind a pillar, and a camera that pans over a ground. From key frame to key
 frame they go 4, 8 or 16 of 64 pixels, or turn by 30, 50 or 80 degrees. Each follows a law, a function
@@ -11,15 +9,12 @@ angles degrees clockwise; x goes to the right, y down.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import imageio.v3 as iio
 import torch
 from torch import Tensor
 
@@ -121,35 +116,25 @@ def reflected(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
     """Any scene, or one of a kind."""
     kind = kind or rng.choice(list(KINDS))
-    directions, shapes = KINDS[kind]
-    color, direction, shape = rng.choice(list(COLORS)), rng.choice(directions), rng.choice(shapes)
-    speed = rng.choice(list(SPEEDS))
-    scene = Scene(kind, color, direction, speed, shape, "" if kind == "pan" else rng.choice(list(GREYS)))
-    return with_motion(scene, rng)
-
-
-def with_motion(scene: Scene, rng: random.Random) -> Scene:
-    """A scene of these words; what they leave open is drawn."""
-    words, rate = (scene.kind, scene.color, scene.direction, scene.speed, scene.shape, scene.background), 0.0
-    v: float = SPEEDS[scene.speed]
-    x: float
-    y: float
-    if scene.kind == "pan":
-        x, y = SIDES[scene.direction]
+    color, direction, shape = rng.choice(list(COLORS)), rng.choice(KINDS[kind][0]), rng.choice(KINDS[kind][1])
+    speed, background = rng.choice(list(SPEEDS)), "" if kind == "pan" else rng.choice(list(GREYS))
+    words, v, spin, x, y = (kind, color, direction, speed, shape, background), SPEEDS[speed], 0.0, 0.0, 0.0
+    if kind == "pan":
+        x, y = SIDES[direction]
         return Scene(*words, velocity=(v * x, v * y), ground=rng.randrange(1 << 30))
-    if scene.kind == "spin":
-        v, heading = rng.uniform(0, 0.01) * FPS, rng.uniform(0, 2 * math.pi)
-        x, y, rate = math.cos(heading), math.sin(heading), SPINS[scene.speed] * TURNS[scene.direction]
-        radius, at = rng.uniform(0.15, 0.19), (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6))
-    elif scene.kind == "hide":
-        (x, y), radius = SIDES[scene.direction], rng.uniform(0.08, 0.1)
-        at = (0.5 - x * rng.uniform(0.3, 0.34), rng.uniform(0.3, 0.7))
+    if kind == "spin":
+        v, heading, spin = rng.uniform(0, 0.01) * FPS, rng.uniform(0, 2 * math.pi), SPINS[speed] * TURNS[direction]
+        x, y, radius = math.cos(heading), math.sin(heading), rng.uniform(0.15, 0.19)
+        start = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6)
+    elif kind == "hide":
+        (x, y), radius = SIDES[direction], rng.uniform(0.08, 0.1)
+        start = 0.5 - x * rng.uniform(0.3, 0.34), rng.uniform(0.3, 0.7)
     else:
-        (x, y), slope = CORNERS[scene.direction], math.radians(rng.uniform(25, 65))
-        x, y, radius = x * math.cos(slope), y * math.sin(slope), rng.uniform(0.12, 0.15)
-        at = (0.5 - math.copysign(rng.uniform(-0.05, 0.25), x), 0.5 - math.copysign(rng.uniform(-0.05, 0.25), y))
-    pillar = rng.uniform(0.46, 0.54)
-    return Scene(*words, radius, at, (v * x, v * y), rng.uniform(-20, 20) if rate else 0.0, rate, pillar)
+        (x, y), slope, radius = CORNERS[direction], math.radians(rng.uniform(25, 65)), rng.uniform(0.12, 0.15)
+        start = 0.5 - x * abs(rng.uniform(-0.05, 0.25)), 0.5 - y * abs(rng.uniform(-0.05, 0.25))
+        x, y = x * math.cos(slope), y * math.sin(slope)
+    pillar, angle = rng.uniform(0.46, 0.54), rng.uniform(-20, 20) if spin else 0.0
+    return Scene(*words, radius, start, (v * x, v * y), angle, spin, pillar)
 
 
 def parse(prompt: str) -> dict[str, str]:
@@ -233,22 +218,3 @@ def ground(seed: int, corner: Tensor, size: int) -> Tensor:
         phase = x * math.cos(heading) + y * math.sin(heading)
         total += (2 * math.pi * (phase / length + rng.random())).cos()
     return 0.5 + 0.5 * (1.2 * total / math.sqrt(WAVES / 2)).tanh()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=8, help="scenes (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
-    parser.add_argument("--fps", type=int, default=FPS, help=f"frames a second (default: {FPS})")
-    parser.add_argument("--out", type=Path, default=Path("far.png"), help="picture (default: far.png)")
-    args = parser.parse_args()
-    rng = random.Random(f"far/{args.seed}")
-    scenes = [random_scene(rng, list(KINDS)[i % len(KINDS)]) for i in range(args.n)]
-    video = render(scenes, frame_times(args.fps, args.fps).expand(args.n, -1))  # n f c h w
-    sheet = video.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    iio.imwrite(args.out, (sheet * 255).round().byte().numpy())
-    print("\n".join(scene.prompt() for scene in scenes))
-
-
-if __name__ == "__main__":
-    main()

@@ -61,6 +61,8 @@ SMALL_DEFAULTS = Defaults(
 SIZE: dict[str, Any] = dict(
     channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8
 )
+FAR_SIZE = dict(frames=8, channels=32, channel_mult=(1, 2, 2), attention_resolutions=(2, 4))
+FAR_PROMPT = "a red square bouncing right and down quickly on a gray background"
 RECIPES = {
     "vc2-small": Recipe(
         ModelConfig(
@@ -117,31 +119,20 @@ RECIPES = {
     "far-small": Recipe(
         ModelConfig(
             family="vc2",
-            unet=UNetConfig(
-                frames=8,
-                channels=32,
-                channel_mult=(1, 2, 2),
-                res_blocks=1,
-                attention_resolutions=(2, 4),
-                context_dim=64,
-                groups=8,
-                head_dim=8,
-            ),
+            unet=UNetConfig(**SIZE | FAR_SIZE, head_dim=8),
             vae=replace(SMALL_VAE, channels=12, channel_mult=(1, 2, 3), groups=4),  # 4 pixels a latent
             encoder=replace(SMALL_TEXT, context_length=40),
             sampler=replace(SMALL_DDIM, more_steps=True),
-            defaults=replace(
-                SMALL_DEFAULTS, prompt="a red square bouncing right and down quickly on a gray background"
-            ),
+            defaults=replace(SMALL_DEFAULTS, prompt=FAR_PROMPT),
         ),
         world=far,
-        autoencoder_steps=6500,
+        autoencoder_steps=5200,
         autoencoder_batch=8,
         decoder_steps=20_000,
         clips=8192,
         dense=0.6,
-        encoder_steps=600,
-        image_steps=1500,
+        encoder_steps=500,
+        image_steps=2200,
         steps=20_000,
         batch=32,
     ),
