@@ -82,14 +82,14 @@ def around(degrees: Tensor) -> Tensor:
 
 
 def fit(keys: Tensor, kind: str, color: str) -> Fit:
-    """keys: k h w 3, 0 to 1, at FPS frames a second."""
+    """keys: k h w 3, 0 to 1, at FPS frames a second. A key frame that shows no shape has no place: NaN."""
     times, size = torch.arange(len(keys)) / FPS, keys.shape[1]
     if kind == "pan":
         return fit_pan(keys, color)
     cover = cover_of(keys, kind, color)
     whole, area = cover.sum(1), cover.sum((1, 2, 3)) / size**2
     full = area.amax() if kind == "hide" else area.median()
-    radius = (full / math.pi).sqrt().item()
+    radius = min((full / math.pi).sqrt().item(), 0.3)  # whatever a model may have made
     path, angles = center(whole), angles_of(cover) if kind == "spin" else torch.zeros(len(keys))
     median = keys.mean(-1).median().item()
     background = min(GREYS, key=lambda name: abs(GREYS[name] - median))
@@ -115,8 +115,8 @@ def fit(keys: Tensor, kind: str, color: str) -> Fit:
     (x, vx), (y, vy) = (along(c, times, *wall) for c, wall in zip(cost, scene.walls()))
     scene = replace(scene, start=(x, y), velocity=(vx, vy))
     if kind == "spin":
-        spins = torch.arange(-1200.0, 1200.0, 0.1 * FPS) * 1.0
-        turned = torch.polar(torch.ones(()), (angles - spins[:, None] * times).deg2rad()).sum(1)
+        spins, seen = torch.arange(-1200, 1200, 0.1 * FPS), ~angles.isnan()
+        turned = torch.polar(torch.ones(()), (angles - spins[:, None] * times)[:, seen].deg2rad()).sum(1)
         i = int(turned.abs().argmax())
         scene = replace(scene, angle=math.degrees(turned[i].angle().item()), spin=spins[i].item())
         off = around(angles - scene.angles(times))

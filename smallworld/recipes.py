@@ -132,7 +132,7 @@ RECIPES = {
         clips=8192,
         dense=0.6,
         encoder_steps=500,
-        image_steps=2200,
+        image_steps=1500,
         steps=20_000,
         batch=32,
     ),
