@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 from zerosmooth.config import Defaults, ModelConfig
@@ -14,23 +16,33 @@ from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIMConfig, EulerConfig
 
+from . import draw, far
+
 
 @dataclass(frozen=True)
 class Recipe:
     config: ModelConfig
+    world: ModuleType = draw  # has SECONDS, WORDS, random_scene, frame_times, render and parse
     size: int = 64  # pixels, both sides
     tail: bool = False  # the shapes have tails that tell where they go
     autoencoder_from: str | None = None  # checkpoint whose autoencoder is taken; a temporal decoder learns on
-    autoencoder_steps: int = 3000  # of 16 frames
+    autoencoder_steps: int = 3000
+    autoencoder_batch: int = 16  # frames
+    decoder_steps: int = 0  # of the decoder alone, beside the network's training or after it
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
     goes_on: float = 0.0  # share of steps in which clips seem to go on at both ends, see `train.with_repeated_ends`
     encoder_steps: int = 400  # of 128 prompts or first frames
-    steps: int = 13_000  # of 128 frames
+    steps: int = 13_000  # of as many frames as `batch` says
+    batch: int = 128
     image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
     outline_steps: int = 0  # the last of them are at less noise, where outlines are decided and not where a shape goes
     rate: float = 1e-3
+
+    def random_scene(self, rng: random.Random) -> Any:
+        """Any scene of its world that the checkpoint can be asked for."""
+        return self.world.random_scene(rng, **({"tail": True} if self.tail else {}))
 
 
 SMALL_VAE = AutoencoderConfig(channels=16, channel_mult=(1, 2, 3, 4), res_blocks=1, scale=1.0, groups=8)
@@ -49,6 +61,8 @@ SMALL_DEFAULTS = Defaults(
 SIZE: dict[str, Any] = dict(
     channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8
 )
+FAR_SIZE = dict(frames=8, channels=32, channel_mult=(1, 2, 2), attention_resolutions=(2, 4))
+FAR_PROMPT = "a red square bouncing right and down quickly on a gray background"
 RECIPES = {
     "vc2-small": Recipe(
         ModelConfig(
@@ -101,5 +115,25 @@ RECIPES = {
         image_steps=0,
         steps=30_000,
         outline_steps=12_000,
+    ),
+    "far-small": Recipe(
+        ModelConfig(
+            family="vc2",
+            unet=UNetConfig(**SIZE | FAR_SIZE, head_dim=8),
+            vae=replace(SMALL_VAE, channels=12, channel_mult=(1, 2, 3), groups=4),  # 4 pixels a latent
+            encoder=replace(SMALL_TEXT, context_length=40),
+            sampler=replace(SMALL_DDIM, more_steps=True),
+            defaults=replace(SMALL_DEFAULTS, prompt=FAR_PROMPT),
+        ),
+        world=far,
+        autoencoder_steps=5200,
+        autoencoder_batch=8,
+        decoder_steps=20_000,
+        clips=8192,
+        dense=0.6,
+        encoder_steps=500,
+        image_steps=1500,
+        steps=20_000,
+        batch=32,
     ),
 }

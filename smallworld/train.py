@@ -43,17 +43,20 @@ from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig, EulerConfig
 from zerosmooth_cli.results import write_tensors
 
 from . import recipes
-from .draw import MOTION, SECONDS, WORDS, Scene, frame_times, parse, random_scene, render
+from .draw import MOTION, frame_times
 from .gate import make
 from .trainer import Schedule, Trainer, lay_out, read_state
 
 
-def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Autoencoder:
+def train_autoencoder(
+    recipe: recipes.Recipe, folder: Path, device: str, decoder_of: Autoencoder | None = None
+) -> Autoencoder:
     """An autoencoder of single frames, or one with a temporal decoder of short clips.
 
     Absolute and squared error, and a light pull of the posterior to a normal. Pixels that are not the ground are few
     and count more. The posterior starts narrow, or its noise would hide the first lessons. With `autoencoder_from`, it
-    is another recipe's: as it is, or, where the decoder is temporal, to start from.
+    is another recipe's: as it is, or, where the decoder is temporal, to start from. decoder_of: an autoencoder whose
+    decoder alone learns on, so that what was trained on its latents stays right.
     """
     torch.manual_seed(0)
     vae = Autoencoder(recipe.config.vae)
@@ -64,16 +67,22 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         start_from(vae, checkpoint.load(recipe.autoencoder_from).networks.vae.state_dict())
         if not recipe.config.vae.temporal:
             return vae.eval().requires_grad_(False)
-    rate = 1e-3 if recipe.autoencoder_from else 2e-3  # what works already must not be unlearnt
-    trainer = Trainer(vae, Schedule(recipe.autoencoder_steps, rate, average=0.99), folder)
+    if decoder_of is not None:
+        vae.load_state_dict(decoder_of.state_dict())
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    # what works already must not be unlearnt
+    rate = 1e-3 if recipe.autoencoder_from or decoder_of else 2e-3
+    steps = recipe.decoder_steps if decoder_of else recipe.autoencoder_steps
+    trainer = Trainer(vae, Schedule(steps, rate, average=0.99), folder)
     frames = 4 if recipe.config.vae.temporal else 1
 
-    def clips(step: int, count: int = 16) -> Tensor:
+    def clips(step: int, count: int = recipe.autoencoder_batch) -> Tensor:
         rng = random.Random(f"frames/{step}")
-        scenes = [random_scene(rng, recipe.tail) for _ in range(count // frames)]
-        starts = [rng.uniform(0, SECONDS) for _ in scenes]
+        scenes = [recipe.random_scene(rng) for _ in range(count // frames)]
+        starts = [rng.uniform(0, recipe.world.SECONDS) for _ in scenes]
         times = torch.stack([frame_times(frames, rng.choice((7, 14, 28)), start) for start in starts])
-        return (render(scenes, times, recipe.size) * 2 - 1).to(device)
+        return (recipe.world.render(scenes, times, recipe.size) * 2 - 1).to(device)
 
     def loss_at(step: int) -> Tensor:
         x = clips(step)
@@ -88,7 +97,7 @@ def train_autoencoder(recipe: recipes.Recipe, folder: Path, device: str) -> Auto
         return (weight * ((y - x).abs() + (y - x).square())).mean() + recipe.kl * kl
 
     def show(step: int, vae: Autoencoder) -> None:
-        x = clips(-1).flatten(0, 1)
+        x = clips(-1, 16).flatten(0, 1)
         with torch.inference_mode():
             z = vae.moments(x)[0]
             y = torch.cat([vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
@@ -118,10 +127,10 @@ def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
 def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float:
     """The `scale` of the autoencoder's config that gives its latents a standard deviation of one."""
     rng = random.Random("scale")
-    scenes = [random_scene(rng) for _ in range(256)]
-    times = torch.tensor([[rng.uniform(0, SECONDS)] for _ in scenes])
+    scenes = [recipe.world.random_scene(rng) for _ in range(256)]
+    times = torch.tensor([[rng.uniform(0, recipe.world.SECONDS)] for _ in scenes])
     with torch.inference_mode():
-        mean, _ = vae.moments((render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device))
+        mean, _ = vae.moments((recipe.world.render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device))
     return round(1 / mean.std().item(), 5)
 
 
@@ -134,7 +143,7 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
     config = recipe.config.encoder
     tower: Any = FAMILIES[recipe.config.family].encoder(config)
     still = isinstance(tower, ImageTower)
-    words = {kind: ["", *values] for kind, values in WORDS.items() if not still or kind != "speed"}
+    words = {kind: ["", *values] for kind, values in recipe.world.WORDS.items() if not still or kind != "speed"}
     width = config.out if still else config.width
     heads = nn.ModuleDict({kind: nn.Linear(width, len(values)) for kind, values in words.items()})
     learnt = nn.ModuleDict({"tower": tower, "heads": heads}).to(device)
@@ -144,12 +153,12 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
     def show_some(step: int) -> tuple[Tensor, list[dict[str, str]]]:
         """Tokens, and what they should tell."""
         rng = random.Random(f"prompts/{step}")
-        scenes = [random_scene(rng, recipe.tail) for _ in range(128)]
+        scenes = [recipe.random_scene(rng) for _ in range(128)]
         if still:
-            first = render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:, 0] * 2 - 1
+            first = recipe.world.render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:, 0] * 2 - 1
             return tower.encode(first.to(device)), [{kind: getattr(s, kind) for kind in words} for s in scenes]
         prompts = [prompt_of(scene, rng) for scene in scenes]
-        return tower.encode(prompts)[:, -8:], [parse(prompt) for prompt in prompts]
+        return tower.encode(prompts)[:, -8:], [recipe.world.parse(prompt) for prompt in prompts]
 
     def loss_at(step: int) -> Tensor:
         h, told = show_some(step)
@@ -213,7 +222,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
                 for i, out in zip(chosen, left_out.tolist())
             ]
             return networks.encoder.encode(prompts), None, fps
-        first = render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
+        first = recipe.world.render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
         augmentation = config.defaults.noise_aug_strength
         noisy = first + augmentation * torch.randn(first.shape, generator=generator)
         keep = (~left_out).float()
@@ -228,7 +237,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
         frames = 1 if step < recipe.image_steps else config.unet.frames
-        count = 128 // frames
+        count = recipe.batch // frames
         goes_on = frames > 1 and rng.random() < recipe.goes_on
         chosen, positions = choose(count, rng)
         firsts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
@@ -250,12 +259,15 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
 
     def show(step: int, averaged: Networks) -> None:
         rng = random.Random("show")
-        shown = [random_scene(rng, recipe.tail) for _ in range(8)]
+        shown = [recipe.random_scene(rng) for _ in range(8)]
         averaged.vae.config = config.vae  # which has the scale
         pipeline = Pipeline(family, config, averaged)
         settings = pipeline.settings(scales=(), steps=20)
         videos = make(pipeline, shown, range(len(shown)), settings)
-        rows = [rearrange(video.frames[0][::3], "f h w c -> h (f w) c") for video in videos]
+        rows = [
+            rearrange(video.frames[0][:: 3 if len(video.frames[0]) > 8 else 1], "f h w c -> h (f w) c")
+            for video in videos
+        ]
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
 
@@ -280,7 +292,7 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) 
 
 def draw_clips(
     recipe: recipes.Recipe, vae: Autoencoder, folder: Path, device: str
-) -> tuple[Tensor, list[Scene], list[int], list[float]]:
+) -> tuple[Tensor, list[Any], list[int], list[float]]:
     """Latents of the training clips (n f c h w, float16), kept in `folder` under a digest of what they depend on, their
     scenes, frames a second and beginnings.
 
@@ -289,19 +301,19 @@ def draw_clips(
     """
     rng = random.Random("clips")
     frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
-    scenes = [random_scene(rng, recipe.tail) for _ in range(recipe.clips)]
+    scenes = [recipe.random_scene(rng) for _ in range(recipe.clips)]
     rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base for _ in scenes]
     if isinstance(recipe.config.unet, SVDConfig):  # windows overlap by half
         starts = [rng.randrange(2 * rate // base - 1) * frames / 2 / rate for rate in rates]
     else:
-        starts = [rng.uniform(0, SECONDS - frames / rate) for rate in rates]
+        starts = [rng.uniform(0, recipe.world.SECONDS - frames / rate) for rate in rates]
     times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
     drawn = repr((scenes, rates, starts, frames, recipe.size, vae.config))  # whose scale tells autoencoders apart
     file = folder / f"clips-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}.safetensors"
     if not file.exists():
         parts = []
         for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
-            video = render(scenes[i : i + 16], times[i : i + 16], recipe.size).to(device) * 2 - 1
+            video = recipe.world.render(scenes[i : i + 16], times[i : i + 16], recipe.size).to(device) * 2 - 1
             with torch.no_grad():
                 z = vae.encode(video.flatten(0, 1)).half().cpu()
             parts.append(rearrange(z, "(b f) c h w -> b f c h w", f=frames))
@@ -310,7 +322,7 @@ def draw_clips(
     return load_file(file)["clips"], scenes, rates, starts
 
 
-def prompt_of(scene: Scene, rng: random.Random, paced: bool = True) -> str:
+def prompt_of(scene: Any, rng: random.Random, paced: bool = True) -> str:
     """The scene's prompt, sometimes without its background or its speed: always without that, if not `paced`, which
     is a clip at another rate that the network is not told."""
     return scene.prompt(speed=rng.random() < 0.75 and paced, background=rng.random() < 0.7)
@@ -370,6 +382,8 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     recipe = recipes.RECIPES[name]
     trainer = diffusion_trainer(recipe, new_networks(recipe, device), folder)
     networks: Any = trainer.average.module
+    if refined := read_state(folder.parent / "decoder").get("average"):
+        networks.vae.load_state_dict({k.removeprefix("module."): x for k, x in refined.items() if k != "n_averaged"})
     config = with_scale(recipe, networks.vae, device).config
     source = f"smallworld.train {name}, step {trainer.step} of {recipe.steps}"
     family = FAMILIES[config.family]
@@ -400,6 +414,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
     parser.add_argument("--start", metavar="CKPT", help="go on from an exported checkpoint, where no state is left")
+    parser.add_argument(
+        "--decoder", action="store_true", help="only go on with the decoder of a run; --export takes it"
+    )
     args = parser.parse_args()
     folder, recipe = args.runs / args.name, recipes.RECIPES[args.name]
     diffusion = folder / "diffusion"
@@ -415,6 +432,12 @@ def main() -> None:
         go_on_from(args.start, recipe, diffusion)
         started = True
     networks = new_networks(recipe, args.device)
+    if args.decoder:
+        if not started:
+            parser.error(f"{diffusion} holds no run whose decoder could go on")
+        diffusion_trainer(recipe, networks, diffusion)  # which loads them
+        train_autoencoder(recipe, folder / "decoder", args.device, networks.vae)
+        return
     if not started:  # whose state holds all three networks
         networks.vae = train_autoencoder(recipe, folder / "autoencoder", args.device)
         networks.encoder = train_encoder(recipe, folder / "encoder", args.device)
