@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 
-from zerosmooth_cli import page
 from zerosmooth.video import INK, PAPER, busiest_line, line_over_time, write_picture
+from zerosmooth_cli import page
 
 from .jobs import TRUTH, Plan
 from .rows import CHANGES

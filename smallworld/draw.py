@@ -2,10 +2,10 @@
 
     python -m smallworld.draw --n 5 --seed 3 --outdir examples/first_frames   # for image to video
 
-A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS. The prompt nearly
-fixes the path: a shape that moves left starts near the right edge, however fast it is. Where a picture must tell the
-path, the shape has a tail, a grey line behind it; how fast it goes is then told by a number. Lengths are fractions of
-the frame's side.
+A scene is one shape on a plain or graded grey background that moves in a straight line for SECONDS.
+The prompt nearly fixes the path: a shape that moves left starts near the right edge, however fast
+it is. Where a picture must tell the path, the shape has a tail, a grey line behind it; how fast it
+goes is then told by a number. Lengths are fractions of the frame's side.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ COLORS = {  # RGB, 0 to 1
     "purple": (0.65, 0.15, 0.80),
 }
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y down
+# x to the right, y down
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS = {"slowly": 0.11, "quickly": 0.26}  # sides a second
-MOTION = {"slowly": 76, "quickly": 180}  # motion buckets of image to video: how far a shape goes from frame to frame,
+# motion buckets of image to video: how far a shape goes from frame to frame,
+MOTION = {"slowly": 76, "quickly": 180}
 # so a clip of half the way in as many frames has half the bucket, whatever its frames a second
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
 WORDS = {  # of a prompt, by kind
@@ -100,22 +102,30 @@ def random_scene(rng: random.Random, tail: bool = False) -> Scene:
 
 
 def parse(prompt: str) -> dict[str, str]:
-    """What a prompt asks for: color, shape, direction, and speed and background where it names them.
+    """What a prompt asks for: color, shape, direction, and speed and background where it names
+    them.
 
     ValueError if it is not a prompt of this world.
     """
     one = {key: f"(?P<{key}>{'|'.join(values)})" for key, values in WORDS.items()}
-    pattern = "a {color} {shape} moving {direction}(?: {speed})?(?: on a {background} background)?".format(**one)
+    pattern = ("a {color} {shape} moving {direction}(?: {speed})?"
+               "(?: on a {background} background)?").format(
+        **one)
     found = re.fullmatch(pattern, prompt)
     if found is None:
-        raise ValueError(f"{prompt!r} is not a prompt of the small world, such as 'a red circle moving left slowly'")
+        raise ValueError(
+            f"{prompt!r} is not a prompt of the small world, such as "
+            "'a red circle moving left slowly'"
+        )
     return {key: value for key, value in found.groupdict().items() if value}
 
 
 def render(scenes: Sequence[Scene], times: Tensor, size: int = 64) -> Tensor:
-    """Frames of scenes, anti-aliased. times: b f seconds, a row a scene. Returns b f 3 h w, 0 to 1."""
+    """Frames of scenes, anti-aliased. times: b f seconds, a row a scene. Returns b f 3 h w, 0 to
+    1."""
     grid = (torch.arange(size) + 0.5) / size
-    path = torch.tensor([[s.position(t) for t in row] for s, row in zip(scenes, times.tolist())])  # b f 2
+    # b f 2
+    path = torch.tensor([[s.position(t) for t in row] for s, row in zip(scenes, times.tolist())])
     radius = torch.tensor([s.radius for s in scenes])
     cover = coverage([s.shape for s in scenes], path, radius, size)[:, :, None]  # b f 1 h w
     color = torch.tensor([COLORS[s.color] for s in scenes])[:, None, :, None, None]
@@ -135,7 +145,8 @@ def first_frame(scene: Scene, size: int) -> Tensor:
 
 
 def coverage(shapes: Sequence[str], path: Tensor, radius: Tensor, size: int) -> Tensor:
-    """How much of each pixel a shape covers, 0 to 1. path: b f 2 centroids; radius: b. Returns b f h w.
+    """How much of each pixel a shape covers, 0 to 1. path: b f 2 centroids; radius: b. Returns b f
+    h w.
 
     All shapes of one radius have the area of a circle of it.
     """
@@ -146,7 +157,8 @@ def coverage(shapes: Sequence[str], path: Tensor, radius: Tensor, size: int) -> 
     index = torch.tensor([SHAPES.index(shape) for shape in shapes])[:, None, None, None]
     circle = (x**2 + y**2).sqrt() - radius
     square = torch.maximum(x.abs(), y.abs()) - 0.8862 * radius
-    triangle = torch.maximum(y, 0.8660 * x.abs() - 0.5 * y) - 0.7776 * radius  # equilateral, point up
+    # equilateral, point up
+    triangle = torch.maximum(y, 0.8660 * x.abs() - 0.5 * y) - 0.7776 * radius
     distance = torch.where(index == 0, circle, torch.where(index == 1, square, triangle))
     return (0.5 - distance * size).clamp(0, 1)
 
@@ -154,12 +166,14 @@ def coverage(shapes: Sequence[str], path: Tensor, radius: Tensor, size: int) -> 
 def tails(scenes: Sequence[Scene], path: Tensor, size: int) -> Tensor:
     """How much of each pixel a shape's tail covers. path: b f 2 centroids. Returns b f h w."""
     grid = (torch.arange(size) + 0.5) / size
-    offset = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1) - path[:, :, None, None]  # b f h w 2
+    # b f h w 2
+    offset = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1) - path[:, :, None, None]
     ahead = torch.tensor([DIRECTIONS[s.direction] for s in scenes]).float()[:, None, None, None]
     start = torch.tensor([s.radius for s in scenes])[:, None, None, None]
     length = torch.tensor([TAIL * s.tail for s in scenes])[:, None, None, None]
     along, across = -(offset * ahead).sum(-1), (offset * ahead.flip(-1)).sum(-1).abs()
-    distance = torch.maximum((along - start - length / 2).abs() - length / 2, across - TAIL_WIDTH / 2)
+    distance = torch.maximum((along - start - length / 2).abs() - length / 2,
+                             across - TAIL_WIDTH / 2)
     return (0.5 - distance * size).clamp(0, 1) * (length > 0)
 
 
@@ -174,11 +188,15 @@ def frame_times(frames: int, fps: float, start: float = 0.0) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=4, help="scenes (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     parser.add_argument("--size", type=int, default=64, help="pixels, both sides (default: 64)")
-    parser.add_argument("--outdir", type=Path, default=Path("first_frames"), help="folder (default: first_frames)")
+    parser.add_argument("--outdir",
+                        type=Path,
+                        default=Path("first_frames"),
+                        help="folder (default: first_frames)")
     args = parser.parse_args()
     args.outdir.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"draw/{args.seed}")

@@ -1,10 +1,11 @@
-"""A world in which nothing between two key frames can be had by blending them, nor by straight lines.
+"""A world in which nothing between two key frames can be had by blending them, nor by straight
+lines.
 
 Four kinds of scenes of a second, 8 key frames: a shape that bounces off the frame's edges, one that
 spins, one that passes behind a pillar, and a camera that pans over a ground. From key frame to key
-frame they go 4, 8 or 16 of 64 pixels, or turn by 30, 50 or 80 degrees. Each follows a law, a function
-of time, so that the truth is known at any frame rate. Lengths are fractions of the frame's side,
-angles degrees clockwise; x goes to the right, y down.
+frame they go 4, 8 or 16 of 64 pixels, or turn by 30, 50 or 80 degrees. Each follows a law, a
+function of time, so that the truth is known at any frame rate. Lengths are fractions of the frame's
+side, angles degrees clockwise; x goes to the right, y down.
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ SECONDS, FPS = 1.0, 8
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
 PILLARS = {"black": 0.5, "gray": 0.12, "white": 0.5}  # grey of the pillar, by the ground
 PILLAR = 0.3  # its width
-SPEEDS = {"slowly": 4 / 64 * FPS, "steadily": 8 / 64 * FPS, "quickly": 16 / 64 * FPS}  # sides a second
+# sides a second
+SPEEDS = {"slowly": 4 / 64 * FPS, "steadily": 8 / 64 * FPS, "quickly": 16 / 64 * FPS}
 SPINS = {"slowly": 30.0 * FPS, "steadily": 50.0 * FPS, "quickly": 80.0 * FPS}  # degrees a second
 SIDES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-CORNERS = {f"{a} and {b}": (x, y) for a, (x, _) in list(SIDES.items())[:2] for b, (_, y) in list(SIDES.items())[2:]}
+CORNERS = {
+    f"{a} and {b}": (x, y)
+    for a, (x, _) in list(SIDES.items())[:2]
+    for b, (_, y) in list(SIDES.items())[2:]
+}
 TURNS = {"clockwise": 1, "counterclockwise": -1}
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # directions and shapes
     "bounce": (tuple(CORNERS), ("circle", "square", "triangle")),
@@ -64,7 +70,8 @@ class Scene:
     shape: str = ""
     background: str = ""
     radius: float = 0.0  # of the circle with the shape's area
-    start: tuple[float, float] = (0.0, 0.0)  # the shape's centre at time 0; of a pan, the view's upper left corner
+    # the shape's centre at time 0; of a pan, the view's upper left corner
+    start: tuple[float, float] = (0.0, 0.0)
     velocity: tuple[float, float] = (0.0, 0.0)  # then, sides a second
     angle: float = 0.0  # then
     spin: float = 0.0  # degrees a second
@@ -116,21 +123,25 @@ def reflected(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
     """Any scene, or one of a kind."""
     kind = kind or rng.choice(list(KINDS))
-    color, direction, shape = rng.choice(list(COLORS)), rng.choice(KINDS[kind][0]), rng.choice(KINDS[kind][1])
+    color, direction, shape = rng.choice(list(COLORS)), rng.choice(KINDS[kind][0]), rng.choice(
+        KINDS[kind][1])
     speed, background = rng.choice(list(SPEEDS)), "" if kind == "pan" else rng.choice(list(GREYS))
-    words, v, spin, x, y = (kind, color, direction, speed, shape, background), SPEEDS[speed], 0.0, 0.0, 0.0
+    words, v, spin, x, y = (kind, color, direction, speed, shape,
+                            background), SPEEDS[speed], 0.0, 0.0, 0.0
     if kind == "pan":
         x, y = SIDES[direction]
         return Scene(*words, velocity=(v * x, v * y), ground=rng.randrange(1 << 30))
     if kind == "spin":
-        v, heading, spin = rng.uniform(0, 0.01) * FPS, rng.uniform(0, 2 * math.pi), SPINS[speed] * TURNS[direction]
+        v, heading, spin = rng.uniform(0, 0.01) * FPS, rng.uniform(
+            0, 2 * math.pi), SPINS[speed] * TURNS[direction]
         x, y, radius = math.cos(heading), math.sin(heading), rng.uniform(0.15, 0.19)
         start = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6)
     elif kind == "hide":
         (x, y), radius = SIDES[direction], rng.uniform(0.08, 0.1)
         start = 0.5 - x * rng.uniform(0.3, 0.34), rng.uniform(0.3, 0.7)
     else:
-        (x, y), slope, radius = CORNERS[direction], math.radians(rng.uniform(25, 65)), rng.uniform(0.12, 0.15)
+        (x, y), slope, radius = CORNERS[direction], math.radians(rng.uniform(25, 65)), rng.uniform(
+            0.12, 0.15)
         start = 0.5 - x * abs(rng.uniform(-0.05, 0.25)), 0.5 - y * abs(rng.uniform(-0.05, 0.25))
         x, y = x * math.cos(slope), y * math.sin(slope)
     pillar, angle = rng.uniform(0.46, 0.54), rng.uniform(-20, 20) if spin else 0.0
@@ -138,18 +149,31 @@ def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
 
 
 def parse(prompt: str) -> dict[str, str]:
-    """What a prompt asks for: kind, color, direction, and shape, speed and background where it names them.
+    """What a prompt asks for: kind, color, direction, and shape, speed and background where it
+    names them.
 
     ValueError if it is not a prompt of this world.
     """
-    told = {"speed": f"(?: (?P<speed>{'|'.join(SPEEDS)}))?", "color": f"(?P<color>{'|'.join(COLORS)})"}
+    told = {
+        "speed": f"(?: (?P<speed>{'|'.join(SPEEDS)}))?",
+        "color": f"(?P<color>{'|'.join(COLORS)})"
+    }
     told["background"] = f"(?: on a (?P<background>{'|'.join(GREYS)}) background)?"
     for kind, (directions, shapes) in KINDS.items():
-        own = {"direction": f"(?P<direction>{'|'.join(directions)})", "shape": f"(?P<shape>{'|'.join(shapes)})"}
+        own = {
+            "direction": f"(?P<direction>{'|'.join(directions)})",
+            "shape": f"(?P<shape>{'|'.join(shapes)})"
+        }
         if found := re.fullmatch(TEXTS[kind].format(**told, **own), prompt):
-            return {"kind": kind} | {key: value for key, value in found.groupdict().items() if value}
+            return {
+                "kind": kind
+            } | {
+                key: value
+                for key, value in found.groupdict().items() if value
+            }
     raise ValueError(
-        f"{prompt!r} is not a prompt of the far world, such as {random_scene(random.Random(0)).prompt()!r}"
+        f"{prompt!r} is not a prompt of the far world, such as "
+        f"{random_scene(random.Random(0)).prompt()!r}"
     )
 
 
@@ -160,27 +184,32 @@ def partner(color: str) -> str:
 
 
 def render(scenes: Sequence[Scene], times: Tensor, size: int = 64) -> Tensor:
-    """Frames of scenes, anti-aliased. times: b f seconds, a row a scene. Returns b f 3 h w, 0 to 1."""
+    """Frames of scenes, anti-aliased. times: b f seconds, a row a scene. Returns b f 3 h w, 0 to
+    1."""
     return torch.stack([picture(s, s.path(t), s.angles(t), size) for s, t in zip(scenes, times)])
 
 
 def picture(scene: Scene, path: Tensor, angles: Tensor, size: int) -> Tensor:
-    """A scene's frames with its shape, or its view, at given places. path: f 2; angles: f. Returns f 3 h w."""
+    """A scene's frames with its shape, or its view, at given places. path: f 2; angles: f. Returns
+    f 3 h w."""
     color = torch.tensor(COLORS[scene.color])[:, None, None]
     if scene.kind == "pan":
         return color * (0.3 + 0.7 * ground(scene.ground, path, size))[:, None]
     cover, half = coverage(scene.shape, path, angles, scene.radius, size)
     if scene.kind == "spin":
-        color = torch.lerp(color, torch.tensor(COLORS[partner(scene.color)])[:, None, None], half[:, None])
+        color = torch.lerp(color,
+                           torch.tensor(COLORS[partner(scene.color)])[:, None, None], half[:, None])
     image = torch.lerp(torch.full((3, size, size), GREYS[scene.background]), color, cover[:, None])
     if scene.kind == "hide":
-        image = torch.lerp(image, torch.full_like(image, PILLARS[scene.background]), behind(scene, size))
+        image = torch.lerp(image, torch.full_like(image, PILLARS[scene.background]),
+                           behind(scene, size))
     return image
 
 
-def coverage(shape: str, path: Tensor, angles: Tensor, radius: float, size: int) -> tuple[Tensor, Tensor]:
-    """How much of each pixel a shape covers, and how much of that is its marked half. path: f 2 centroids; angles: f;
-    both returned f h w."""
+def coverage(shape: str, path: Tensor, angles: Tensor, radius: float,
+             size: int) -> tuple[Tensor, Tensor]:
+    """How much of each pixel a shape covers, and how much of that is its marked half. path: f 2
+    centroids; angles: f; both returned f h w."""
     grid = (torch.arange(size) + 0.5) / size
     dx, dy = (grid - path[:, 0, None])[:, None, :], (grid - path[:, 1, None])[:, :, None]
     turn = angles.deg2rad()[:, None, None]
@@ -208,7 +237,8 @@ def hidden(scene: Scene, path: Tensor, size: int = 64) -> Tensor:
 
 
 def ground(seed: int, corner: Tensor, size: int) -> Tensor:
-    """Brightness of a pan's ground, a sum of waves of 18 to 45 of 64 pixels. corner: f 2; returns f h w, 0 to 1."""
+    """Brightness of a pan's ground, a sum of waves of 18 to 45 of 64 pixels. corner: f 2; returns f
+    h w, 0 to 1."""
     rng = random.Random(f"ground/{seed}")
     grid = (torch.arange(size) + 0.5) / size
     x, y = (corner[:, 0, None] + grid)[:, None, :], (corner[:, 1, None] + grid)[:, :, None]

@@ -2,9 +2,10 @@
 
     python -m smallworld.far_gate --n 100          # of `far-small`: some minutes
 
-One line a measure: value, limit, and beside it the value of the true rendering sent through the same
-autoencoder. Then one line a kind. Exit status 1 if a limit is missed. Scenes are asked for by their
-whole prompt; key frames alone are made, and what they show is found without knowing the prompt.
+One line a measure: value, limit, and beside it the value of the true rendering sent through the
+same autoencoder. Then one line a kind. Exit status 1 if a limit is missed. Scenes are asked for by
+their whole prompt; key frames alone are made, and what they show is found without knowing the
+prompt.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ LAW = 2.0, 10.0  # pixels, or degrees of what spins, that key frames may be from
 
 
 def right(frames: Tensor, scene: Scene) -> dict[str, float]:
-    """What of a video is as its scene asks: 1 or 0 each. A speed is right within a factor of the root of 2; a pan has
-    no shape, and is left out there (NaN). frames: uint8 k h w 3."""
+    """What of a video is as its scene asks: 1 or 0 each. A speed is right within a factor of the
+    root of 2; a pan has no shape, and is left out there (NaN). frames: uint8 k h w 3."""
     keys = frames.float() / 255
     try:
         kind, color = recognised(keys)
@@ -52,7 +53,8 @@ def right(frames: Tensor, scene: Scene) -> dict[str, float]:
 
 
 def sent_through(pipeline: Pipeline, video: Tensor) -> Tensor:
-    """Frames, f 3 h w from 0 to 1, as the checkpoint's autoencoder gives them back: uint8 f h w 3."""
+    """Frames, f 3 h w from 0 to 1, as the checkpoint's autoencoder gives them back: uint8 f h w
+    3."""
     vae = pipeline.networks.vae
     return pipeline.decode(vae.encode((video * 2 - 1).to(pipeline.device, vae.dtype)))
 
@@ -63,10 +65,17 @@ def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", default=SHIPPED, help="file (default: the shipped one)")
-    parser.add_argument("--n", type=int, default=100, help="scenes, of all kinds by turns (default: 100)")
-    parser.add_argument("--seed", type=int, default=1000, help="of the scenes and the noise (default: 1000)")
+    parser.add_argument("--n",
+                        type=int,
+                        default=100,
+                        help="scenes, of all kinds by turns (default: 100)")
+    parser.add_argument("--seed",
+                        type=int,
+                        default=1000,
+                        help="of the scenes and the noise (default: 1000)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     args = parser.parse_args()
     pipeline = zerosmooth.load(args.ckpt, args.device)
@@ -85,11 +94,15 @@ def main() -> int:
         bad = got[name] < limit
         missed |= bad
         verdict = "  MISSED" if bad else ""
-        print(f"{name} right  {got[name]:.2f}  limit {limit}{verdict}  (true rendering {best[name]:.2f})")
+        print(
+            f"{name} right  {got[name]:.2f}  limit {limit}{verdict}  "
+            f"(true rendering {best[name]:.2f})"
+        )
     for kind in KINDS:
         rows = [row for row, s in zip(ours, scenes) if s.kind == kind]
         if rows:
-            print(f"{kind}  " + "  ".join(f"{name} {value:.2f}" for name, value in mean(rows).items()))
+            print(f"{kind}  " + "  ".join(f"{name} {value:.2f}"
+                                          for name, value in mean(rows).items()))
     return int(missed)
 
 

@@ -25,19 +25,23 @@ class Recipe:
     world: ModuleType = draw  # has SECONDS, WORDS, random_scene, frame_times, render and parse
     size: int = 64  # pixels, both sides
     tail: bool = False  # the shapes have tails that tell where they go
-    autoencoder_from: str | None = None  # checkpoint whose autoencoder is taken; a temporal decoder learns on
+    # checkpoint whose autoencoder is taken; a temporal decoder learns on
+    autoencoder_from: str | None = None
     autoencoder_steps: int = 3000
     autoencoder_batch: int = 16  # frames
     decoder_steps: int = 0  # of the decoder alone, beside the network's training or after it
     kl: float = 1e-4  # weight of the autoencoder's prior
     clips: int = 10_240  # drawn for training
     dense: float = 0.15  # share of clips of a part of a scene, at two or four times the base rate
-    goes_on: float = 0.0  # share of steps in which clips seem to go on at both ends, see `train.with_repeated_ends`
+    # share of steps in which clips seem to go on at both ends, see `train.with_repeated_ends`
+    goes_on: float = 0.0
     encoder_steps: int = 400  # of 128 prompts or first frames
     steps: int = 13_000  # of as many frames as `batch` says
     batch: int = 128
-    image_steps: int = 2500  # the first of them show single frames, for colour and shape; the others whole clips
-    outline_steps: int = 0  # the last of them are at less noise, where outlines are decided and not where a shape goes
+    # the first of them show single frames, for colour and shape; the others whole clips
+    image_steps: int = 2500
+    # the last of them are at less noise, where outlines are decided and not where a shape goes
+    outline_steps: int = 0
     rate: float = 1e-3
 
     def random_scene(self, rng: random.Random) -> Any:
@@ -45,7 +49,11 @@ class Recipe:
         return self.world.random_scene(rng, **({"tail": True} if self.tail else {}))
 
 
-SMALL_VAE = AutoencoderConfig(channels=16, channel_mult=(1, 2, 3, 4), res_blocks=1, scale=1.0, groups=8)
+SMALL_VAE = AutoencoderConfig(channels=16,
+                              channel_mult=(1, 2, 3, 4),
+                              res_blocks=1,
+                              scale=1.0,
+                              groups=8)
 SMALL_TEXT = TextConfig(vocab_size=512 + 512 + 2, context_length=32, width=64, heads=4, layers=2)
 # v and betas that leave no signal at the last timestep: flat bright backgrounds need both
 SMALL_DDIM = DDIMConfig(beta_end=0.03, prediction="v")
@@ -58,13 +66,17 @@ SMALL_DEFAULTS = Defaults(
     prompt="a red circle moving left quickly on a gray background",
     preset="anchored",  # measured on all three: docs/evaluation.md
 )
-SIZE: dict[str, Any] = dict(
-    channels=40, channel_mult=(1, 2), res_blocks=1, attention_resolutions=(1, 2), context_dim=64, groups=8
-)
+SIZE: dict[str, Any] = dict(channels=40,
+                            channel_mult=(1, 2),
+                            res_blocks=1,
+                            attention_resolutions=(1, 2),
+                            context_dim=64,
+                            groups=8)
 FAR_SIZE = dict(frames=8, channels=32, channel_mult=(1, 2, 2), attention_resolutions=(2, 4))
 FAR_PROMPT = "a red square bouncing right and down quickly on a gray background"
 RECIPES = {
-    "vc2-small": Recipe(
+    "vc2-small":
+    Recipe(
         ModelConfig(
             family="vc2",
             unet=UNetConfig(**SIZE, head_dim=8),
@@ -73,14 +85,21 @@ RECIPES = {
             sampler=replace(SMALL_DDIM, more_steps=True),
             defaults=SMALL_DEFAULTS,
         ),
-        dense=0.7,  # what it is told of the rate is all that tells windows of a longer video how far a shape goes
+        # what it is told of the rate is all that tells windows of a longer video how far a shape
+        # goes
+        dense=0.7,
     ),
-    "lavie-small": Recipe(
+    "lavie-small":
+    Recipe(
         ModelConfig(
             family="lavie",
-            unet=LaVieConfig(**{**SIZE, "channels": 48}, heads=4),
+            unet=LaVieConfig(**{
+                **SIZE, "channels": 48
+            }, heads=4),
             vae=SMALL_VAE,
-            encoder=replace(SMALL_TEXT, pad_token=SMALL_TEXT.vocab_size - 1, activation="quick_gelu"),
+            encoder=replace(SMALL_TEXT,
+                            pad_token=SMALL_TEXT.vocab_size - 1,
+                            activation="quick_gelu"),
             sampler=SMALL_DDIM,
             defaults=SMALL_DEFAULTS,
         ),
@@ -89,10 +108,13 @@ RECIPES = {
         steps=16_000,
         image_steps=2000,
     ),
-    "svd-small": Recipe(
+    "svd-small":
+    Recipe(
         ModelConfig(
             family="svd",
-            unet=SVDConfig(**{**SIZE, "channels": 32}, head_dim=8, condition_dim=32),
+            unet=SVDConfig(**{
+                **SIZE, "channels": 32
+            }, head_dim=8, condition_dim=32),
             vae=replace(SMALL_VAE, temporal=True, float32=True),
             encoder=ImageConfig(image_size=56, patch_size=7, width=64, heads=4, layers=2, out=64),
             sampler=EulerConfig(),
@@ -108,7 +130,8 @@ RECIPES = {
         tail=True,
         autoencoder_from="vc2-small",
         autoencoder_steps=2500,
-        # positions tell how far apart frames are, and the motion bucket how far a shape goes from position to position
+        # positions tell how far apart frames are, and the motion bucket how far a shape goes from
+        # position to position
         dense=0.5,
         goes_on=0.5,
         encoder_steps=4000,
@@ -116,11 +139,13 @@ RECIPES = {
         steps=30_000,
         outline_steps=12_000,
     ),
-    "far-small": Recipe(
+    "far-small":
+    Recipe(
         ModelConfig(
             family="vc2",
             unet=UNetConfig(**SIZE | FAR_SIZE, head_dim=8),
-            vae=replace(SMALL_VAE, channels=12, channel_mult=(1, 2, 3), groups=4),  # 4 pixels a latent
+            # 4 pixels a latent
+            vae=replace(SMALL_VAE, channels=12, channel_mult=(1, 2, 3), groups=4),
             encoder=replace(SMALL_TEXT, context_length=40),
             sampler=replace(SMALL_DDIM, more_steps=True),
             defaults=replace(SMALL_DEFAULTS, prompt=FAR_PROMPT),

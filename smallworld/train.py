@@ -1,11 +1,13 @@
-"""Trains a small checkpoint from scratch: its autoencoder, its encoder, then all the rest on frames and clips.
+"""Trains a small checkpoint from scratch: its autoencoder, its encoder, then all the rest on frames
+and clips.
 
-    python -m smallworld.train vc2-small                 # some hours on two cores; resumes where it was stopped
+    # some hours on two cores; resumes where it was stopped
+    python -m smallworld.train vc2-small
     python -m smallworld.train svd-small --device cuda
 
-Everything is drawn as it is needed, from generators keyed by the step, so a resumed run sees what an unbroken one
-would have. State lives in runs/NAME (weights, their running average, Adam's moments). Where only an exported checkpoint
-is left, --start goes on from that.
+Everything is drawn as it is needed, from generators keyed by the step, so a resumed run sees what
+an unbroken one would have. State lives in runs/NAME (weights, their running average, Adam's
+moments). Where only an exported checkpoint is left, --start goes on from that.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ def train_autoencoder(
 ) -> Autoencoder:
     """An autoencoder of single frames, or one with a temporal decoder of short clips.
 
-    Absolute and squared error, and a light pull of the posterior to a normal. Pixels that are not the ground are few
-    and count more. The posterior starts narrow, or its noise would hide the first lessons. With `autoencoder_from`, it
-    is another recipe's: as it is, or, where the decoder is temporal, to start from. decoder_of: an autoencoder whose
-    decoder alone learns on, so that what was trained on its latents stays right.
+    Absolute and squared error, and a light pull of the posterior to a normal. Pixels that are not
+    the ground are few and count more. The posterior starts narrow, or its noise would hide the
+    first lessons. With `autoencoder_from`, it is another recipe's: as it is, or, where the decoder
+    is temporal, to start from. decoder_of: an autoencoder whose decoder alone learns on, so that
+    what was trained on its latents stays right.
     """
     torch.manual_seed(0)
     vae = Autoencoder(recipe.config.vae)
@@ -81,7 +84,8 @@ def train_autoencoder(
         rng = random.Random(f"frames/{step}")
         scenes = [recipe.random_scene(rng) for _ in range(count // frames)]
         starts = [rng.uniform(0, recipe.world.SECONDS) for _ in scenes]
-        times = torch.stack([frame_times(frames, rng.choice((7, 14, 28)), start) for start in starts])
+        times = torch.stack(
+            [frame_times(frames, rng.choice((7, 14, 28)), start) for start in starts])
         return (recipe.world.render(scenes, times, recipe.size) * 2 - 1).to(device)
 
     def loss_at(step: int) -> Tensor:
@@ -100,9 +104,12 @@ def train_autoencoder(
         x = clips(-1, 16).flatten(0, 1)
         with torch.inference_mode():
             z = vae.moments(x)[0]
-            y = torch.cat([vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
-        print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB", flush=True)
-        _picture(folder / "sheet.png", rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
+            y = torch.cat(
+                [vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
+        print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB",
+              flush=True)
+        _picture(folder / "sheet.png",
+                 rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
 
     return trainer.train(loss_at, show).eval().requires_grad_(False)
 
@@ -125,25 +132,32 @@ def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
 
 
 def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float:
-    """The `scale` of the autoencoder's config that gives its latents a standard deviation of one."""
+    """The `scale` of the autoencoder's config that gives its latents a standard deviation of
+    one."""
     rng = random.Random("scale")
     scenes = [recipe.world.random_scene(rng) for _ in range(256)]
     times = torch.tensor([[rng.uniform(0, recipe.world.SECONDS)] for _ in scenes])
     with torch.inference_mode():
-        mean, _ = vae.moments((recipe.world.render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device))
+        mean, _ = vae.moments(
+            (recipe.world.render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device))
     return round(1 / mean.std().item(), 5)
 
 
 def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower | ImageTower:
-    """An encoder whose tokens tell what it was shown: a linear layer reads each kind of word off them.
+    """An encoder whose tokens tell what it was shown: a linear layer reads each kind of word off
+    them.
 
-    Of a prompt, whatever it names, off the tokens behind its end; of a first frame, all but the speed.
+    Of a prompt, whatever it names, off the tokens behind its end; of a first frame, all but the
+    speed.
     """
     torch.manual_seed(2)
     config = recipe.config.encoder
     tower: Any = FAMILIES[recipe.config.family].encoder(config)
     still = isinstance(tower, ImageTower)
-    words = {kind: ["", *values] for kind, values in recipe.world.WORDS.items() if not still or kind != "speed"}
+    words = {
+        kind: ["", *values]
+        for kind, values in recipe.world.WORDS.items() if not still or kind != "speed"
+    }
     width = config.out if still else config.width
     heads = nn.ModuleDict({kind: nn.Linear(width, len(values)) for kind, values in words.items()})
     learnt = nn.ModuleDict({"tower": tower, "heads": heads}).to(device)
@@ -155,8 +169,12 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
         rng = random.Random(f"prompts/{step}")
         scenes = [recipe.random_scene(rng) for _ in range(128)]
         if still:
-            first = recipe.world.render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:, 0] * 2 - 1
-            return tower.encode(first.to(device)), [{kind: getattr(s, kind) for kind in words} for s in scenes]
+            first = recipe.world.render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:,
+                                                                                          0] * 2 - 1
+            return tower.encode(first.to(device)), [{
+                kind: getattr(s, kind)
+                for kind in words
+            } for s in scenes]
         prompts = [prompt_of(scene, rng) for scene in scenes]
         return tower.encode(prompts)[:, -8:], [recipe.world.parse(prompt) for prompt in prompts]
 
@@ -172,7 +190,8 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
         return loss
 
     def show(step: int, averaged: nn.ModuleDict) -> None:
-        print(f"encoder tells {sum(right[-100:]) / len(right[-100:]):.3f} of the words right", flush=True)
+        print(f"encoder tells {sum(right[-100:]) / len(right[-100:]):.3f} of the words right",
+              flush=True)
 
     return trainer.train(loss_at, show)["tower"]
 
@@ -190,8 +209,8 @@ def diffusion_trainer(recipe: recipes.Recipe, networks: Networks, folder: Path) 
 
 
 def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, device: str) -> None:
-    """The network, and an encoder of prompts with it, on v-prediction at random noise levels; one condition in ten is
-    left out for guidance."""
+    """The network, and an encoder of prompts with it, on v-prediction at random noise levels; one
+    condition in ten is left out for guidance."""
     trainer = diffusion_trainer(recipe, networks, folder)
     recipe = with_scale(recipe, networks.vae, device)
     config, family = recipe.config, FAMILIES[recipe.config.family]
@@ -205,14 +224,18 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         alike.setdefault(kind, []).append(i)
 
     def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
-        """Clips of a step, and their frames' positions where a network has them: then all are of one kind."""
+        """Clips of a step, and their frames' positions where a network has them: then all are of
+        one kind."""
         if not isinstance(config.unet, SVDConfig):
-            return [rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)], None
+            return [
+                rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)
+            ], None
         i = rng.choice(parts if rng.random() < recipe.dense else whole)
         chosen = rng.choices(alike[rates[i], starts[i]], k=count)
         return chosen, (base * frame_times(config.unet.frames, rates[i], starts[i])).to(device)
 
-    def tell(chosen: list[int], rng: random.Random, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
+    def tell(chosen: list[int], rng: random.Random,
+             generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Context, reference latents and numbers of scenes."""
         left_out = torch.tensor([rng.random() < 0.1 for _ in chosen], device=device)
         fps = torch.tensor([float(rates[i]) for i in chosen], device=device)
@@ -222,17 +245,22 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
                 for i, out in zip(chosen, left_out.tolist())
             ]
             return networks.encoder.encode(prompts), None, fps
-        first = recipe.world.render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1), recipe.size)[:, 0] * 2 - 1
+        first = recipe.world.render([scenes[i] for i in chosen], torch.zeros(len(chosen), 1),
+                                    recipe.size)[:, 0] * 2 - 1
         augmentation = config.defaults.noise_aug_strength
         noisy = first + augmentation * torch.randn(first.shape, generator=generator)
         keep = (~left_out).float()
-        token_alone = torch.tensor([rng.random() < 0.2 for _ in chosen], device=device)  # or it would not be read
+        # or it would not be read
+        token_alone = torch.tensor([rng.random() < 0.2 for _ in chosen], device=device)
         with torch.no_grad():  # trained along, the encoder would unlearn to tell shapes
             context = networks.encoder.encode(first.to(device)) * keep[:, None, None]
-            latents = networks.vae.moments(noisy.to(device))[0] * (keep * ~token_alone)[:, None, None, None]
+            latents = networks.vae.moments(noisy.to(device))[0] * (keep * ~token_alone)[:, None,
+                                                                                        None, None]
         motion = torch.tensor([float(MOTION[scenes[i].speed]) for i in chosen], device=device)
-        fps = torch.tensor([rng.choice((1.0, 2.0, 4.0)) * base for _ in chosen], device=device)  # says nothing
-        return context, latents[:, None], torch.stack([fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
+        # says nothing
+        fps = torch.tensor([rng.choice((1.0, 2.0, 4.0)) * base for _ in chosen], device=device)
+        return context, latents[:, None], torch.stack(
+            [fps - 1, motion, torch.full_like(fps, augmentation)], dim=1)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"step/{step}")
@@ -241,7 +269,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         goes_on = frames > 1 and rng.random() < recipe.goes_on
         chosen, positions = choose(count, rng)
         firsts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
-        x0 = torch.stack([clips[i, j : j + frames] for i, j in zip(chosen, firsts)]).to(device).float()
+        x0 = torch.stack([clips[i, j:j + frames]
+                          for i, j in zip(chosen, firsts)]).to(device).float()
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -265,8 +294,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         settings = pipeline.settings(scales=(), steps=20)
         videos = make(pipeline, shown, range(len(shown)), settings)
         rows = [
-            rearrange(video.frames[0][:: 3 if len(video.frames[0]) > 8 else 1], "f h w c -> h (f w) c")
-            for video in videos
+            rearrange(video.frames[0][::3 if len(video.frames[0]) > 8 else 1],
+                      "f h w c -> h (f w) c") for video in videos
         ]
         _picture(folder / f"sheet-{step:05d}.png", torch.cat(rows).float() / 127.5 - 1)
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
@@ -274,11 +303,13 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     trainer.train(loss_at, show, every=100)
 
 
-def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) -> tuple[Tensor, Tensor, Tensor]:
+def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor,
+                 early: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
 
-    early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm of sigma is normal,
-    as Stable Video Diffusion was trained; outlines are decided between 3 and 0.3.
+    early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm
+    of sigma is normal, as Stable Video Diffusion was trained; outlines are decided between 3 and
+    0.3.
     """
     if isinstance(config, EulerConfig):
         of_log = NormalDist(1.0, 1.6) if early else NormalDist(0.2, 1.2)
@@ -293,11 +324,11 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool) 
 def draw_clips(
     recipe: recipes.Recipe, vae: Autoencoder, folder: Path, device: str
 ) -> tuple[Tensor, list[Any], list[int], list[float]]:
-    """Latents of the training clips (n f c h w, float16), kept in `folder` under a digest of what they depend on, their
-    scenes, frames a second and beginnings.
+    """Latents of the training clips (n f c h w, float16), kept in `folder` under a digest of what
+    they depend on, their scenes, frames a second and beginnings.
 
-    A clip is of the whole scene at the base rate, or of a part of it at two or four times that rate: any part, or,
-    where frames carry positions, what a window of a video at that rate holds.
+    A clip is of the whole scene at the base rate, or of a part of it at two or four times that
+    rate: any part, or, where frames carry positions, what a window of a video at that rate holds.
     """
     rng = random.Random("clips")
     frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
@@ -308,12 +339,14 @@ def draw_clips(
     else:
         starts = [rng.uniform(0, recipe.world.SECONDS - frames / rate) for rate in rates]
     times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
-    drawn = repr((scenes, rates, starts, frames, recipe.size, vae.config))  # whose scale tells autoencoders apart
+    # whose scale tells autoencoders apart
+    drawn = repr((scenes, rates, starts, frames, recipe.size, vae.config))
     file = folder / f"clips-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}.safetensors"
     if not file.exists():
         parts = []
         for i in tqdm(range(0, len(scenes), 16), desc="clips", mininterval=10):
-            video = recipe.world.render(scenes[i : i + 16], times[i : i + 16], recipe.size).to(device) * 2 - 1
+            video = recipe.world.render(scenes[i:i + 16], times[i:i + 16],
+                                        recipe.size).to(device) * 2 - 1
             with torch.no_grad():
                 z = vae.encode(video.flatten(0, 1)).half().cpu()
             parts.append(rearrange(z, "(b f) c h w -> b f c h w", f=frames))
@@ -323,13 +356,14 @@ def draw_clips(
 
 
 def prompt_of(scene: Any, rng: random.Random, paced: bool = True) -> str:
-    """The scene's prompt, sometimes without its background or its speed: always without that, if not `paced`, which
-    is a clip at another rate that the network is not told."""
+    """The scene's prompt, sometimes without its background or its speed: always without that, if
+    not `paced`, which is a clip at another rate that the network is not told."""
     return scene.prompt(speed=rng.random() < 0.75 and paced, background=rng.random() < 0.7)
 
 
 def start_as_identity(unet: nn.Module) -> None:
-    """Zero the last layer of every residual branch of a fresh network, so that it starts as the identity."""
+    """Zero the last layer of every residual branch of a fresh network, so that it starts as the
+    identity."""
     last = ("proj_out", "conv2", "convs.3", "conv_out", "to_out", "position_embedding.2")
     for name, module in unet.named_modules():
         if name.endswith(last):
@@ -343,8 +377,8 @@ def twin(network: nn.Module) -> nn.Module:
 
 
 def without_temporal_layers(unet: nn.Module) -> nn.Module:
-    """A twin for single frames, whose temporal layers hand on what they get: those of a fresh network do so anyway, but
-    here they take no time and are not trained."""
+    """A twin for single frames, whose temporal layers hand on what they get: those of a fresh
+    network do so anyway, but here they take no time and are not trained."""
     unet = twin(unet)
     for parent in unet.modules():
         for name, layer in parent.named_children():
@@ -367,9 +401,11 @@ class Instead(nn.Module):
 
 
 def with_repeated_ends(unet: nn.Module) -> nn.Module:
-    """A twin whose temporal convolutions repeat a clip's end frames instead of adding zeros, as if it went on.
+    """A twin whose temporal convolutions repeat a clip's end frames instead of adding zeros, as if
+    it went on.
 
-    Where there are zeros, a network learns to tell frames' places by them; most frames of a longer video see none."""
+    Where there are zeros, a network learns to tell frames' places by them; most frames of a longer
+    video see none."""
     unet = twin(unet)
     for layer in unet.modules():
         if isinstance(layer, nn.Conv3d):
@@ -383,7 +419,10 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     trainer = diffusion_trainer(recipe, new_networks(recipe, device), folder)
     networks: Any = trainer.average.module
     if refined := read_state(folder.parent / "decoder").get("average"):
-        networks.vae.load_state_dict({k.removeprefix("module."): x for k, x in refined.items() if k != "n_averaged"})
+        networks.vae.load_state_dict({
+            k.removeprefix("module."): x
+            for k, x in refined.items() if k != "n_averaged"
+        })
     config = with_scale(recipe, networks.vae, device).config
     source = f"smallworld.train {name}, step {trainer.step} of {recipe.steps}"
     family = FAMILIES[config.family]
@@ -399,24 +438,37 @@ def with_scale(recipe: recipes.Recipe, vae: Autoencoder, device: str) -> recipes
 
 
 def go_on_from(name: str, recipe: recipes.Recipe, folder: Path) -> None:
-    """Lay out in `folder` the state of the run that exported a checkpoint. ValueError if it is of another recipe."""
+    """Lay out in `folder` the state of the run that exported a checkpoint. ValueError if it is of
+    another recipe."""
     found = checkpoint.describe(checkpoint.find(name))
     step = re.search(r"step (\d+)", found.source)
     if found.config.unet != recipe.config.unet or step is None:
-        raise ValueError(f"{name} ({found.source or 'of unknown source'}) was not exported by a run of this recipe")
+        raise ValueError(
+            f"{name} ({found.source or 'of unknown source'}) was not exported by a run of this "
+            "recipe"
+        )
     lay_out(folder, checkpoint.load(name).networks.state_dict(), int(step[1]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=recipes.RECIPES, help="which small checkpoint")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint as it stands to FILE")
-    parser.add_argument("--start", metavar="CKPT", help="go on from an exported checkpoint, where no state is left")
-    parser.add_argument(
-        "--decoder", action="store_true", help="only go on with the decoder of a run; --export takes it"
-    )
+    parser.add_argument("--runs",
+                        type=Path,
+                        default=Path("runs"),
+                        help="folder of training states (default: runs)")
+    parser.add_argument("--export",
+                        type=Path,
+                        metavar="FILE",
+                        help="only write the checkpoint as it stands to FILE")
+    parser.add_argument("--start",
+                        metavar="CKPT",
+                        help="go on from an exported checkpoint, where no state is left")
+    parser.add_argument("--decoder",
+                        action="store_true",
+                        help="only go on with the decoder of a run; --export takes it")
     args = parser.parse_args()
     folder, recipe = args.runs / args.name, recipes.RECIPES[args.name]
     diffusion = folder / "diffusion"

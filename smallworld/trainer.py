@@ -1,4 +1,5 @@
-"""A resumable training loop: Adam, a cosine, a running average of the weights, and a state that lies in one file."""
+"""A resumable training loop: Adam, a cosine, a running average of the weights, and a state that
+lies in one file."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Schedule:
     steps: int
     rate: float  # highest learning rate: reached after a warm-up, then a cosine to zero
     warmup: int = 100
-    average: float = 0.999  # share of a step's running average that goes on into the next, at the most
+    # share of a step's running average that goes on into the next, at the most
+    average: float = 0.999
 
     def share(self, step: int, start: int = 0) -> float:
         """Of the rate, at a step. start: the step at which Adam began."""
@@ -28,14 +30,17 @@ class Schedule:
         return min(1.0, (step - start + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def add(self, average: Any, weights: Any, n: Tensor | int) -> None:
-        """To an average of n steps' weights, of which less goes on while they are few: the first are soon forgotten."""
+        """To an average of n steps' weights, of which less goes on while they are few: the first
+        are soon forgotten."""
         get_ema_multi_avg_fn(min(self.average, int(n) / (9 + int(n))))(average, weights, n)
 
 
 class Trainer:
-    """Adam on the parameters of a module, with a running average of them, saved in and resumed from a folder.
+    """Adam on the parameters of a module, with a running average of them, saved in and resumed from
+    a folder.
 
-    What is saved is of torch's own making; what is missing in it, as in what `lay_out` wrote, begins anew."""
+    What is saved is of torch's own making; what is missing in it, as in what `lay_out` wrote,
+    begins anew."""
 
     def __init__(self, module: nn.Module, schedule: Schedule, folder: Path) -> None:
         self.module, self.steps, self.folder = module, schedule.steps, folder
@@ -43,11 +48,19 @@ class Trainer:
         self.start = start = state.get("start", 0)
         self.seconds, self.log = state.get("seconds", 0.0), state.get("log", [])
         module.load_state_dict(state.get("module", module.state_dict()))
-        self.optimizer = torch.optim.AdamW(module.parameters(), schedule.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(module.parameters(),
+                                           schedule.rate,
+                                           betas=(0.9, 0.99),
+                                           weight_decay=0.01)
         self.rate = LambdaLR(self.optimizer, lambda n: schedule.share(start + n, start))
         self.average = AveragedModel(module, multi_avg_fn=schedule.add)
-        self.average.n_averaged += 1  # what the module starts with, or the first update would only copy
-        self.parts: dict[str, Any] = {"average": self.average, "optimizer": self.optimizer, "rate": self.rate}
+        # what the module starts with, or the first update would only copy
+        self.average.n_averaged += 1
+        self.parts: dict[str, Any] = {
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "rate": self.rate
+        }
         for name, part in self.parts.items():
             if name in state:
                 part.load_state_dict(state[name])
@@ -58,9 +71,13 @@ class Trainer:
     def step(self) -> int:
         return self.start + self.rate.last_epoch
 
-    def train(self, loss_at: Callable[[int], Tensor], show: Callable[[int, Any], None], every: int = 250) -> Any:
-        """Train to the schedule's end, saving every so many steps. loss_at(step) gives the loss; show(step, averaged)
-        writes samples of the module with its average weights, every fifth time. Returns that module."""
+    def train(self,
+              loss_at: Callable[[int], Tensor],
+              show: Callable[[int, Any], None],
+              every: int = 250) -> Any:
+        """Train to the schedule's end, saving every so many steps. loss_at(step) gives the loss;
+        show(step, averaged) writes samples of the module with its average weights, every fifth
+        time. Returns that module."""
         since, losses = time.perf_counter(), []
         while self.step < self.steps:
             loss = loss_at(self.step)
@@ -74,7 +91,11 @@ class Trainer:
             if self.step % 25 == 0:
                 now = time.perf_counter()
                 self.seconds, since = self.seconds + now - since, now
-                self.log.append({"step": self.step, "loss": sum(losses) / len(losses), "seconds": round(self.seconds)})
+                self.log.append({
+                    "step": self.step,
+                    "loss": sum(losses) / len(losses),
+                    "seconds": round(self.seconds)
+                })
                 print(f"{self.folder.name} {self.log[-1]}", flush=True)
                 losses = []
             end = self.step == self.steps
@@ -91,12 +112,13 @@ class Trainer:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What was saved in a folder, on the CPU; nothing if nothing was. ValueError if another version saved it."""
+    """What was saved in a folder, on the CPU; nothing if nothing was. ValueError if another version
+    saved it."""
     if (folder / "state.json").exists():
         raise ValueError(
-            f"{folder} holds a run of an earlier version, which cannot go on; export it with that version, remove it, "
-            "and go on from the exported file with --start"
-        )
+            f"{folder} holds a run of an earlier version, which cannot go on; export it with that "
+            "version, remove it, "
+            "and go on from the exported file with --start")
     file = folder / "state.pt"
     return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
 
@@ -109,5 +131,6 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def lay_out(folder: Path, weights: dict[str, Tensor], step: int) -> None:
-    """The state of a run of which only its weights at `step` are left: Adam and the average begin anew."""
+    """The state of a run of which only its weights at `step` are left: Adam and the average begin
+    anew."""
     write_state(folder, {"module": weights, "start": step})

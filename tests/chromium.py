@@ -1,4 +1,5 @@
-"""A real Chromium without a window, driven through two pipes by its own debugging protocol; nothing to install."""
+"""A real Chromium without a window, driven through two pipes by its own debugging protocol; nothing
+to install."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATH = next(filter(None, map(shutil.which, NAMES)), None)
-KEYS = {" ": ("Space", 32), "ArrowLeft": ("ArrowLeft", 37), "ArrowRight": ("ArrowRight", 39), "q": ("KeyQ", 81)}
+KEYS = {
+    " ": ("Space", 32),
+    "ArrowLeft": ("ArrowLeft", 37),
+    "ArrowRight": ("ArrowRight", 39),
+    "q": ("KeyQ", 81)
+}
 SHIFT = 8
 
 
@@ -27,9 +33,16 @@ class Chromium:
         self._in, theirs_out = os.pipe()
         # it takes commands from file 3 and answers into file 4
         command = 'exec 3<&"$0" 4>&"$1"; shift; exec "$@"'
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
+        flags = [
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+            "--no-first-run"
+        ]
         self._process = subprocess.Popen(
-            ["bash", "-c", command, str(theirs_in), str(theirs_out), PATH, *flags, f"--user-data-dir={folder}"],
+            [
+                "bash", "-c", command,
+                str(theirs_in),
+                str(theirs_out), PATH, *flags, f"--user-data-dir={folder}"
+            ],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -39,7 +52,10 @@ class Chromium:
         self._buffer, self._numbers, self._session = b"", itertools.count(1), {}
         self.errors: list[str] = []  # of scripts
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self._session = {
+            "sessionId": self.call("Target.attachToTarget", targetId=target,
+                                   flatten=True)["sessionId"]
+        }
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -64,7 +80,8 @@ class Chromium:
             if answer.get("method") == "Runtime.exceptionThrown":
                 details = answer["params"]["exceptionDetails"]
                 self.errors.append(details.get("exception", {}).get("description", details["text"]))
-            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
+            if answer.get(
+                    "method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
                 self.errors.append(answer["params"]["entry"]["text"])
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
@@ -78,11 +95,18 @@ class Chromium:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, still: bool = False) -> None:
+    def open(self,
+             path: Path,
+             width: int = 1280,
+             height: int = 900,
+             dark: bool = False,
+             still: bool = False) -> None:
         """A file of the disk. still: as for people who want nothing to move by itself."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        self.call("Emulation.setDeviceMetricsOverride",
+                  width=width,
+                  height=height,
+                  deviceScaleFactor=1,
+                  mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
         self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
@@ -91,7 +115,10 @@ class Chromium:
 
     def run(self, script: str) -> Any:
         """The value of an expression, or of the promise that it is. RuntimeError if it throws."""
-        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        done = self.call("Runtime.evaluate",
+                         expression=script,
+                         returnByValue=True,
+                         awaitPromise=True)
         if "exceptionDetails" in done:
             raise RuntimeError(f"{script}: {done['exceptionDetails']}")
         return done["result"].get("value")
@@ -113,7 +140,13 @@ class Chromium:
 
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1, buttons=1)
+            self.call("Input.dispatchMouseEvent",
+                      type=kind,
+                      x=x,
+                      y=y,
+                      button="left",
+                      clickCount=1,
+                      buttons=1)
 
     def picture(self, path: Path, whole: bool = False) -> None:
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)

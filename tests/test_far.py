@@ -1,4 +1,5 @@
-"""The far world: its laws, its prompts, its pictures, and what its reader says of right and of wrong videos."""
+"""The far world: its laws, its prompts, its pictures, and what its reader says of right and of
+wrong videos."""
 
 import math
 import random
@@ -37,7 +38,8 @@ def scene_of(kind, speed="quickly", i=0):
 
 
 def video_of(scene, n=N):
-    return (render([scene], frame_times(8 * n, FPS * n)[None])[0].movedim(1, -1) * 255).round().byte()
+    return (render([scene],
+                   frame_times(8 * n, FPS * n)[None])[0].movedim(1, -1) * 255).round().byte()
 
 
 def test_what_goes_straight_is_thrown_back_and_comes_again():
@@ -47,7 +49,8 @@ def test_what_goes_straight_is_thrown_back_and_comes_again():
     assert at.min() >= 0.2 - 1e-6 and at.max() <= 0.7 + 1e-6
     inside = (x > 0.2) & (x < 0.7)
     assert torch.allclose(at[inside], x[inside], atol=1e-6)
-    assert torch.allclose(at, reflected(x + 2 * 0.5, low, high), atol=1e-5)  # a period there and back
+    # a period there and back
+    assert torch.allclose(at, reflected(x + 2 * 0.5, low, high), atol=1e-5)
     assert torch.allclose(reflected(0.7 + x, low, high), reflected(0.7 - x, low, high), atol=1e-5)
 
 
@@ -59,8 +62,8 @@ def test_a_bouncing_shape_keeps_its_energy_and_stays_in_the_frame():
         assert speed.median().item() == pytest.approx(SPEEDS[scene.speed], rel=1e-2)
         turns = (speed < 0.99 * SPEEDS[scene.speed]).sum().item()
         hits = sum(
-            int(x // span) for x, span in zip((abs(v) for v in scene.velocity), (b - a for a, b in scene.walls()))
-        )
+            int(x // span)
+            for x, span in zip((abs(v) for v in scene.velocity), (b - a for a, b in scene.walls())))
         assert turns <= hits + 2  # steps in which a wall is hit
         cover = 1 - (render([scene], times[None, ::100])[0] - GREYS[scene.background]).abs().amax(1)
         assert (cover[:, 0] > 0.5).float().mean() > 0.9  # touched at the edge at most
@@ -85,7 +88,8 @@ def test_spins_turn_as_fast_as_told_and_look_different_all_the_way_round():
 
 def test_a_pillar_hides_a_shape_and_nothing_else_does():
     scene = replace(scene_of("hide", "slowly"), shape="circle")
-    away = torch.tensor([[scene.pillar - 0.3, 0.5], [scene.pillar, 0.5], [scene.pillar + 0.15, 0.5]])
+    away = torch.tensor([[scene.pillar - 0.3, 0.5], [scene.pillar, 0.5], [scene.pillar + 0.15,
+                                                                          0.5]])
     share = hidden(scene, away)
     assert share[0] == 0 and share[1] > 0.99 and share[2] == pytest.approx(0.5, abs=0.05)
     share = hidden(scene, scene.path(frame_times(64, 64)))
@@ -114,7 +118,8 @@ def test_prompts_parse_back_and_fit_the_encoder():
         for scene in MANY:
             told = parse(scene.prompt(speed, background))
             assert all(getattr(scene, key) == value for key, value in told.items())
-            assert ("speed" in told) == speed and ("background" in told) == (background and scene.kind != "pan")
+            assert ("speed" in told) == speed and ("background"
+                                                   in told) == (background and scene.kind != "pan")
     for key, values in WORDS.items():
         assert {getattr(s, key) for s in MANY} - {""} == set(values)
     rows = tokenizer([s.prompt() for s in MANY])
@@ -134,12 +139,14 @@ def test_the_reader_is_exact_on_truth(kind):
         assert (got.shape, got.direction, got.speed) == (scene.shape, scene.direction, scene.speed)
         assert found.law < 0.3
         assert measures["psnr"].min() > 38 and measures["place"].nan_to_num(0).max() < 0.25
-        assert measures["ghost"].nan_to_num(0).max() < 0.03 and measures["missing"].nan_to_num(0).max() < 0.03
+        assert measures["ghost"].nan_to_num(0).max() < 0.03 and measures["missing"].nan_to_num(
+            0).max() < 0.03
         if kind == "spin":
             assert measures["angle"].max() < 0.5
         if kind == "hide":
             assert measures["hidden"].max() < 0.03
-        assert all(value in (1.0,) or math.isnan(value) for value in far_gate.right(video[::N], scene).values())
+        assert all(value in (1.0, ) or math.isnan(value)
+                   for value in far_gate.right(video[::N], scene).values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,10 +155,15 @@ def test_blends_and_held_key_frames_are_seen(kind):
     video = video_of(scene_of(kind))
     keys = video[::N]
     blend, held = lift(keys.float(), N).round().byte(), keys.repeat_interleave(N, 0)
-    got = {name: far_read.by_phase(far_read.measure(v, kind, N)[1], N) for name, v in (("b", blend), ("h", held))}
+    got = {
+        name: far_read.by_phase(far_read.measure(v, kind, N)[1], N)
+        for name, v in (("b", blend), ("h", held))
+    }
     truth = far_read.by_phase(far_read.measure(video, kind, N)[1], N)
-    assert all(got[name]["psnr"][0] == pytest.approx(truth["psnr"][0], abs=1e-3) for name in got)  # keys are the same
-    assert got["b"]["psnr"][2] < truth["psnr"][2] - 12 and got["h"]["psnr"][2] < truth["psnr"][2] - 12
+    # keys are the same
+    assert all(got[name]["psnr"][0] == pytest.approx(truth["psnr"][0], abs=1e-3) for name in got)
+    assert got["b"]["psnr"][2] < truth["psnr"][2] - 12 and got["h"]["psnr"][
+        2] < truth["psnr"][2] - 12
     assert got["b"]["ghost"][2] > 0.15 > 0.03 > truth["ghost"][2]
     off, least = ("angle", 35) if kind == "spin" else ("place", 5)
     assert got["h"][off][2] > least > 5 * truth[off][2]
@@ -162,14 +174,14 @@ def test_blends_and_held_key_frames_are_seen(kind):
 def test_other_scenes_fail_the_gate():
     scene = scene_of("bounce")
     video = video_of(scene, 1)
-    assert far_gate.right(video.flip(0), scene)["direction"] == 0 or far_gate.right(video.flip(0), scene)["law"] == 1
+    assert far_gate.right(video.flip(0), scene)["direction"] == 0 or far_gate.right(
+        video.flip(0), scene)["law"] == 1
     still = far_gate.right(video[:1].expand(8, -1, -1, -1), scene)
     assert still["speed"] == 0 and still["color"] == 1
     wrong = replace(scene, color=partner(scene.color))
     assert far_gate.right(video, wrong)["color"] == 0
-    assert far_gate.right(torch.full((8, 64, 64, 3), 99, dtype=torch.uint8), scene) == dict.fromkeys(
-        far_gate.LIMITS, 0.0
-    )
+    assert far_gate.right(torch.full((8, 64, 64, 3), 99, dtype=torch.uint8),
+                          scene) == dict.fromkeys(far_gate.LIMITS, 0.0)
     shuffled = video[torch.randperm(8, generator=torch.Generator().manual_seed(1))]
     assert far_gate.right(shuffled, scene)["law"] == 0
     assert set(COLORS) == set(WORDS["color"])

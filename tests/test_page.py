@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from zerosmooth_cli import page
 from zerosmooth.video import read_video, write_video
+from zerosmooth_cli import page
 from zerosmooth_cli.page import Page, results
 
 from .chromium import PATH, SHIFT, Chromium

@@ -189,7 +189,9 @@ def test_the_rate_warms_up_and_the_average_forgets_its_first_weights(tmp_path):
         rates.append(trainer.optimizer.param_groups[0]["lr"])
         return module(torch.ones(1, 3)).square().sum()
 
-    averaged = trainer.train(loss_at, lambda step, averaged: shown.append((step, averaged)), every=1)
+    averaged = trainer.train(loss_at,
+                             lambda step, averaged: shown.append((step, averaged)),
+                             every=1)
     by_hand.lerp_(module.weight.detach(), 1 - min(SCHEDULE.average, 10 / 19))
     assert torch.equal(averaged.weight, by_hand) and not torch.equal(by_hand, module.weight)
     cosine = [0.05 * (1 + math.cos(math.pi * max(0, step - 2) / 8)) for step in range(10)]
@@ -208,7 +210,8 @@ def test_a_run_goes_on_from_an_exported_checkpoint_and_exports_it_again(tmp_path
     train.go_on_from("svd-small", recipe, tmp_path)
     train.export("svd-small", tmp_path, "cpu", path)
     shipped, again = (load_file(find(name)) for name in ("svd-small", path))
-    assert shipped.keys() == again.keys() and all(torch.equal(shipped[name], again[name]) for name in shipped)
+    assert shipped.keys() == again.keys() and all(
+        torch.equal(shipped[name], again[name]) for name in shipped)
     assert describe(path).source == describe(find("svd-small")).source
     with pytest.raises(ValueError, match="not exported by a run of this recipe"):
         train.go_on_from("vc2-small", recipe, tmp_path)
@@ -232,7 +235,9 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
                 return (module[0](x) if step < 6 else module(x)).square().sum()
 
             try:
-                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).train(loss_at, lambda *of: None, every=1)
+                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).train(loss_at,
+                                                                                lambda *of: None,
+                                                                                every=1)
                 return module.state_dict()
             except InterruptedError:
                 pass
@@ -289,7 +294,8 @@ def test_clips_of_another_recipe_are_drawn_anew(tmp_path):
     vae = Autoencoder(recipe.config.vae)
     first = train.draw_clips(recipe, vae, tmp_path, "cpu")
     again = train.draw_clips(recipe, vae, tmp_path, "cpu")
-    assert torch.equal(first[0], again[0]) and first[1:] == again[1:] and len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(first[0], again[0]) and first[1:] == again[1:] and len(
+        list(tmp_path.iterdir())) == 1
     train.draw_clips(replace(recipe, tail=False), vae, tmp_path, "cpu")
     vae.config = replace(vae.config, scale=2.0)
     train.draw_clips(recipe, vae, tmp_path, "cpu")
