@@ -13,7 +13,8 @@ from torch.testing import assert_close
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel  # noqa: E402
+from diffusers import (  # noqa: E402
+    DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel)
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0  # noqa: E402
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection  # noqa: E402
 
@@ -25,7 +26,8 @@ from zerosmooth.guidance import Branch, Guidance  # noqa: E402
 from zerosmooth.settings import settings_for  # noqa: E402
 
 from .parity import build, read  # noqa: E402
-from .parity_diffusers import animatediff, check, diffusers_bus, encoded_svd, filled, unet_of  # noqa: E402
+from .parity_diffusers import (  # noqa: E402
+    animatediff, check, diffusers_bus, encoded_svd, filled, unet_of)
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("zerosmooth_svd_A2", "cascade_svd", "zerosmooth_animatediff_A1", "cascade_animatediff",
