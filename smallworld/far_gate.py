@@ -81,8 +81,8 @@ def main() -> int:
     pipeline = zerosmooth.load(args.ckpt, args.device)
     rng = random.Random(f"far gate/{args.seed}")
     scenes = [random_scene(rng, list(KINDS)[i % len(KINDS)]) for i in range(args.n)]
-    settings = pipeline.settings(scales=())
-    times, ours, truth = frame_times(settings.cascade.frames, FPS)[None], [], []
+    settings = pipeline.settings(scale=1)
+    times, ours, truth = frame_times(settings.key_frames, FPS)[None], [], []
     for i in tqdm(range(0, args.n, 8), leave=False):
         some = scenes[i : i + 8]
         seeds = [args.seed + i + j for j in range(len(some))]

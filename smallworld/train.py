@@ -291,7 +291,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         shown = [recipe.random_scene(rng) for _ in range(8)]
         averaged.vae.config = config.vae  # which has the scale
         pipeline = Pipeline(family, config, averaged)
-        settings = pipeline.settings(scales=(), steps=20)
+        settings = pipeline.settings(scale=1, steps=20)
         videos = make(pipeline, shown, range(len(shown)), settings)
         rows = [
             rearrange(video.frames[0][::3 if len(video.frames[0]) > 8 else 1],

@@ -13,8 +13,7 @@ from torch.testing import assert_close
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import (  # noqa: E402
-    DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel)
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0  # noqa: E402
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection  # noqa: E402
 
@@ -26,8 +25,7 @@ from zerosmooth.guidance import Branch, Guidance  # noqa: E402
 from zerosmooth.settings import settings_for  # noqa: E402
 
 from .parity import build, read  # noqa: E402
-from .parity_diffusers import (  # noqa: E402
-    animatediff, check, diffusers_bus, encoded_svd, filled, unet_of)
+from .parity_diffusers import animatediff, check, diffusers_bus, encoded_svd, filled, unet_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("zerosmooth_svd_A2", "cascade_svd", "zerosmooth_animatediff_A1", "cascade_animatediff",
@@ -79,7 +77,7 @@ def test_draws_the_operators_and_the_noise_of_our_own_network():
                                                         family.condition(config, settings.fps_of(s),
                                                                          settings), stage), sampler,
                           cascade, lambda step: nested_noise(z.shape[1:], 14, (2, 2), 9,
-                                                             step)[None])
+                                                             step)[None], cascade.bus())
     pipeline, (height, width) = encoded_svd(unet_of(reference), context, z)
     outputs = diffusers_bus.smooth(pipeline, 56)(torch.zeros(1, 3, height, width),
                                                  generator=torch.Generator().manual_seed(9),

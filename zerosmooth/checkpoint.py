@@ -110,9 +110,10 @@ def describe(path: Path, family: Family | None = None) -> Checkpoint:
     if problems:
         raise CheckpointError(f"{path} has tensors that do not fit its config: it "
                               f"{', '.join(sorted(problems)[:3])}; convert it again")
-    made_of = (metadata.get(key, "") for key in ("source", "source_sha256", "tensors_sha256"))
+    source, source_sha256, tensors_sha256 = (
+        metadata.get(key, "") for key in ("source", "source_sha256", "tensors_sha256"))
     return Checkpoint(path, known[name], config, shapes, dtypes.pop(), path.stat().st_size,
-                      *made_of, header.start)
+                      source, source_sha256, tensors_sha256, header.start)
 
 
 def try_out(family: Family, config: ModelConfig) -> Shapes:

@@ -17,6 +17,7 @@ class ColorCorrected:
 
     def __init__(self, sampler: Any, key_frames: int) -> None:
         self.sampler, self.key_frames = sampler, key_frames
+        self.last: Any = None  # latents of the stage before
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sampler, name)
