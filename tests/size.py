@@ -61,7 +61,7 @@ def long_lines() -> list[str]:
     """Lines over COLUMNS, as path:number."""
     return [f"{path}:{i}" for path in counts()
             for i, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1)
-            if len(line) > COLUMNS]
+            if len(line.partition("  # noqa")[0]) > COLUMNS]
 
 
 def main() -> int:
