@@ -67,6 +67,18 @@ TINY_FAMILIES = {
 }
 
 
+# of what is counted or traced without computing, in these files, two families are enough to wait for
+COUNTED = ("test_estimate.py", "test_cuda_fake.py", "test_cuda_memory.py", "test_offload.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.id.split("-")
+        if item.path.name in COUNTED and family and {"vc1", "lavie"} & set(family):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def no_gradients():
     with torch.inference_mode():

@@ -44,6 +44,7 @@ def graphs(monkeypatch) -> list:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unet", list(NETWORKS)[1:], indirect=True)
 def test_a_plain_network_is_one_graph(unet, graphs):
     x = latents(FRAMES)
@@ -92,6 +93,7 @@ def test_a_pipeline_compiles_if_asked(pipeline, graphs):
     assert graphs
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_torchs_own_code_gives_the_same_up_to_rounding():
     network, h = nn.Sequential(nn.ModuleList([FeedForward(16)])), torch.randn(1, 2, 6, 16)

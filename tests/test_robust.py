@@ -352,6 +352,12 @@ def test_an_empty_path_is_not_the_working_directory(tiny, flag):
     (lambda p: p.sample("a", p.settings(), steps=2), "steps beside settings"),
     (lambda p: p.sample("a", running=None), "running=None is NoneType; Running is needed"),
     (lambda p: p.sample("a", image_noise=torch.zeros(1)), "image_noise does nothing"),
+    (lambda p: p.sample("a", progress=None), "progress=None; a function"),
+    (lambda p: p.sample("a", preview=1), "preview=1; a function"),
+    (lambda p: p.sample("a", noise=torch.zeros(2)), "noise=.*; a function is needed"),
+    (lambda p: p.decode(None), "latents of None; a tensor f 4 h w"),
+    (lambda p: p.decode(torch.zeros(4, 8, 12)), "a tensor f 4 h w is needed"),
+    (lambda p: p.decode(torch.zeros(1, 4, 8, 12), 0), "chunk=0; use 1 to"),
     (lambda p: p.sample("a", fps=float("nan")), "fps=nan is float; int is needed"),
     (lambda p: p.sample("a", steps=True), "steps=True is bool"),
     (lambda p: p.sample("a", guidance_scale="7"), "guidance_scale='7' is str"),
@@ -375,6 +381,14 @@ def test_a_bad_call_is_told_before_anything_is_made(pipeline, monkeypatch, call,
     monkeypatch.setattr(Pipeline, "_sample", lambda *_: pytest.fail("it was sampled"))
     with pytest.raises(UserError, match=reason):
         call(pipeline)
+
+
+@pytest.mark.parametrize(("noise", "reason"), [
+    (torch.zeros(1, 8, 4, 8, 12), r"noise\(-1\) is torch.float32 \(1, 8"),
+    (torch.zeros(1, 16, 4, 8, 12).long(), "floating-point numbers of"), (None, "is None")])
+def test_noise_of_another_shape_is_told(pipeline, noise, reason):
+    with pytest.raises(UserError, match=reason):
+        pipeline.sample("a", noise=lambda step: noise, scale=2)
 
 
 def test_numbers_of_numpy_are_seeds(pipeline):

@@ -28,7 +28,7 @@ from .images import fit
 from .models.compiled import compiled
 from .models.layers import frame_chunks
 from .offload import Memory
-from .settings import Running, Settings, settings_for
+from .settings import AT_A_TIME, Running, Settings, settings_for
 
 IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is sampling's start
 
@@ -87,8 +87,11 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """Frames of one video's latents. latents: f c h w; chunk: frames at a time. Returns uint8
-        f h w 3. NonFiniteError."""
-        dtype = self.networks.vae.dtype
+        f h w 3. UserError for latents of another shape; NonFiniteError."""
+        dtype, channels = self.networks.vae.dtype, self.config.vae.latent_channels
+        check("chunk", chunk, int | None, AT_A_TIME)
+        if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
+            raise UserError(f"latents of {_shape(latents)}; a tensor f {channels} h w is needed")
         x = self.networks.vae.decode(latents.to(self.device, dtype), chunk).float()
         if not torch.isfinite(x).all():
             hint = "more steps" if dtype == torch.float32 else "dtype bfloat16 or float32"
@@ -129,10 +132,16 @@ class Pipeline:
         if settings.dtype != _name(self.dtype):
             raise UserError(f"settings ask for {settings.dtype}, this pipeline was loaded in "
                             f"{_name(self.dtype)}")
+        for name, given in {"progress": progress, "preview": preview, "noise": noise}.items():
+            if not callable(given) and not (given is None and name == "noise"):
+                raise UserError(f"{name}={short(given)}; a function is needed")
         shown = self._subjects(subjects)
         seeds = _seeds(seeds, len(shown))
-        if image_noise is not None and "image" not in self.family.takes:
-            raise UserError("image_noise does nothing where no image is taken; leave it out")
+        if image_noise is not None:
+            if "image" not in self.family.takes:
+                raise UserError("image_noise does nothing where no image is taken; leave it out")
+            _check_shape("image_noise", image_noise,
+                         (len(shown), 3, settings.height, settings.width))
         unet = self.networks.unet
         with (torch.inference_mode(), frame_chunks(unet, running.frame_chunk),
               compiled(unet, running.compile)):
@@ -196,9 +205,14 @@ class Pipeline:
         told = [x if x is None else x.to(self.device) for x in told]
         shape = self._latent_shape(settings)
 
-        def seeded(step: int) -> Tensor:
-            x = [nested_noise(shape, cascade.key_frames, cascade.scales, s, step) for s in seeds]
-            return torch.stack(x).to(self.device)
+        def noise_of(step: int) -> Tensor:
+            if noise is None:
+                x = torch.stack([nested_noise(shape, cascade.key_frames, cascade.scales, s, step)
+                                 for s in seeds])
+            else:
+                x = noise(step)
+                _check_shape(f"noise({step})", x, (len(seeds), cascade.frames_of(len(cascade.scales)), *shape))
+            return x.to(self.device)
 
         def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
             output = guided(x, sampler.timestep(step), told[index], stage)
@@ -216,7 +230,7 @@ class Pipeline:
         memory = Memory(None) if bus is None else bus.memory
         try:
             with reusing(self.networks.unet, settings.reuse, memory):
-                xs = sample(network, sampler, settings, noise or seeded, bus, look)
+                xs = sample(network, sampler, settings, noise_of, bus, look)
         finally:
             memory.clear()
         return [
@@ -267,6 +281,15 @@ def _seeds(seeds: Any, n: int) -> list[int]:
     for seed in listed:
         check("seeds", seed, int, SEED)
     return listed
+
+
+def _check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
+        raise UserError(f"{name} is {_shape(x)}; floating-point numbers of {shape} are needed")
+
+
+def _shape(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else short(x)
 
 
 def _name(dtype: torch.dtype) -> str:

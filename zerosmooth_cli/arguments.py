@@ -20,6 +20,7 @@ from zerosmooth.fields import SEED, Range, UserError, check
 from zerosmooth.header import sha256
 from zerosmooth.images import find_images, read_image
 from zerosmooth.pipeline import Subject
+from zerosmooth.samplers import TRAIN_STEPS
 from zerosmooth.settings import (
     Option,
     Output,
@@ -149,10 +150,13 @@ def read_settings(args: argparse.Namespace, checkpoint: Checkpoint, before: Sett
     settings = settings_for(checkpoint.family, checkpoint.config, before, **own)
     running = replace(running, **{**of_kind(Running, said), "device": str(device)})
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running))
-    steps = len(checkpoint.config.sampler.sampler(settings.steps, settings.eta))
-    if steps != settings.steps:
-        print(f"note: {steps} steps are taken, not {settings.steps}: one at each of evenly spaced "
-              "timesteps")
+    sampler = checkpoint.config.sampler.sampler(settings.steps, settings.eta)
+    if len(sampler) != settings.steps:
+        print(f"note: {len(sampler)} steps are taken, not {settings.steps}: one at each of evenly "
+              "spaced timesteps")
+    elif TRAIN_STEPS % settings.steps and sampler.share(0) < 0.95:
+        print(f"note: {len(sampler)} steps begin at timestep {sampler.timestep(0)} of "
+              f"{TRAIN_STEPS}, where noise is not yet all; a divisor of {TRAIN_STEPS} does better")
     return settings, running
 
 

@@ -25,6 +25,7 @@ from zerosmooth.pipeline import Video
 from zerosmooth.settings import Output, Settings
 from zerosmooth.video import enlargement, picture, side_by_side, write_picture, write_video
 
+MOST_NAMES = 5_000_000  # without digests
 LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for what is added
 
 
@@ -167,6 +168,9 @@ def check_names(results: Iterable[Result]) -> None:
         if "{digest" in result.output.name:
             return
         new = {result.record, *result.files}
+        if len(names) > MOST_NAMES:
+            raise UserError(f"name={result.output.name} for over {MOST_NAMES:,} files, which are "
+                            "all compared first; add {digest}")
         if both := names & new:
             raise UserError(f"name={result.output.name} gives two videos the name {min(both)}; add "
                             "{prompt}, {seed} or {digest}")
