@@ -67,7 +67,7 @@ TINY_FAMILIES = {
 }
 
 
-# of what is counted or traced without computing, in these files, two families are enough to wait for
+# Here things are counted without computing: two families are enough to wait for.
 COUNTED = ("test_estimate.py", "test_cuda_fake.py", "test_cuda_memory.py", "test_offload.py")
 
 

@@ -99,6 +99,7 @@ print((status("VmHWM") - before) * 1024)
 LARGER = replace(TINY_CONFIG, unet=replace(TINY_CONFIG.unet, channels=64, frames=16, groups=32))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_about_what_a_process_takes():
     """1.3 to 1.8 times on our machines: allocators keep what they are given back, convolutions have
@@ -122,6 +123,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.long
 def test_no_tensor_has_too_many_elements_for_a_kernel(monkeypatch):
     """Of four times the frames of Stable Video Diffusion, guided: in one piece, its feed-forward
     would."""

@@ -211,7 +211,8 @@ class Pipeline:
                                  for s in seeds])
             else:
                 x = noise(step)
-                _check_shape(f"noise({step})", x, (len(seeds), cascade.frames_of(len(cascade.scales)), *shape))
+                frames = cascade.frames_of(len(cascade.scales))
+                _check_shape(f"noise({step})", x, (len(seeds), frames, *shape))
             return x.to(self.device)
 
         def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
