@@ -23,7 +23,6 @@ from .bus import Correction, HiddenStateBus
 from .cascade import Cascade
 from .config import ModelConfig, Sampling
 from .extensions import LIFTS, METHODS, OURS
-from .extensions.predictions import join_step
 from .family import Family
 from .fields import PART, SEED, Range, UserError, check_fields, short
 
@@ -139,8 +138,8 @@ class Settings(Sampling):
         return self.cascade.bus(device) if METHODS[self.method].windows else None
 
     def first_step(self, steps: int) -> int:
-        """The step at which longer videos join."""
-        return join_step(self.join, steps) if self.scale > 1 else 0
+        """The step at which longer videos join: the last one at the latest."""
+        return min(round(self.join * steps), steps - 1) if self.scale > 1 else 0
 
     def summary(self) -> str:
         """One line of which method makes the longer videos."""

@@ -8,17 +8,18 @@ predicted frames is a file with a `predictions.Lift`, and an entry in LIFTS.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from ..bus import Correction
 from ..cascade import sample_cascade
 from .ddnm import sample_ddnm
 from .freenoise import sample_freenoise
 from .motion import carried
 from .predictions import Lift, lines
 
-CORRECTION = ("spatial", "temporal", "kv_operator", "a1_probability", "draw_seed")
+CORRECTION = tuple(field.name for field in fields(Correction))
 OURS = (*CORRECTION, "prediction", "strength", "strength_schedule")  # not for baselines
 
 

@@ -44,11 +44,6 @@ def anchored(scales: Sequence[int], lift: Lift) -> Hook:
     return hook
 
 
-def join_step(join: float, steps: int) -> int:
-    """The step at which longer videos join: the last one at the latest."""
-    return min(round(join * steps), steps - 1)
-
-
 def sample_late(network: Callable[..., Tensor], sampler: Sampler, cascade: Cascade,
                 noise: Callable[[int], Tensor], bus: object, hook: Hook, *, first: int, lift: Lift,
                 sample: Callable[..., list[Tensor]] = sample_cascade) -> list[Tensor]:
