@@ -31,10 +31,9 @@ from zerosmooth.checkpoint import Checkpoint, load_described
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Output, Running, Settings
 from zerosmooth_cli import again, arguments, check
-from zerosmooth_cli.command import run_command
+from zerosmooth_cli.command import agreed, first, processes, run_command, said_once, together
 from zerosmooth_cli.live import Live
-from zerosmooth_cli.processes import agreed, first, processes, said_once, together
-from zerosmooth_cli.results import Result
+from zerosmooth_cli.results import Result, check_outputs
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -86,7 +85,7 @@ def prepare(args: argparse.Namespace) -> Work | None:
         for line in check.report(checkpoint, settings, running):
             print(line)
         return None
-    check.check_outputs(args.outdir, settings, output, (result for _, result in work.results()))
+    check_outputs(args.outdir, settings, output, (result for _, result in work.results()))
     return work
 
 
@@ -107,7 +106,7 @@ def make(work: Work, rank: int, world: int) -> int:
             if pipeline is None:
                 dtype = getattr(torch, work.settings.dtype)
                 pipeline = load_described(work.checkpoint, work.running.device, dtype)
-                check.say_lost_tokens(pipeline, work.shown[:1000], work.settings, silent=rank > 0)
+                arguments.say_lost_tokens(pipeline, work.shown[:1000], work.settings, rank > 0)
             failed += not make_one(work, pipeline, live, shown, result)
         there, failed = (sum(counts) for counts in zip(*together((there, failed))))
     if first() and there:

@@ -34,12 +34,10 @@ from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.settings import Output, Settings, device_of, options
 from zerosmooth_cli import arguments
-from zerosmooth_cli.check import check_folder, say_lost_tokens
-from zerosmooth_cli.command import run_command
+from zerosmooth_cli.command import agreed, processes, run_command, said_once, together
 from zerosmooth_cli.live import Progress
 from zerosmooth_cli.page import Page
-from zerosmooth_cli.processes import agreed, processes, said_once, together
-from zerosmooth_cli.results import read_json, versions, write_json, write_text
+from zerosmooth_cli.results import check_folder, read_json, versions, write_json, write_text
 
 from . import figures, interpolators, tables
 from .compare import RealVideos, compare
@@ -157,7 +155,8 @@ def measure(work: Work, waiting: list[tuple[Job, bool]], rank: int) -> None:
     plan = work.plan
     dtype = getattr(torch, plan.base.dtype)
     pipeline = load_described(work.checkpoint, plan.running.device, dtype)
-    say_lost_tokens(pipeline, [job.subject for job, _ in waiting], plan.base, silent=rank > 0)
+    subjects = [job.subject for job, _ in waiting]
+    arguments.say_lost_tokens(pipeline, subjects, plan.base, silent=rank > 0)
     with Progress(len(waiting), silent=rank > 0) as bar:
         for batch in batches(waiting, work.args.batch_size):
             some, keep = zip(*batch)

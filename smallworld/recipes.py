@@ -158,7 +158,7 @@ RECIPES = {
         dense=0.6,
         encoder_steps=500,
         image_steps=1500,
-        steps=20_000,
+        steps=17_000,
         batch=32,
     ),
 }

@@ -560,11 +560,11 @@ def test_an_interruption_that_other_code_swallows_still_ends_the_run(work, becam
 
 
 def test_processes_do_not_agree_on_what_an_interruption_became(monkeypatch):
-    from zerosmooth_cli import processes
+    from zerosmooth_cli import command
 
-    monkeypatch.setattr(processes, "_several", lambda: True)
-    monkeypatch.setattr(processes, "together", lambda value: pytest.fail(f"{value} was told"))
-    assert run_command("name", lambda: processes.agreed("name", converted), "") == 143
+    monkeypatch.setattr(command, "_several", lambda: True)
+    monkeypatch.setattr(command, "together", lambda value: pytest.fail(f"{value} was told"))
+    assert run_command("name", lambda: command.agreed("name", converted), "") == 143
 
 
 # --- many cases

@@ -187,7 +187,7 @@ class Pipeline:
         progress: Callable[[int, int], None],
         preview: Callable[[Callable[[], list[Tensor]]], None],
     ) -> list[Video]:
-        cascade, vae = settings.cascade, self.networks.vae
+        cascade, unet, vae = settings.cascade, self.networks.unet, self.networks.vae
         sampler = self.config.sampler.sampler(settings.steps, settings.eta)
         inputs = Inputs([subject.prompt or "" for subject in subjects])
         if "image" in self.family.takes:
@@ -199,7 +199,7 @@ class Pipeline:
                     [nested_noise(pixels.shape[1:], 1, (), s, IMAGE_NOISE) for s in seeds])
             inputs = Inputs(inputs.prompts, pixels.to(self.device), image_noise.to(self.device))
         branches = self.family.branches(self.networks, inputs, settings)
-        guided = Guidance(self.networks.unet, branches, settings, running.sequential_guidance)
+        guided = Guidance(unet, branches, settings, running.sequential_guidance)
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
         told = [self.family.condition(self.config, fps, settings) for fps in rates]
         told = [x if x is None else x.to(self.device) for x in told]
@@ -230,7 +230,7 @@ class Pipeline:
         bus = settings.bus("cpu" if running.offload else None)
         memory = Memory(None) if bus is None else bus.memory
         try:
-            with reusing(self.networks.unet, settings.reuse, memory):
+            with reusing(unet, settings.reuse, memory):
                 xs = sample(network, sampler, settings, noise_of, bus, look)
         finally:
             memory.clear()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from evaluation.detectors import load_torchscript
 from evaluation.metrics import lift
+from zerosmooth.checkpoint import sha256
 from zerosmooth.fields import UserError
-from zerosmooth.header import sha256
 from zerosmooth.settings import Settings
 
 
