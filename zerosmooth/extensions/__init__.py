@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ..bus import Correction
-from ..cascade import sample_cascade
+from ..cascade import Cascade, sample_cascade
+from ..samplers import Sampler
 from .ddnm import sample_ddnm
+from .diffuseslide import calls, sample_diffuseslide
 from .freenoise import sample_freenoise
 from .motion import carried
 from .predictions import Lift, lines
@@ -32,6 +35,16 @@ class Method:
     corrects: bool = False  # hidden states; else it runs at strength 0
     needs: Mapping[str, Any] = field(default_factory=dict)  # the only values of settings it takes
     idle: tuple[str, ...] = OURS  # settings that are refused with it
+    # Of a method that slides windows of its own over frames, each shown its first frame, and told
+    # less motion instead of more frames a second: how often it runs the network.
+    slides: Callable[[Sampler, Cascade], int] | None = None
+
+
+def sliding(text: str, **changes: Any) -> Method:
+    """DiffuseSlide, or what is left of it with changes."""
+    idle = (*OURS, "overlap", "color_correction", "join", "reuse")
+    return Method(text, partial(sample_diffuseslide, **changes), windows=False, idle=idle,
+                  slides=partial(calls, **changes))
 
 
 METHODS = {
@@ -45,5 +58,8 @@ METHODS = {
     "freenoise": Method("windows; the first frames' noise, repeated in shuffled order",
                         sample_freenoise, needs={"eta": 0.0},  # or it would cover that noise
                         idle=(*OURS, "color_correction", "join")),
+    "diffuseslide": sliding("the base video interpolated, noised halfway and denoised in sliding "
+                            "windows, with noise put back"),
+    "sdedit": sliding("the same without putting noise back", again=0),
 }
 LIFTS: dict[str, Lift] = {"lines": lines, "carried": carried}  # by setting `prediction`
