@@ -157,6 +157,6 @@ RECIPES = {
         dense=0.6,
         encoder_steps=500,
         image_steps=900,
-        steps=4500,
+        steps=7000,
     ),
 }
