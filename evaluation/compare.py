@@ -23,8 +23,8 @@ from zerosmooth_cli.results import write_tensors
 
 from .detectors import Detector
 from .jobs import whole_tensors
-from .metrics import blend_psnr, psnr, ssim
-from .tables import FEWEST, MEASURES, mean_and_error, show, statistic, table
+from .metrics import blend_psnr, psnr, ssim, uneven
+from .tables import FEWEST, MEASURES, mean_and_error, show, statistic, table, worst
 from .videos import read_timed
 
 
@@ -37,7 +37,7 @@ def compare(a: str, b: str, detectors: Mapping[str, Detector], real: Tensor | No
     pair.
     """
     pairs, how = paired(a, b)
-    values: dict[str, list[float]] = {"PSNR": [], "SSIM": [], "blend": []}
+    values: dict[str, list[float]] = {"PSNR": [], "SSIM": [], "blend": [], "uneven": []}
     features: dict[tuple[str, str], list[Tensor]] = {}
     for one, other in tqdm(pairs, unit="pair", leave=False):
         x, y = read_timed(one), read_timed(other)
@@ -46,15 +46,16 @@ def compare(a: str, b: str, detectors: Mapping[str, Detector], real: Tensor | No
         values["SSIM"].append(ssim(y[::n], x))
         if n > 1:
             values["blend"].append(blend_psnr(y, n))
+            values["uneven"].append(uneven(y, n))
         for name, detector in detectors.items():
             for side, frames in (("A", x), ("B", y)):
                 features.setdefault((name, side), []).append(detector(frames))
-    rows = [[m, show(mean_and_error(v), MEASURES[m][0]), MEASURES[m][1]]
-            for m, v in values.items() if v]
+    rows = [[m, show(mean_and_error(v), MEASURES[m][0]), show(worst(m, v), MEASURES[m][0]),
+             MEASURES[m][1]] for m, v in values.items() if v]
     for (name, side), rows_of in features.items() if len(pairs) >= FEWEST else ():
         value = statistic(name, torch.stack(rows_of), real)
-        rows.append([f"{name} of {side}", show(value, 2), detectors[name].protocol])
-    head = ["measure", "mean ± standard error", "what it is"]
+        rows.append([f"{name} of {side}", show(value, 2), "-", detectors[name].protocol])
+    head = ["measure", "mean ± standard error", "worst twentieth", "what it is"]
     ends = [f"{one.name} and {other.name}" for one, other in (pairs[0], pairs[-1])]
     return (f"{len(pairs)} pairs {how}, the first {ends[0]}, the last {ends[1]}\n\n"
             + table(head, rows))

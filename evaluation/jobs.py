@@ -20,7 +20,7 @@ from zerosmooth_cli.results import read_json, stem, versions, write_json, write_
 
 from .detectors import Detector
 from .interpolators import Interpolator
-from .metrics import blend_psnr, psnr, ssim
+from .metrics import blend_psnr, psnr, ssim, uneven
 
 if TYPE_CHECKING:
     from smallworld.world import SmallWorld
@@ -151,12 +151,13 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[l
 
 
 def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:
-    """Of the key frames against the base video, and of the inserted ones against a blend. frames,
-    base: uint8 f h w 3. n: frames for each of the base; with n = 1 there is nothing to compare."""
+    """Of the key frames against the base video, of the inserted ones against a blend, and how evenly
+    frames change. frames, base: uint8 f h w 3. n: frames for each of the base; with n = 1 there is
+    nothing to compare."""
     if n == 1:
         return {}
     return {"PSNR": psnr(frames[::n], base), "SSIM": ssim(frames[::n], base),
-            "blend": blend_psnr(frames, n)}
+            "blend": blend_psnr(frames, n), "uneven": uneven(frames, n)}
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
