@@ -151,9 +151,9 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[l
 
 
 def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:
-    """Of the key frames against the base video, of the inserted ones against a blend, and how evenly
-    frames change. frames, base: uint8 f h w 3. n: frames for each of the base; with n = 1 there is
-    nothing to compare."""
+    """Of the key frames against the base video, of the inserted ones against a blend, and how
+    evenly frames change. frames, base: uint8 f h w 3. n: frames for each of the base; with n = 1
+    there is nothing to compare."""
     if n == 1:
         return {}
     return {"PSNR": psnr(frames[::n], base), "SSIM": ssim(frames[::n], base),
