@@ -56,9 +56,9 @@ def compare(a: str, b: str, detectors: Mapping[str, Detector], real: Tensor | No
         value = statistic(name, torch.stack(rows_of), real)
         rows.append([f"{name} of {side}", show(value, 2), "-", detectors[name].protocol])
     head = ["measure", "mean ± standard error", "worst twentieth", "what it is"]
-    ends = [f"{one.name} and {other.name}" for one, other in (pairs[0], pairs[-1])]
-    return (f"{len(pairs)} pairs {how}, the first {ends[0]}, the last {ends[1]}\n\n"
-            + table(head, rows))
+    (one, other), (last, end) = pairs[0], pairs[-1]
+    return (f"{len(pairs)} pairs {how}, from {one.name} and {other.name} to {last.name} and "
+            f"{end.name}\n\n" + table(head, rows))
 
 
 def paired(a: str, b: str) -> tuple[list[tuple[Path, Path]], str]:
