@@ -17,7 +17,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scenes", type=int, metavar="N", help="N scenes of the small world instead, by --seed")
     add("--table", choices=TABLES, default="1", help="the paper's table to measure (default: 1)")
     add("--rows", nargs="+", metavar="ROW",
-        help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'")
+        help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'; or "
+             "'anchored+rife', whose last doubling an interpolator makes")
     add("--interpolator", nargs="+", type=path, default=[], metavar="FILE",
         help="lavie-interpolation (.safetensors), ldmvfi (.ckpt), or TorchScript, a row so named")
     add("--detector", type=path, metavar="FILE", help="TorchScript network for FVD's features")
@@ -220,18 +221,25 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Pla
     known = interpolators.open_interpolators(args.interpolator, device, dtype)
     required = {*(args.rows or ()), *known}
     names = [*(args.rows or TABLES[args.table]), *(x for x in known if x not in interpolators.ROWS)]
-    if world is not None and interpolators.LAVIE in names:  # its own, unless the user brings one
+    lavies = [row for row in names if row.endswith(interpolators.LAVIE)]
+    if world is not None and lavies:  # its own, unless the user brings one
         known = {**interpolators.open_interpolators(world.interpolators, device, dtype), **known}
     rows, used = {}, {}
     for row in names:
-        if row not in known and row not in interpolators.ROWS:
+        method, _, filler = row.rpartition("+")  # "anchored+rife": rife makes the last doubling
+        if filler not in known and filler not in interpolators.ROWS:
             rows[row] = settings_of_row(row, checkpoint, shared)
             continue
         try:
-            if row not in known:
+            if filler not in known:
                 raise UserError("it needs its weights: --interpolator FILE")
-            known[row].check(base)
-            rows[row], used[row] = base, known[row]
+            own = settings_of_row(method, checkpoint, shared) if method else base
+            begun = own.scale // 2 if method else 1
+            if method and begun < 2:
+                raise UserError("its method makes frames from a scale of 4 on")
+            known[filler].check(replace(own, scale=own.scale // begun,
+                                        key_frames=own.key_frames * begun))
+            rows[row], used[row] = own, (known[filler], begun)
         except UserError as error:
             if row in required:
                 raise UserError(f"the row {row} cannot be made: {error}") from error
@@ -297,7 +305,7 @@ def report(work: Work) -> None:
     if plan.interpolators:
         lines.append(f"- All rows are measured {common['frames']}, where interpolators end: "
                      "n (k - 1) + 1 of n k frames.")
-        lines += [f"- `{row}`: {one.protocol}." for row, one in plan.interpolators.items()]
+        lines += [f"- `{row}`: {one.protocol}." for row, (one, _) in plan.interpolators.items()]
     text = tables.markdown(results, work.checkpoint.family.name) + "\n".join(lines)
     write_text(args.outdir / "table.md", text + "\n")
     write_json(args.outdir / "results.json",

@@ -20,7 +20,7 @@ from zerosmooth_cli.results import read_json, stem, versions, write_json, write_
 
 from .detectors import Detector
 from .interpolators import Interpolator
-from .metrics import blend_psnr, psnr, ssim
+from .metrics import blend_psnr, psnr, ssim, uneven
 
 TRUTH = "true rendering"  # a row of the small world: the scene itself, encoded and decoded
 KEPT = ("features", "frames")  # beside a record
@@ -43,8 +43,9 @@ class Plan:
 
     folder: of their files. base: the settings of the base video, the same in all rows; rows: those
     of each row. detectors: by measure, "FVD" or "IS". world: if subjects are its scenes.
-    interpolators: by row; they fill in the key frames of the base video, and with one in it, all
-    rows are measured only up to the last key frame.
+    interpolators: by row, with the scale from which each goes on, 1 where it fills in the key
+    frames of the base video; with one in the plan, all rows are measured only up to the last key
+    frame.
     """
 
     folder: Path
@@ -53,7 +54,7 @@ class Plan:
     running: Running
     detectors: Mapping[str, Detector]
     world: Any
-    interpolators: Mapping[str, Interpolator]
+    interpolators: Mapping[str, tuple[Interpolator, int]]
 
     def path(self, job: Job, suffix: str) -> Path:
         identity = [job.row, job.subject.identity, job.seed]
@@ -71,7 +72,8 @@ class Plan:
         """A row's settings, as its records keep them."""
         settings = asdict(self.settings(row))
         if row in self.interpolators:
-            settings["interpolator"] = self.interpolators[row].protocol
+            one, begun = self.interpolators[row]
+            settings["interpolator"] = one.protocol + (f", from {begun}x on" if begun > 1 else "")
         return settings
 
     def lacks(self, job: Job, keep: bool) -> Path | None:
@@ -133,27 +135,29 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[l
                 for scene in scenes], 0
     paced = plan.world is not None and plan.world.paced(pipeline, settings)
     if row in plan.interpolators:  # the same base video, from a prompt in the same words
-        settings = replace(settings, scale=1)
+        settings = replace(settings, scale=plan.interpolators[row][1])
     if plan.world is None:
         subjects = [job.subject.load() for job in jobs]
         videos = pipeline.sample(subjects, settings, seeds=seeds, running=plan.running)
     else:
         videos = plan.world.make(pipeline, scenes, seeds, settings, plan.running, paced)
     if row in plan.interpolators:
-        n = cascade.scale_of(cascade.stages - 1)
+        scale, (one, begun) = cascade.scale_of(cascade.stages - 1), plan.interpolators[row]
         for video in videos:
-            dense = plan.interpolators[row](video.frames[0], n, video.prompt, video.seed)
-            video.frames += [dense[:: n // cascade.scale_of(s)] for s in range(1, cascade.stages)]
+            dense = one(video.frames[-1], scale // begun, video.prompt, video.seed)
+            video.frames += [dense[:: scale // cascade.scale_of(s)]
+                             for s in range(len(video.frames), cascade.stages)]
     return [video.frames for video in videos], max(video.bus_peak_bytes for video in videos)
 
 
 def measures(frames: Tensor, base: Tensor, n: int) -> dict[str, float]:
-    """Of the key frames against the base video, and of the inserted ones against a blend. frames,
-    base: uint8 f h w 3. n: frames for each of the base; with n = 1 there is nothing to compare."""
+    """Of the key frames against the base video, of the inserted ones against a blend, and how
+    evenly frames change. frames, base: uint8 f h w 3. n: frames for each of the base; with n = 1
+    there is nothing to compare."""
     if n == 1:
         return {}
     return {"PSNR": psnr(frames[::n], base), "SSIM": ssim(frames[::n], base),
-            "blend": blend_psnr(frames, n)}
+            "blend": blend_psnr(frames, n), "uneven": uneven(frames, n)}
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

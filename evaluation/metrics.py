@@ -56,6 +56,21 @@ def blend_psnr(frames: Tensor, n: int) -> float:
     return psnr(frames[: len(blend)][inserted], blend[inserted])
 
 
+def uneven(frames: Tensor, n: int) -> float:
+    """How much the change from frame to frame depends on its place between two key frames: the
+    deviation over the n places, of the mean over all key frames, relative to the mean of all.
+
+    0 if frames change evenly, as they do in a mere fade too; sqrt(n - 1) if key frames are held. A
+    camera that speeds up does not count, since every interval has all places. n: frames for each
+    key frame. frames: f h w 3, up to the last key frame at least.
+    """
+    intervals = (len(frames) - 1) // n
+    x = frames[: intervals * n + 1].float()
+    change = (x[1:] - x[:-1]).abs().flatten(1).mean(1).view(intervals, n).mean(0).double()
+    mean = change.mean()
+    return (change.std(correction=0) / mean).item() if mean > 0 else 0.0
+
+
 def between(x: Tensor, n: int) -> Tensor:
     """x with everything between every n-th entry and the next interpolated linearly, up to the last
     of these entries. x: f ..."""

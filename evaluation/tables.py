@@ -34,6 +34,8 @@ GROUPS = {
         "area": (3, "relative difference of the area from the key frames'; less is better"),
         "redrawn": (2, "PSNR against what they should show, drawn from the key frames, dB"),
         "redrawn keys": (2, "the same of the key frames, dB: about the most `redrawn` can reach"),
+        "uneven": (2, "deviation of the change from frame to frame over the places between keys, "
+                      "relative to its mean; less is better"),
         "blend": (2, "PSNR against a linear blend of the key frames, dB: a mere fade scores high"),
     },
     "Inserted frames by the far world's law": {
@@ -58,10 +60,14 @@ GROUPS = {
     },
 }
 MEASURES = {name: facts for group in GROUPS.values() for name, facts in group.items()}
+WORST = {  # measures that have a worst end, and whether that is the high one
+    **dict.fromkeys(("PSNR", "SSIM", "redrawn"), False),
+    **dict.fromkeys(("jitter", "off path", "color", "area", "uneven"), True)}
 PAPER_MEASURES = list(GROUPS["As the paper measures"])
 NOTE = ("Mean ± standard error over videos. FVD and IS are of the {} subjects and seeds that all "
         "rows have, with errors by jackknife; few videos raise FVD, even that of a perfect row. "
-        "Videos whose shape is lost in a frame have no motion. FreeNoise draws no fresh noise: "
+        "Videos whose shape is lost in a frame have no motion. The worst twentieth is the mean of "
+        "that share of the videos, of fewer than 20 the worst one. FreeNoise draws no fresh noise: "
         "where others do, it has base videos of its own. The paper's numbers are of the real "
         "checkpoint, other prompts and other detectors: only their order compares.")
 
@@ -102,6 +108,10 @@ class Results:
         each = ([_get(x[key], stage, measure) for x in of] for key in of[0] if key in of[-1])
         return mean_and_error([one[0] - sum(one[1:]) for one in each])
 
+    def worst(self, row: str, stage: int, measure: str) -> Value | None:
+        """Mean of the worst twentieth of its videos."""
+        return worst(measure, [_get(x, stage, measure) for x in self.rows[row].values()])
+
     def as_json(self, to: str = "zerosmooth") -> dict[str, dict[str, Any]]:
         """By row: the number of videos, and for each stage the mean and standard error of every
         measure and of its difference from the row `to`."""
@@ -110,7 +120,8 @@ class Results:
             return {m: v for m in MEASURES if (v := self.value(row, stage, m, less))}
 
         def of_stage(row: str, s: int) -> dict[str, Any]:
-            return {"frames": self.frames[s], "values": values(row, s),
+            low = {m: v[0] for m in WORST if (v := self.worst(row, s, m))}
+            return {"frames": self.frames[s], "values": values(row, s), "worst twentieth": low,
                     f"less {to}": values(row, s, to) if to in self.rows else {}}
 
         return {row: {"videos": len(x), "stages": [of_stage(row, s) for s in range(self.stages)]}
@@ -143,6 +154,16 @@ def mean_and_error(values: Sequence[float]) -> Value | None:
     if not len(x):
         return None
     return x.mean().item(), (x.std() / len(x) ** 0.5).item() if len(x) > 1 else None
+
+
+def worst(measure: str, values: Sequence[float]) -> Value | None:
+    """Mean of the worst twentieth of the finite values, or of the worst one of fewer than 20; None
+    if the measure has no worst end."""
+    x = sorted((v for v in values if math.isfinite(v)), reverse=WORST.get(measure, False))
+    if measure not in WORST or not x:
+        return None
+    some = x[: math.ceil(len(x) / 20)]
+    return sum(some) / len(some), None
 
 
 def statistic(measure: str, rows: Tensor, reference: Tensor | None,
@@ -201,6 +222,11 @@ def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
                              *(show(values[m][i], group[m][0]) for m in measured),
                              *("-" if v is None else str(v) for v in theirs)])
             parts.append(table(head, body))
+        low = {m: [results.worst(row, stage, m) for row in results.rows] for m in WORST}
+        if measured := [m for m in low if any(low[m])]:
+            body = [[row, *(show(low[m][i], MEASURES[m][0]) for m in measured)]
+                    for i, row in enumerate(results.rows)]
+            parts.append(table(["Worst twentieth of the videos", *measured], body))
         others = [row for row in results.rows if row != to]
         if stage > 0 and to in results.rows and others:
             less = {m: [results.value(row, stage, m, to) for row in others]

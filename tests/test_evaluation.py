@@ -139,7 +139,7 @@ def test_key_frames_alone_and_scenes_without_a_speed_have_fewer_measures(true):
     assert set(measured(short, short, 1, scene)) == SHARES | {"lost", "jitter"}
     unpaced = SmallWorld().measures(short, scene, 1, 8.0, paced=False)
     assert set(unpaced) == (SHARES | {"lost", "jitter"}) - {"speed right"}
-    assert set(measures(short.repeat(2, 1, 1, 1), short, 2)) == {"PSNR", "SSIM", "blend"}
+    assert set(measures(short.repeat(2, 1, 1, 1), short, 2)) == {"PSNR", "SSIM", "blend", "uneven"}
 
 
 def test_held_and_blended_frames_lose_what_they_should(true):
@@ -266,6 +266,16 @@ def test_tables_give_means_errors_and_paired_differences():
     text = tables.markdown(results, "vc2")
     assert "| zerosmooth | 2 | 22.00 ± 2.00 |" in text and "| direct | -4.50 ± 0.50 |" in text
     assert "24.12" in text and "10.9" in text  # the paper's
+    assert "| direct | 15.00 |\n| zerosmooth | 20.00 |" in text  # the worst of fewer than 20
+    assert results.as_json()["direct"]["stages"][1]["worst twentieth"] == {"PSNR": 15.0}
+
+
+def test_the_worst_twentieth_is_the_mean_of_the_worst():
+    values = [float(i) for i in range(41)]  # three of 41
+    assert tables.worst("PSNR", values) == (1.0, None)
+    assert tables.worst("jitter", [*values, math.nan]) == (39.0, None)
+    assert tables.worst("off path", [1.0, 5.0, 2.0]) == (5.0, None)
+    assert tables.worst("blend", values) is None and tables.worst("PSNR", [math.nan]) is None
 
 
 def test_a_table_without_the_method_and_with_lost_shapes():
@@ -345,7 +355,7 @@ def test_it_writes_records_tables_and_pictures(whole):
     results = json.loads((whole / "results.json").read_text())
     assert list(results["rows"]) == ROWS and results["rows"]["direct"]["videos"] == 4
     second = results["rows"]["direct"]["stages"][1]
-    assert set(second["values"]) == {"FVD", "IS", "PSNR", "SSIM", "blend", "seconds"}
+    assert set(second["values"]) == {"FVD", "IS", "PSNR", "SSIM", "blend", "uneven", "seconds"}
     assert set(second["less zerosmooth"]) == set(second["values"])
     assert "features.pt" in results["protocol"]["FVD"] and results["versions"]["torch"]
     assert "24.12" in (whole / "table.md").read_text() and len(records_of(whole)) == 12
@@ -519,7 +529,7 @@ def test_folders_of_videos_are_compared(tmp_path, true, stand_ins):
     assert "| FVD of A | 0.00 ± 0.00 |" in text and "| FVD of B |" in text
     with pytest.raises(ValueError, match="no video at"):
         compare.compare(str(tmp_path / "*.mp4"), str(tmp_path / "B"), {})
-    with pytest.raises(ValueError, match="4 videos and .* 1; they are compared in pairs"):
+    with pytest.raises(ValueError, match="video1 and 2 more of .*A has no video of its name"):
         compare.compare(str(tmp_path / "A"), str(tmp_path / "B/video0*"), {})
 
 

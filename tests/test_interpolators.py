@@ -360,3 +360,26 @@ def test_training_gives_a_checkpoint(tmp_path):
     assert after["unet.conv_out.weight"].any() and out.stat().st_size < 8_000_000
     made = lavie.LaVieInterpolator(out, CPU, torch.float32)(videos(16, 64), 2, "a red circle", 5)
     assert made.shape == (31, 64, 64, 3)
+
+
+def test_an_interpolator_may_make_the_last_doubling_of_a_method(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(world, "REFERENCES", 8)
+    arguments = ["--scenes", "1", "--steps", "1", "--show", "1", "--outdir", str(tmp_path)]
+    assert command.main([*arguments, "--rows", "windowed", "windowed+blend", "+ spatial"]) == 0
+    made, kept = records_of(tmp_path), (tmp_path / "videos").glob("*.frames")
+    assert [stage["frames"] for stage in made["windowed+blend"]["stages"]] == [16, 31, 61]
+    assert made["windowed+blend"]["settings"]["method"] == "windowed"
+    assert made["windowed+blend"]["settings"]["interpolator"] == "linear in pixels, from 2x on"
+    frames = {json.loads(path.with_suffix(".json").read_text())["row"]: load_file(path)
+              for path in kept}
+    both, alone = frames["windowed+blend"], frames["windowed"]
+    assert torch.equal(both["1"], alone["1"]) and torch.equal(both["2"][::2], both["1"])
+    assert not torch.equal(both["2"], alone["2"])
+    expected = Blend()(both["1"], 2, "", 0)
+    assert torch.equal(both["2"], expected)
+    capsys.readouterr()
+    for row, more, said in (("anchored+blend", ["--scale", "2"], "from a scale of 4 on"),
+                            ("anchored+lavie-interpolation", [], "not 2 for 32"),
+                            ("anchored+rife", [], "no row 'anchored+rife'")):
+        assert command.main([*arguments, "--rows", row, *more]) == 1
+        assert said in capsys.readouterr().err

@@ -53,6 +53,15 @@ def test_the_share_knows_that_longer_videos_join_late(tmp_path, clock):
     assert shares == pytest.approx([x / 32 for x in (4, 8, 12, 20, 24, 32)])
 
 
+def test_the_share_is_that_of_runs_where_windows_slide(tmp_path, clock):
+    shown, shares = Live(tmp_path, 1, replace(TWO, method="sdedit"), 8.0, Output()), []
+    with shown.video("a"):
+        for done in range(1, 6):
+            shown.progress(done, 5)
+            shares.append(shown.bar.share)
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
 def test_seconds_left_go_by_what_is_done(clock):
     with Progress(4) as shown:
         assert shown.said("step 1") == "video 1 of 4, step 1"  # nothing is known yet

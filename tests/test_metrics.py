@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from evaluation.metrics import blend_psnr, frechet_distance, gaussian, inception_score, psnr, ssim
+from evaluation.metrics import (
+    blend_psnr,
+    frechet_distance,
+    gaussian,
+    inception_score,
+    psnr,
+    ssim,
+    uneven,
+)
 
 
 def flat(value: int, frames: int = 2) -> torch.Tensor:
@@ -91,3 +99,16 @@ def test_blend_psnr_is_of_the_inserted_frames_alone():
     assert blend_psnr(video, 2) == pytest.approx((100 + 13.979) / 2, abs=1e-3)
     video[2] += 51  # a key frame: now both fades are wrong
     assert blend_psnr(video, 2) < 30
+
+
+def test_change_is_even_where_every_place_between_keys_has_as_much():
+    ramp = torch.arange(0, 130, 10).byte().view(-1, 1, 1, 1).expand(-1, 4, 4, 3)
+    assert uneven(ramp, 4) == 0
+    for n in (2, 4):
+        held = ramp[::n].repeat_interleave(n, 0)[:13]
+        assert uneven(held, n) == pytest.approx((n - 1) ** 0.5)
+    faster = torch.tensor([0, 1, 2, 5, 8, 13, 18, 25, 32]).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    assert uneven(faster, 2) == 0  # from key to key alone
+    by_hand = torch.tensor([0, 4, 6, 10, 12]).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    assert uneven(by_hand, 2) == pytest.approx(1 / 3)  # 4, 2, 4, 2
+    assert uneven(ramp[:1].repeat(5, 1, 1, 1), 4) == 0

@@ -44,8 +44,12 @@ def find_images(path: Path) -> list[Path]:
              if p.suffix.lower() in known and p.name[0] != "." and not p.is_dir()]
     if not found:
         raise UserError(f"the folder {path} has no images ({', '.join(SUFFIXES)})")
-    return sorted(found, key=lambda p: [int(part) if part.isdecimal() else part
-                                        for part in re.split(r"(\d+)", p.name)])
+    return sorted(found, key=by_number)
+
+
+def by_number(path: Path) -> list[int | str]:
+    """A key that sorts paths by the numbers in them: frame2 before frame10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def read_image(path: Path) -> Tensor:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from .comments import png_text
 from .fields import UserError
 from .files import FULL, one_line, scratch, whole
-from .images import find_images, read_image
+from .images import by_number, find_images, read_image
 
 SHOWN = 256  # pixels: smaller videos are enlarged, or mp4's coarse colours would blur them
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -119,8 +119,8 @@ def _enlarged(frames: np.ndarray, times: int) -> np.ndarray:
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """All videos under a folder, by name: video files, and folders of frames. UserError if there
-    are none."""
+    """All videos under a folder, by name, v2 before v10: video files, and folders of frames.
+    UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"the folder of videos {folder} does not exist")
     inside = [(p, p.suffix.lower()) for p in folder.rglob("*") if not p.name.startswith(".")]
@@ -130,7 +130,7 @@ def find_videos(folder: Path) -> list[Path]:
     if not found:
         raise UserError(f"the folder {folder} has no videos ({', '.join(VIDEO_SUFFIXES)}, or "
                         "folders of frames)")
-    return sorted(found)
+    return sorted(found, key=by_number)
 
 
 def read_video(path: Path, frames: int | None = None) -> np.ndarray:

@@ -75,7 +75,7 @@ class Minterpolate(Interpolator):
                    "-s", f"{w * times}x{h * times}", "-r", "1", "-i", "-", "-vf",
                    f"format=yuv444p,minterpolate=fps={n}:{self.FILTER}", *raw, "-"]
         shown = x.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        done = subprocess.run(command, input=shown.data, capture_output=True)
+        done = subprocess.run(command, input=shown.tobytes(), capture_output=True)
         made = torch.from_numpy(np.frombuffer(done.stdout, np.uint8).copy())
         start, count = self.EDGE * n, n * (k - 1) + 1
         size = h * times * w * times * 3

@@ -1,0 +1,92 @@
+"""The table of real motion: what a bin is, what it holds, and that nothing changes from run to
+run."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import motion
+from evaluation.interpolators.interpolator import Blend, Hold
+from evaluation.motion import Interval, bins_of, cropped, errors, intervals, psnr_by_bin, smaller
+from zerosmooth.video import write_video
+
+from .test_peers import panned
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """Flow without OpenCV: nothing moves."""
+    monkeypatch.setattr(motion, "flow_over", lambda x: np.zeros((*x.shape[1:3], 2), np.float32))
+
+
+def test_frames_are_cut_to_blocks_and_made_smaller():
+    assert cropped(torch.zeros(2, 150, 180, 3, dtype=torch.uint8)).shape == (2, 144, 176, 3)
+    assert cropped(torch.zeros(2, 720, 1280, 3, dtype=torch.uint8)).shape == (2, 352, 640, 3)
+
+
+def test_intervals_with_cuts_are_left_out(still):
+    frames = panned(32, 24, 1)
+    frames[10:] = 255 - frames[10:]  # from frame 9 to 10
+    found = list(intervals(frames, 99))
+    assert len(found) == 4  # of 0, 4, 8, 12 and 16, that at 8 has the cut
+    assert [torch.equal(one.frames, frames[s : s + 5]) for one, s in zip(found, (0, 4, 12, 16))] \
+        == [True] * 4
+    assert len(list(intervals(frames, 2))) == 2
+
+
+def test_blocks_count_in_the_bin_of_their_motion():
+    frames = torch.zeros(5, 32, 48, 3, dtype=torch.uint8)
+    frames[-1, :16, :16] = 40  # one of six blocks changes
+    far = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.3, 9.0]])
+    one = Interval(frames, far)
+    assert bins_of([one]).tolist() == [5, 0, 0, 0, 2, 6]
+    by_hand = torch.tensor([10.0, 20.0, 30.0]).div(255).square().mean()  # of a blend
+    assert torch.allclose(errors(one, Blend())[0, 0], by_hand, rtol=0.02)
+    got = psnr_by_bin([one, one], Blend())
+    assert got[5] == pytest.approx(-10 * by_hand.log10().item(), abs=0.1)
+    assert got[0] == got[2] == got[6] == 100 and np.isnan(got[1])
+    assert psnr_by_bin([one], Hold())[5] == 100  # the true ones do not move before the key
+
+
+def test_an_eighth_keeps_its_blocks(still):
+    (one,) = intervals(panned(64, 6, 2), 1)
+    small = smaller(one)
+    assert small.frames.shape == (5, 8, 8, 3) and errors(small, Hold()).shape == (4, 4)
+    mean = one.frames[2, 8:16, :8].float().mean((0, 1)).round().byte()
+    assert (small.frames[2, 1, 0].int() - mean.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_flow_is_composed_from_frame_to_frame(step):
+    pytest.importorskip("cv2")
+    flow = motion.flow_over(panned(128, 5, step))
+    middle = flow[32:96, 48:112]
+    assert np.median(middle[..., 0]) == pytest.approx(-4 * step, rel=0.05)
+    assert abs(np.median(middle[..., 1])) < 0.1
+
+
+def test_two_runs_print_the_same_tables(still, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(motion, "opencv", lambda: None)
+    write_video(tmp_path / "x.mp4", panned(256, 9, 2).numpy(), 24)
+    said = []
+    for _ in range(2):
+        assert motion.main(["--clips", str(tmp_path / "x.mp4"), "--intervals", "1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "x.mp4: 1 intervals, 3 frames of 256x256" in said[0]
+    for row in ("hold", "blend", "minterpolate", "carried"):
+        assert f"| {row} | " in said[0]
+
+
+def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
+    plain = builtins.__import__
+
+    def without(name, *rest):
+        if name == "cv2":
+            raise ImportError(name)
+        return plain(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert motion.main(["--clips", str(tmp_path / "x.mp4")]) == 1
+    assert "pip install opencv-python-headless" in capsys.readouterr().err
