@@ -75,13 +75,13 @@ class ModelConfig:
     defaults: Defaults
 
     def __post_init__(self) -> None:
-        if not self.unet.channel_mult or not self.vae.channel_mult:
+        if () in (getattr(self.unet, "channel_mult", None), self.vae.channel_mult):
             raise UserError("channel_mult is empty; a network has at least one level")
 
     @property
     def side(self) -> int:
         """A video's height and width are multiples of so many pixels."""
-        return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
+        return self.vae.factor * self.unet.side
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
