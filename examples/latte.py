@@ -11,21 +11,30 @@ Diffusion's autoencoder, or by Stable Video Diffusion's, which the published fol
 
 The prompt's encoder, T5 v1.1 XXL, is four times as large as the rest and stays in that folder:
 `transformers` runs it from there (`pip install ".[t5]"`). `sample.py` has all prompts encoded and
-lets go of it before it loads the network. In Python that is `load(..., texts=prompts)`; a prompt
-that was not among them loads it again, unless `pipeline.networks.encoder.keep` is true.
+lets go of it before it loads the network. In Python `FAMILY.encode_first` does that; any other
+prompt loads T5 beside the network, which `pipeline.networks.encoder.keep = True` lets stay there.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+import gc
+import html
+import os
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote_plus
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from weights_convert import diffusers
 from weights_convert.conversion import Conversion
@@ -45,6 +54,7 @@ from zerosmooth.bus import Stage, name_modules
 from zerosmooth.config import Defaults, ModelConfig
 from zerosmooth.family import Family, Networks
 from zerosmooth.fields import UserError
+from zerosmooth.files import one_line
 from zerosmooth.guidance import Branch, Inputs
 from zerosmooth.kernels import Conv2d, Linear, laid_out
 from zerosmooth.models import layers
@@ -132,7 +142,7 @@ class Latte(nn.Module):
         h = self.patches(laid_out(rearrange(x, "b f c h w -> (b f) c h w")))
         height, width = h.shape[-2:]
         h = rearrange(h, "(b f) d h w -> b f (h w) d", f=f) + self.token_positions(h)
-        placed = sines_first(frame_positions(f, stage, h.device), c.dim).to(h)[:, None]
+        placed = sines_first(self.positions(f, stage, h.device), c.dim).to(h)[:, None]
 
         def run(blocks: range, h: Tensor) -> Tensor:
             for i in blocks:
@@ -150,6 +160,11 @@ class Latte(nn.Module):
         h = self.proj_out(self.norm_out(h, *spread(self.table_out + emb[:, None])))
         return rearrange(h, "b f (h w) (p q c) -> b f c (h p) (w q)", h=height, p=c.patch,
                          q=c.patch)
+
+    def positions(self, f: int, stage: Stage | None,
+                  device: torch.device | None = None) -> Tensor:
+        """Of frames. What is added to the tokens also reaches the blocks behind them."""
+        return frame_positions(f, stage, device)
 
     def token_positions(self, h: Tensor) -> Tensor:
         """Half of the channels say the column, half the row, whatever the size in a grid as in
@@ -239,6 +254,194 @@ class FeedForward(layers.FeedForward):
         return self.proj_out(F.gelu(self.proj_in(h), approximate="tanh"))
 
 
+# --- the encoder of prompts
+
+
+@dataclass(frozen=True)
+class T5Config:
+    folder: str = ""  # with text_encoder/ and tokenizer/
+    tokens: int = 120  # of a prompt, at most
+    width: int = 4096
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        return self.tokens, self.width
+
+
+class Encoded(NamedTuple):
+    """states: of a text's tokens, and of the padding behind them where that was asked for; on the
+    CPU. tokens: how many; lost: how many more the text has."""
+
+    states: Tensor
+    tokens: int
+    lost: int
+
+
+ENCODED: dict[tuple[T5Config, torch.dtype, str, bool], Encoded] = {}  # all, so far
+
+
+class PromptEncoder(nn.Module):
+    """T5's states of prompts, which it makes one by one, once. It has no weights of its own.
+
+    keep: do not let go of T5 once it is loaded.
+    """
+
+    keep = False
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def encode(self, prompts: Collection[str], negative: str, device: torch.device,
+               dtype: torch.dtype) -> list[Tensor]:
+        """The contexts of both branches of guidance, as `Latte.project_context` takes them.
+
+        That of the negative prompt has as many tokens as the prompt, be they padding: so Latte was
+        published. UserError if there is no T5.
+        """
+        if device.type == "meta":
+            shape = len(prompts), *self.config.context_shape
+            return [torch.empty(shape, device=device, dtype=dtype)] * 2
+        self.read(prompts, negative, device, dtype)
+        shown = [ENCODED[self.config, dtype, prompt, False] for prompt in prompts]
+        states = ENCODED[self.config, dtype, negative, True].states
+        both = [x.states for x in shown], [states[: x.tokens] for x in shown]
+        return [stacked(contexts).to(device, dtype) for contexts in both]
+
+    def read(self, prompts: Iterable[str], negative: str, device: torch.device,
+             dtype: torch.dtype) -> None:
+        """Encode what was not encoded before. UserError if there is no T5."""
+        wanted = dict.fromkeys([*((prompt, False) for prompt in prompts), (negative, True)])
+        missing = [w for w in wanted if (self.config, dtype, *w) not in ENCODED]
+        try:
+            for text, whole in missing:
+                tokenizer, t5 = load_t5(folder_of(self.config), device, dtype)
+                ENCODED[self.config, dtype, text, whole] = self.run(tokenizer, t5, text, whole)
+        finally:
+            if not self.keep:
+                tokenizer = t5 = None
+                load_t5.cache_clear()
+                gc.collect()
+
+    def run(self, tokenizer: Any, t5: Any, text: str, whole: bool) -> Encoded:
+        ids = tokenizer(cleaned(text))["input_ids"]
+        count = min(len(ids), self.config.tokens)
+        kept = [*ids[: count - 1], ids[-1]]  # which ends the text
+        padded = torch.tensor([kept + [tokenizer.pad_token_id] * (self.config.tokens - count)])
+        mask = (torch.arange(self.config.tokens) < count).long()[None]
+        with torch.no_grad():
+            states = t5(padded.to(t5.device), attention_mask=mask.to(t5.device))[0][0].cpu()
+        return Encoded(states if whole else states[:count].clone(), count, len(ids) - count)
+
+    def lost(self, text: str) -> int:
+        """How many tokens of a text that was encoded did not fit."""
+        return next((x.lost for (*_, known, _), x in ENCODED.items() if known == text), 0)
+
+
+def stacked(contexts: list[Tensor]) -> Tensor:
+    """b m c of several m c; with a channel that says what is padding if they differ in length."""
+    if len({len(x) for x in contexts}) > 1:
+        contexts = [F.pad(x, (0, 1), value=1.0) for x in contexts]
+    return pad_sequence(contexts, batch_first=True)
+
+
+def folder_of(config: T5Config) -> Path:
+    """Where T5 lies. UserError if it does not."""
+    folder = Path(os.environ.get("LATTE_TEXT") or config.folder)
+    for part in ("text_encoder", "tokenizer"):
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder} has no folder {part}/, from which Latte's prompts are "
+                            "encoded; let the environment variable LATTE_TEXT name one that has")
+    return folder
+
+
+@lru_cache(maxsize=1)
+def load_t5(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and encoder. UserError if they cannot be loaded."""
+    try:
+        from transformers import AutoTokenizer, T5EncoderModel
+    except ImportError as error:
+        raise UserError("Latte's prompts are encoded by transformers, which is not installed: "
+                        'pip install ".[t5]"') from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        t5 = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True,
+                                            dtype=dtype)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:  # of any file
+        raise UserError(f"{folder} has no T5 that transformers can load "
+                        f"({one_line(error)}); download it again") from error
+    return tokenizer, t5.to(device).eval()
+
+
+# Prompts are cleaned as captions were for training (of DeepFloyd IF, and of all that took its T5).
+DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+DASHES = ("\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
+          "\ufe31\ufe32\ufe58\ufe63\uff0d")
+Rules = list[tuple[str, str]]  # a pattern, and what takes its place
+LINKS: Rules = [("<person>", "person"),
+                (rf"\b(?:(?:https?|www):(?:/{{1,3}}|[a-zA-Z0-9%])|{DOMAIN})", "")]
+SIGNS: Rules = [
+    (r"@\w+\b|[\u31c0-\u9fff]", ""), (f"[{DASHES}]+", "-"),
+    ("[`´«»“”¨]", '"'), ("[‘’]", "'"), ("&quot;?|&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "), (r"\d:\d\d\s+$", ""), (r"\\n", " "),
+    (r"#(?:\d{1,3}|\d{5,})\b", ""), (r"\b\d{6,}\b", ""), (rf"\S+\.(?:{FILES})", ""),
+    ("[\"']{2,}", '"'), (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "), (r"\s+\.\s+", " ")]
+CODES: Rules = [
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""), (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""), (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""), (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{FILES})(?:\simages?)?", ""), (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""), (r"\b\s+:\s+", ": "),  # the second x is Cyrillic
+    (r"(\D[,./])\b", r"\1 "), (r"\s+", " ")]
+ENDS: Rules = [("^[\"']([\\w\\W]+)[\"']$", r"\1"), (r"^['_,\-:;]|['_,\-:+]$", ""), (r"^\.\S+$", "")]
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as T5 is given it."""
+    return cleaned_once(cleaned_once(prompt))
+
+
+def cleaned_once(text: str) -> str:
+    text = applied(LINKS, unquote_plus(text).strip().lower())
+    text = applied(SIGNS, without_tags(text))
+    if len(re.findall("[-_]", text)) > 3:  # words-like-these
+        text = re.sub("[-_]", " ", text)
+    text = html.unescape(html.unescape(mended(text)))
+    return applied(ENDS, applied(CODES, text)).strip()
+
+
+def applied(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+class Untagged(HTMLParser):
+    text = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def without_tags(text: str) -> str:
+    parser = Untagged()
+    parser.feed(text)
+    parser.close()
+    return parser.text
+
+
+def mended(text: str) -> str:
+    """By `ftfy`, as in the published pipeline, where it is installed."""
+    try:
+        import ftfy
+    except ImportError:
+        return text
+    return ftfy.fix_text(text)
+
+
 # --- where the tensors of the published folder go
 
 
@@ -292,22 +495,15 @@ class LatteConversion(Conversion):
         return join(path, parts)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
-        return replace(config, vae=TEMPORAL if args.temporal_decoder else config.vae)
+        folder = (args.text_folder or source.path).absolute()
+        print(f"prompts will be encoded by the T5 in {folder}, which is not a part of the output")
+        return replace(config, vae=TEMPORAL if args.temporal_decoder else config.vae,
+                       encoder=replace(config.encoder, folder=str(folder)))
 
 
 # --- the family
 
 TEMPORAL = AutoencoderConfig(temporal=True, float32=True)
-
-
-@dataclass(frozen=True)
-class T5Config:
-    tokens: int = 120
-    width: int = 4096
-
-    @property
-    def context_shape(self) -> tuple[int, int]:
-        return self.tokens, self.width
 
 
 class LatteFamily(Family):
@@ -323,8 +519,25 @@ class LatteFamily(Family):
     def unet(self, config: LatteConfig) -> nn.Module:
         return Latte(config)
 
-    def encoder(self, config: T5Config) -> nn.Module:
-        return nn.Identity()
+    def small(self, config: LatteConfig) -> LatteConfig:
+        return replace(config, heads=2, head_dim=24, layers=4)
+
+    def encoder(self, config: T5Config) -> PromptEncoder:
+        return PromptEncoder(config)
+
+    def encode_first(self, config: ModelConfig, prompts: Collection[str], settings: Settings,
+                     device: torch.device) -> None:
+        dtype = getattr(torch, settings.dtype)
+        self.encoder(config.encoder).read(prompts, settings.negative_prompt, device, dtype)
+
+    def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
+        at = networks.unet.proj_out.weight
+        contexts = networks.encoder.encode(inputs.prompts, settings.negative_prompt, at.device,
+                                           at.dtype)
+        return [Branch(context) for context in contexts]
+
+    def lost_tokens(self, networks: Networks, prompt: str) -> int:
+        return networks.encoder.lost(prompt)
 
 
 FAMILY = LatteFamily()

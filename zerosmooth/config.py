@@ -9,7 +9,6 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from .fields import PART, SEED, Range, UserError, check, check_fields, short
 from .models.autoencoder import AutoencoderConfig
-from .models.unet import SkeletonConfig
 from .samplers import STEPS, DDIMConfig, EulerConfig
 
 SIDE, GUIDANCE, RATES = Range(1, 8192), Range(-1000, 1000), Range(1, 1000)
@@ -65,10 +64,10 @@ class Defaults(Sampling):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """encoder: of prompts or images; its class is the family's choice, as that of `unet` is."""
+    """unet: as `Family.unet` takes it. encoder: of prompts or images, as `Family.encoder` does."""
 
     family: str
-    unet: SkeletonConfig
+    unet: Any
     vae: AutoencoderConfig
     encoder: Any
     sampler: DDIMConfig | EulerConfig

@@ -68,8 +68,8 @@ class DDIMConfig:
         """Timesteps of so many steps, in the order in which they are taken.
 
         "leading": 1, 1 + c, .. (or 0, c, ..) with c = 1000 // steps; with `more_steps` up to 999,
-        as in VideoCrafter: 30 steps become 31, 60 become 63. "trailing": 999, 999 - c, .. with c = 1000 /
-        steps, rounded (Lin et al. 2024, arXiv 2305.08891). "linspace": evenly from 0 to 999.
+        as in VideoCrafter: 30 steps become 31, 60 become 63. "trailing": 999, 999 - c, .. with c =
+        1000 / steps, rounded (Lin et al. 2024, arXiv 2305.08891). "linspace": evenly from 0 to 999.
         """
         if self.spacing == "linspace":
             return np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()[::-1]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from zerosmooth.checkpoint import Checkpoint, check_tensors
+from zerosmooth.checkpoint import Checkpoint, check_tensors, load_described
 from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.fields import UserError
 from zerosmooth.files import remove_left
 from zerosmooth.pipeline import Pipeline
-from zerosmooth.settings import Output, Running, Settings
+from zerosmooth.settings import Output, Running, Settings, device_of
 from zerosmooth.video import check_writer
 
 from .arguments import Shown
@@ -69,11 +69,20 @@ def check_folder(folder: Path, settings: Settings) -> None:
                         f"{worst / 1e6:.0f} MB")
 
 
-def say_lost_tokens(pipeline: Pipeline, shown: Iterable[Shown], settings: Settings,
-                    silent: bool = False) -> None:
+def loaded(checkpoint: Checkpoint, shown: Iterable[Shown], settings: Settings, running: Running,
+           silent: bool = False) -> Pipeline:
+    """The pipeline, and before it what is encoded first. Says which prompts are too long."""
+    prompts = list(dict.fromkeys(one.prompt or "" for one in shown))
+    device = device_of(running.device)
+    checkpoint.family.encode_first(checkpoint.config, prompts, settings, device)
+    pipeline = load_described(checkpoint, device, getattr(torch, settings.dtype))
+    say_lost_tokens(pipeline, [] if silent else [settings.negative_prompt, *prompts[:1000]])
+    return pipeline
+
+
+def say_lost_tokens(pipeline: Pipeline, texts: Sequence[str]) -> None:
     """Print which prompts are too long for the text encoder, and how much of them it ignores."""
-    texts = [settings.negative_prompt, *(one.prompt or "" for one in shown)]
-    for text in [] if silent else dict.fromkeys(texts):
+    for text in dict.fromkeys(texts):
         if lost := pipeline.family.lost_tokens(pipeline.networks, text):
             print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text "
                   "encoder and are left out")
