@@ -316,6 +316,9 @@ class PromptEncoder(nn.Module):
         try:
             for text, whole in missing:
                 tokenizer, t5 = load_t5(folder_of(self.config), device, dtype)
+                if t5.config.d_model != self.config.width:
+                    raise UserError(f"{folder_of(self.config)} has a T5 of {t5.config.d_model} "
+                                    f"channels, not {self.config.width}; T5 v1.1 XXL is needed")
                 ENCODED[self.config, dtype, text, whole] = self.run(tokenizer, t5, text, whole)
         finally:
             if not self.keep:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
@@ -278,10 +279,43 @@ def check_latte_zerosmooth(reference: Reference) -> float:
     return max(errors)
 
 
+def check_latte_text(reference: Reference) -> float:
+    """T5's states, and what is made of those of each prompt alone. ImportError without
+    transformers."""
+    from transformers import T5Config, T5EncoderModel
+
+    t, shapes = reference.tensors, reference.json("keys")
+    with torch.inference_mode(False), torch.no_grad():
+        t5 = T5EncoderModel(T5Config(**reference.json("config"))).eval()
+        state = {name: weight(name, tuple(shape)) for name, shape in shapes.items()}
+        missing = t5.load_state_dict(state, strict=False)
+    if set(missing.missing_keys) - {"encoder.embed_tokens.weight"} or missing.unexpected_keys:
+        return float("inf")
+    texts = {f"{i}": ids[:n] for i, (ids, n) in enumerate(zip(t["ids"], t["mask"].sum(1)))}
+    texts["x"] = t["negative_ids"][0, : t["negative_mask"].sum()]
+
+    class Known:
+        pad_token_id = 0
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": texts[text].tolist()}
+
+    encoder = latte.PromptEncoder(latte.T5Config(width=t5.config.d_model))
+    states = [encoder.run(Known(), t5, text, whole=True).states for text in texts]
+    errors = [error(torch.stack(states), torch.cat([t["y_states"], t["y_negative_states"]]))]
+    with patch.multiple(latte, ENCODED={}, folder_of=lambda _: "",
+                        load_t5=Mock(return_value=(Known(), t5))):
+        for i in range(len(t["ids"])):
+            contexts = encoder.encode([f"{i}"], "x", torch.device("cpu"), torch.float32)
+            errors += [error(ours, t[f"y_{name}{i}"])
+                       for ours, name in zip(contexts, ("context", "uncond"))]
+    return max(errors)
+
+
 CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind
     (family, kind): check for family in FAMILIES for kind, check in {
         "unet": check_unet, "windowed": check_windowed, "zerosmooth": check_zerosmooth,
         "cascade": check_cascade, "pipeline": check_sampling, "sampling": check_sampling,
         "samplers": check_samplers}.items()}
 CHECKS |= {("latte", "transformer"): check_transformer,
-           ("latte", "zerosmooth"): check_latte_zerosmooth}
+           ("latte", "zerosmooth"): check_latte_zerosmooth, ("latte", "text"): check_latte_text}
