@@ -29,10 +29,9 @@ from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Output, Running, Settings
 from zerosmooth_cli import again, arguments, check
-from zerosmooth_cli.command import run_command
+from zerosmooth_cli.command import agreed, first, processes, run_command, said_once, together
 from zerosmooth_cli.live import Live
-from zerosmooth_cli.processes import agreed, first, processes, said_once, together
-from zerosmooth_cli.results import Result
+from zerosmooth_cli.results import Result, check_outputs
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -84,7 +83,7 @@ def prepare(args: argparse.Namespace) -> Work | None:
         for line in check.report(checkpoint, settings, running):
             print(line)
         return None
-    check.check_outputs(args.outdir, settings, output, (result for _, result in work.results()))
+    check_outputs(args.outdir, settings, output, (result for _, result in work.results()))
     return work
 
 
@@ -105,8 +104,8 @@ def make(work: Work, rank: int, world: int) -> int:
             if pipeline is None:
                 left = [one for one, other in islice(work.results(), rank, None, world)
                         if other.lacks() is not None]
-                pipeline = check.loaded(work.checkpoint, left, work.settings, work.running,
-                                        silent=rank > 0)
+                pipeline = arguments.loaded(work.checkpoint, left, work.settings, work.running,
+                                            silent=rank > 0)
             failed += not make_one(work, pipeline, live, shown, result)
         there, failed = (sum(counts) for counts in zip(*together((there, failed))))
     if first() and there:

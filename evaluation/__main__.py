@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -34,21 +34,16 @@ from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
 from zerosmooth.settings import Output, Settings, device_of, options
 from zerosmooth_cli import arguments
-from zerosmooth_cli.check import check_folder, loaded
-from zerosmooth_cli.command import run_command
+from zerosmooth_cli.command import agreed, processes, run_command, said_once, together
 from zerosmooth_cli.live import Progress
 from zerosmooth_cli.page import Page
-from zerosmooth_cli.processes import agreed, processes, said_once, together
-from zerosmooth_cli.results import read_json, versions, write_json, write_text
+from zerosmooth_cli.results import check_folder, read_json, versions, write_json, write_text
 
 from . import figures, interpolators, tables
 from .compare import RealVideos, compare
 from .detectors import Detector, torchscript
 from .jobs import TRUTH, Job, Plan, measure_jobs, read_records
 from .rows import CHANGES, ORDER, TABLES, settings_of_row
-
-if TYPE_CHECKING:
-    from smallworld.world import SmallWorld
 
 VIDEOS = Range(1, 1_000_000)  # of an evaluation: all that was measured of them is kept in memory
 
@@ -115,7 +110,7 @@ class Work:
 def prepare(args: argparse.Namespace) -> Work:
     """Check everything that can be checked before the networks load."""
     checkpoint = arguments.described(args)
-    plan = plan_of(args, checkpoint, world_of(args))
+    plan = plan_of(args, checkpoint, world_of(args, checkpoint))
     check_folder(args.outdir, plan.base)
     Page(args.outdir)  # which refuses another's
     groups, real = list(groups_of(args, checkpoint, plan)), real_of(args, plan.detectors)
@@ -156,7 +151,7 @@ def measure(work: Work, waiting: list[tuple[Job, bool]], rank: int) -> None:
     """Make and measure this process's videos. Those that turn NaN are left out, and said."""
     plan = work.plan
     shown = [job.subject for job, _ in waiting]
-    pipeline = loaded(work.checkpoint, shown, plan.base, plan.running, silent=rank > 0)
+    pipeline = arguments.loaded(work.checkpoint, shown, plan.base, plan.running, silent=rank > 0)
     with Progress(len(waiting), silent=rank > 0) as bar:
         for batch in batches(waiting, work.args.batch_size):
             some, keep = zip(*batch)
@@ -178,21 +173,22 @@ def batches(waiting: list[tuple[Job, bool]], size: int) -> Iterator[list[tuple[J
         yield from (of_row[i : i + size] for i in range(0, len(of_row), size))
 
 
-def measuring(args: argparse.Namespace, world: SmallWorld | None) -> dict[str, Detector]:
+def measuring(args: argparse.Namespace, world: Any) -> dict[str, Detector]:
     """The detectors by measure. UserError if one cannot be used."""
     device, found = device_of(args.device), {}
     for measure, path, classes in (("FVD", args.detector, False), ("IS", args.classifier, True)):
         if path is not None:
             found[measure] = torchscript(path, device, classes)
         elif world is not None:
-            found[measure] = world.detector(device, classes)
+            found |= {measure: own for own in [world.detector(device, classes)] if own is not None}
     if world is None and (args.detector is None) != (args.real is None):
         raise UserError("FVD needs both --detector and --real; add the other, or leave both out")
     return found
 
 
-def world_of(args: argparse.Namespace) -> SmallWorld | None:
-    """The small world if its scenes are asked for. UserError for what does not go with them."""
+def world_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Any:
+    """The checkpoint's small world, see `smallworld.world`, if its scenes are asked for. UserError
+    for what does not go with them."""
     if args.scenes is None:
         return None
     given = {**vars(args), **arguments.asked(args)}
@@ -201,12 +197,12 @@ def world_of(args: argparse.Namespace) -> SmallWorld | None:
     if said or args.num_videos != 1:
         wrong = [*said, "num_videos"][0]
         raise UserError(f"--scenes draws its own subjects, one video each; leave {wrong} out")
-    from smallworld.world import SmallWorld  # which only --scenes needs
+    from smallworld.far_world import world_of_checkpoint  # which only --scenes needs
 
-    return SmallWorld()
+    return world_of_checkpoint(checkpoint)
 
 
-def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: SmallWorld | None) -> Plan:
+def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Plan:
     """UserError for settings that do not fit in some row. Rows of interpolators that cannot be made
     are left out, unless they are asked for by name or by file."""
     said, files = arguments.asked(args), {option.name for option in options(Output)}
@@ -284,7 +280,7 @@ def report(work: Work) -> None:
     """Write the table, the numbers and the pictures of all records in the folder."""
     args, plan, common = work.args, work.plan, work.common
     stages, references = range(plan.base.cascade.stages), {}  # features by stage, for FVD
-    if plan.world is not None:
+    if plan.world is not None and plan.detectors:
         references = {s: plan.world.references(work.checkpoint, plan.base, plan.frames_of(s),
                                                plan.base.fps_of(s), plan.detectors["FVD"])
                       for s in stages}

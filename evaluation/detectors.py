@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerosmooth.checkpoint import sha256
 from zerosmooth.fields import UserError
-from zerosmooth.header import sha256
 from zerosmooth_cli.command import out_of_memory
 
 CLIP = 16  # frames

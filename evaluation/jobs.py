@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -21,9 +21,6 @@ from zerosmooth_cli.results import read_json, stem, versions, write_json, write_
 from .detectors import Detector
 from .interpolators import Interpolator
 from .metrics import blend_psnr, psnr, ssim
-
-if TYPE_CHECKING:
-    from smallworld.world import SmallWorld
 
 TRUTH = "true rendering"  # a row of the small world: the scene itself, encoded and decoded
 KEPT = ("features", "frames")  # beside a record
@@ -55,7 +52,7 @@ class Plan:
     rows: Mapping[str, Settings]
     running: Running
     detectors: Mapping[str, Detector]
-    world: SmallWorld | None
+    world: Any
     interpolators: Mapping[str, Interpolator]
 
     def path(self, job: Job, suffix: str) -> Path:

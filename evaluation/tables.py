@@ -36,6 +36,20 @@ GROUPS = {
         "redrawn keys": (2, "the same of the key frames, dB: about the most `redrawn` can reach"),
         "blend": (2, "PSNR against a linear blend of the key frames, dB: a mere fade scores high"),
     },
+    "Inserted frames by the far world's law": {
+        "law": (2, "PSNR against what the key frames' law says, dB; more is better"),
+        **{kind: (2, f"the same where things {what}") for kind, what in
+           {"bounce": "bounce", "spin": "spin", "hide": "hide", "pan": "are panned over"}.items()},
+        **{speed: (2, f"the same where they go {much} latent pixels a key frame") for speed, much in
+           {"slowly": "0.5", "steadily": "1", "quickly": "2"}.items()},
+        "worst": (2, "the same, of each video's worst twentieth of frames"),
+        "dip": (2, "from the best time between two key frames to the worst, dB; less is better"),
+        "place": (2, "pixels from where the shape should be; less is better"),
+        "angle": (1, "degrees from how it should be turned; less is better"),
+        "ghost": (3, "share of colour beside the shape; of a pan, of variance not its own"),
+        "missing": (3, "share of the shape that should be seen and is not; less is better"),
+        "hidden": (3, "error of the share of the shape that a pillar hides; less is better"),
+    },
     "What the videos show": {
         **{f"{what} right": (2, "share of videos")
            for what in ("color", "shape", "direction", "speed")},
@@ -167,7 +181,8 @@ def show(value: Value | None, digits: int, sign: str = "") -> str:
 def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
     """For each stage a table of all rows for each group of measures, and one of the differences
     from the row `to`."""
-    parts = []
+    parts: list[str] = []
+    said: dict[str, str] = {}
     for stage in range(results.stages):
         parts.append(f"### {results.frames[stage]} frames")
         for title, group in GROUPS.items():
@@ -175,6 +190,7 @@ def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
             measured = [m for m in group if any(values[m])]
             if not measured:
                 continue
+            said |= {m: group[m][1] for m in measured}
             paper = PAPER.get(family, {}) if "PSNR" in measured and stage in (1, 2) else {}
             beside = PAPER_MEASURES if paper else []
             head = [title, "videos", *measured, *(f"paper's {m}" for m in beside)]
@@ -194,7 +210,7 @@ def markdown(results: Results, family: str, to: str = "zerosmooth") -> str:
                     for i, row in enumerate(others)]
             parts.append(table([f"Row minus {to}, pair by pair", *paired], body))
     parts.append(NOTE.format(len(results.shared)))
-    parts.append("\n".join(f"- `{m}`: {says}." for m, (_, says) in MEASURES.items()))
+    parts.append("\n".join(f"- `{m}`: {says}." for m, says in said.items()))
     return "\n\n".join(parts) + "\n"
 
 

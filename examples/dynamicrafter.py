@@ -29,9 +29,9 @@ from zerosmooth.bus import name_modules
 from zerosmooth.config import Defaults, ModelConfig, Sampling
 from zerosmooth.family import Family, Networks
 from zerosmooth.guidance import Branch, Inputs
-from zerosmooth.kernels import Linear
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
+from zerosmooth.models.kernels import Linear
 from zerosmooth.models.unet import SpatialBlock
 from zerosmooth.models.videocrafter import UNet, UNetConfig
 from zerosmooth.samplers import DDIMConfig

@@ -56,9 +56,9 @@ from zerosmooth.family import Family, Networks
 from zerosmooth.fields import UserError
 from zerosmooth.files import one_line
 from zerosmooth.guidance import Branch, Inputs
-from zerosmooth.kernels import Conv2d, Linear, laid_out
 from zerosmooth.models import layers
 from zerosmooth.models.autoencoder import AutoencoderConfig
+from zerosmooth.models.kernels import Conv2d, Linear, laid_out
 from zerosmooth.models.layers import TimestepEmbedding, sinusoid
 from zerosmooth.models.unet import run_deep
 from zerosmooth.samplers import DDIMConfig

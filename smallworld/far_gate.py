@@ -29,7 +29,7 @@ from .far_read import fit, pace, recognised
 
 SHIPPED = Path(__file__).with_name("far-small.safetensors")
 LIMITS = {"kind": 0.98, "color": 0.98, "shape": 0.90, "direction": 0.90, "speed": 0.80, "law": 0.80}
-LAW = 2.0, 10.0  # pixels, or degrees of what spins, that key frames may be from one law
+LAW = 2 / 64, 10.0  # sides, or degrees of what spins, that key frames may be from one law
 
 
 def right(frames: Tensor, scene: Scene) -> dict[str, float]:
@@ -48,7 +48,7 @@ def right(frames: Tensor, scene: Scene) -> dict[str, float]:
         "shape": float(alike and got.shape == scene.shape) if scene.shape else math.nan,
         "direction": float(alike and got.direction == scene.direction),
         "speed": float(alike and abs(math.log2(max(rate, 1e-6) / rates[scene.speed])) < 0.5),
-        "law": float(alike and found.law < LAW[kind == "spin"]),
+        "law": float(alike and found.law < (LAW[1] if kind == "spin" else LAW[0] * keys.shape[1])),
     }
 
 
@@ -88,7 +88,8 @@ def main() -> int:
         seeds = [args.seed + i + j for j in range(len(some))]
         videos = pipeline.sample([s.prompt() for s in some], settings, seeds=seeds)
         ours += [right(video.frames[0], s) for video, s in zip(videos, some)]
-        truth += [right(sent_through(pipeline, render([s], times)[0]), s) for s in some]
+        drawn = [render([s], times, settings.height)[0] for s in some]
+        truth += [right(sent_through(pipeline, x), s) for x, s in zip(drawn, some)]
     got, best, missed = mean(ours), mean(truth), False
     for name, limit in LIMITS.items():
         bad = got[name] < limit

@@ -72,7 +72,6 @@ SIZE: dict[str, Any] = dict(channels=40,
                             attention_resolutions=(1, 2),
                             context_dim=64,
                             groups=8)
-FAR_SIZE = dict(frames=8, channels=32, channel_mult=(1, 2, 2), attention_resolutions=(2, 4))
 FAR_PROMPT = "a red square bouncing right and down quickly on a gray background"
 RECIPES = {
     "vc2-small":
@@ -143,22 +142,21 @@ RECIPES = {
     Recipe(
         ModelConfig(
             family="vc2",
-            unet=UNetConfig(**SIZE | FAR_SIZE, head_dim=8),
-            # 4 pixels a latent
-            vae=replace(SMALL_VAE, channels=12, channel_mult=(1, 2, 3), groups=4),
+            unet=UNetConfig(**SIZE, frames=8, in_channels=12, out_channels=12, head_dim=8),
+            # 4 pixels a latent, whose channels keep outlines and colours
+            vae=replace(SMALL_VAE, channels=24, channel_mult=(1, 2, 2), latent_channels=12),
             encoder=replace(SMALL_TEXT, context_length=40),
             sampler=replace(SMALL_DDIM, more_steps=True),
-            defaults=replace(SMALL_DEFAULTS, prompt=FAR_PROMPT),
+            defaults=replace(SMALL_DEFAULTS, height=32, width=32, prompt=FAR_PROMPT),
         ),
         world=far,
-        autoencoder_steps=5200,
-        autoencoder_batch=8,
-        decoder_steps=20_000,
-        clips=8192,
+        size=32,
+        autoencoder_steps=1800,
+        autoencoder_batch=32,
+        clips=10_240,
         dense=0.6,
         encoder_steps=500,
-        image_steps=1500,
-        steps=20_000,
-        batch=32,
+        image_steps=900,
+        steps=4500,
     ),
 }

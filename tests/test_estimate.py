@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zerosmooth.cascade import Cascade, cascade_step
 from zerosmooth.estimate import needs
+from zerosmooth.extensions import METHODS
 from zerosmooth.families import FAMILIES
 from zerosmooth.models.layers import FeedForward
 from zerosmooth.settings import Running, settings_for
@@ -48,6 +49,14 @@ def test_every_setting_is_counted(setting):
     if running.offload:  # what waits is elsewhere
         assert replace(got, step=0) == replace(plain, step=0)
         assert plain.step - plain.bus <= got.step < plain.step
+
+
+def test_windows_that_slide_are_counted_as_often_as_they_run():
+    alone, got = count(scale=1, steps=25), count(scale=4, steps=25, method="sdedit")
+    config = TINY_CONFIG.sampler.sampler(25, 1.0)
+    runs = METHODS["sdedit"].slides(config, Cascade(FRAMES, (2, 2)))
+    assert got.flops == pytest.approx(alone.flops * runs / len(config), rel=1e-6)
+    assert got.bus == 0 and abs(got.step / alone.step - 1) < 0.01  # one window at a time
 
 
 def test_settings_that_save_memory_are_counted(any_pipeline):

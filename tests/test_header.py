@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from zerosmooth.checkpoint import CheckpointError, check_tensors, describe, load, save
+from zerosmooth.checkpoint import (
+    CheckpointError,
+    check_tensors,
+    describe,
+    load,
+    read_header,
+    save,
+    sha256,
+)
 from zerosmooth.families import FAMILIES
-from zerosmooth.header import read_header, sha256
 
 from .conftest import TINY_CONFIG
 

@@ -330,7 +330,7 @@ def test_table_2_leaves_out_what_cannot_be(tmp_path, capsys):
         return command.prepare(command.parse([*arguments, *more]))
 
     work = prepared("--table", "2", "--interpolator", str(tmp_path / "mine.pt"))
-    assert list(work.plan.rows) == ["zerosmooth", "blend", "mine"]
+    assert list(work.plan.rows) == ["zerosmooth", "hold", "blend", "minterpolate", "mine"]
     said = capsys.readouterr().err
     assert "without the row lavie-interpolation: lavie-interpolation makes 4 frames" in said
     assert "without the row ldmvfi: it needs its weights" in said

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from zerosmooth import kernels
+from zerosmooth.models import kernels
 
 LAST = torch.channels_last
 

@@ -35,7 +35,9 @@ from zerosmooth.offload import Memory
 from zerosmooth.pipeline import Pipeline, Subject
 from zerosmooth.samplers import DDIMConfig
 from zerosmooth.settings import Running, settings_for
+from zerosmooth_cli import arguments
 
+from .command import run
 from .conformance import check, check_family, report
 from .fake_cuda import fake_cuda
 from .full_size import shapes
@@ -328,6 +330,28 @@ def test_a_real_t5_is_read_from_its_folder(tmp_path):
     for full, half in zip(found[torch.float32], found[torch.bfloat16]):
         assert half.dtype == torch.bfloat16
         assert_close(half.float(), full, rtol=0.05, atol=0.05)
+
+
+def test_the_command_encodes_all_prompts_before_it_loads_the_networks(
+        tmp_path, small_family, loads, monkeypatch):
+    """Those of videos that are not there yet."""
+    out, prompts = tmp_path / "a.safetensors", tmp_path / "prompts.txt"
+    assert converted(folder(tmp_path / "Latte-1"), out) == 0
+    seen, load_described = [], arguments.load_described
+    monkeypatch.setattr(arguments, "load_family", lambda *_: latte.FAMILY)
+    monkeypatch.setattr(arguments, "load_described", lambda *given: (
+        seen.append([text for *_, text, whole in latte.ENCODED if not whole]),
+        load_described(*given))[1])
+    for lines, wanted in (("a\nb", ["a", "b"]), ("b\nc", ["c"])):
+        latte.ENCODED.clear()
+        prompts.write_text(lines)
+        said = run("--family", "examples/latte.py", "--ckpt", out, "--prompt_file", prompts,
+                   "--outdir", tmp_path / "out", "--device", "cpu", "--scale", "1",
+                   "--set", "page=false")
+        assert seen.pop() == wanted and not seen, said
+    assert len(loads) == 2 and not any(encoder() for encoder in loads)
+    said = run("--family", "examples/latte.py", "--ckpt", out, "--check", "--device", "cpu")
+    assert "a whole latte checkpoint" in said
 
 
 # --- its network

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from zerosmooth.fields import UserError
-from zerosmooth_cli import processes
+from zerosmooth_cli import command
 from zerosmooth_cli.arguments import STDIN, read_prompts
 
 from .command import QUICK, ROOT, contents, make, records
@@ -41,9 +41,9 @@ def test_what_the_first_process_could_not_read_is_told_to_all(monkeypatch, error
     def gathered(value):  # of this process and another one
         return [value, (None, None)]
 
-    monkeypatch.setattr(processes, "together", gathered)
+    monkeypatch.setattr(command, "together", gathered)
     with pytest.raises(UserError, match="Input/output error|it is empty"):
-        processes.once(fails)
+        command.once(fails)
 
 
 def torchrun(*arguments, **options) -> subprocess.CompletedProcess:

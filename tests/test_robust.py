@@ -318,7 +318,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("flags", "reason"), MISTAKES, ids=[flags[:50] for flags, _ in MISTAKES])
 def test_a_mistake_is_told_in_one_line_before_anything_is_made(
         tiny, tmp_path, monkeypatch, given, flags, reason):
-    monkeypatch.setattr(sample.check, "loaded",
+    monkeypatch.setattr(sample.arguments, "loaded",
                         lambda *_, **__: pytest.fail("networks were loaded"))
     flags = shlex.split(flags.format(**given))
     said = make(tiny, "--outdir", tmp_path / "out", *flags, status=1).splitlines()[-1]
@@ -561,11 +561,11 @@ def test_an_interruption_that_other_code_swallows_still_ends_the_run(work, becam
 
 
 def test_processes_do_not_agree_on_what_an_interruption_became(monkeypatch):
-    from zerosmooth_cli import processes
+    from zerosmooth_cli import command
 
-    monkeypatch.setattr(processes, "_several", lambda: True)
-    monkeypatch.setattr(processes, "together", lambda value: pytest.fail(f"{value} was told"))
-    assert run_command("name", lambda: processes.agreed("name", converted), "") == 143
+    monkeypatch.setattr(command, "_several", lambda: True)
+    monkeypatch.setattr(command, "together", lambda value: pytest.fail(f"{value} was told"))
+    assert run_command("name", lambda: command.agreed("name", converted), "") == 143
 
 
 # --- many cases

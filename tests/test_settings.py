@@ -5,14 +5,16 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from zerosmooth.extensions import METHODS, Method
+from zerosmooth.families import FAMILIES
 from zerosmooth.fields import UserError
-from zerosmooth.settings import Output, Running, Settings, options
+from zerosmooth.settings import Output, Running, Settings, options, settings_for
 from zerosmooth_cli.arguments import FLAGS, asked
-from zerosmooth_cli.processes import processes
+from zerosmooth_cli.command import processes
 
 from .command import QUICK, ROOT, make, quick, records, run, sample
 
-MOST_FILES = 28  # that a reader who follows a run meets outside models/
+MOST_FILES = 23  # that a reader who follows a run meets outside models/
 OTHER = {"dtype": "bfloat16", "name": "{seed}", "device": "cpu", "negative_prompt": "dogs",
          "scale": "8", "preset": "anchored", "method": "direct", "a1_probability": "0.25"}
 
@@ -100,6 +102,17 @@ def test_an_unknown_name_is_told_with_what_is_near(tiny, text, near):
     said = make(tiny, "--set", text, status=1)
     name = text.partition("=")[0]
     assert said == f"sample.py: there is no setting '{name}'; did you mean {near}?\n"
+
+
+def test_a_new_method_is_one_entry(monkeypatch):
+    """Which may correct hidden states, and take but one value of a setting."""
+    mine = Method("mine", corrects=True, needs={"eta": 0.5}, idle=())
+    monkeypatch.setitem(METHODS, "mine", mine)
+    family = FAMILIES["vc2"]
+    settings = settings_for(family, family.config, method="mine", strength=0.25)
+    assert settings.cascade.strength == 0.25 and settings.eta == 0.5
+    with pytest.raises(UserError, match="eta=1.0 with mine; use 0.5"):
+        settings_for(family, family.config, method="mine", eta=1.0)
 
 
 def files_until_the_network(work) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from zerosmooth.header import looks_like
+from zerosmooth.checkpoint import looks_like
 
 from .engine import ConversionError, Shapes, Table, convert
 from .source import Source, open_source

@@ -16,8 +16,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zerosmooth import header
-from zerosmooth.header import CheckpointError, sha256
+from zerosmooth.checkpoint import (
+    FORMAT,
+    JSON,
+    PICKLE,
+    SAFETENSORS,
+    CheckpointError,
+    file_kind,
+    read_header,
+    sha256,
+)
 
 from .engine import ConversionError
 
@@ -134,12 +142,12 @@ def open_source(path: Path, takes: tuple[str, ...] = ()) -> Source:
 
 def _open(path: Path) -> Source:
     try:
-        kind = header.file_kind(path)
-        if kind == header.PICKLE:
+        kind = file_kind(path)
+        if kind == PICKLE:
             return _open_pickle(path)
-        if kind == header.SAFETENSORS:
+        if kind == SAFETENSORS:
             return _open_safetensors(path)
-        if kind == header.JSON and ".index." in path.name:
+        if kind == JSON and ".index." in path.name:
             return _open_shards(path)
     except ConversionError:
         raise
@@ -149,8 +157,8 @@ def _open(path: Path) -> Source:
 
 
 def _open_safetensors(path: Path) -> Source:
-    found = header.read_header(path)
-    if found.metadata.get("format") == header.FORMAT:
+    found = read_header(path)
+    if found.metadata.get("format") == FORMAT:
         family = found.metadata.get("family", "")[:40]
         raise ConversionError(
             f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")

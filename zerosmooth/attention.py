@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .bus import OnBus, Stage, State
-from .kernels import Linear, once
+from .models.kernels import Linear, once
 from .operators import S, back_project
 
 Attend = Callable[..., Tensor]

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .bus import Stage
 from .cascade import cascade_step
 from .config import ModelConfig
+from .extensions import METHODS
 from .extensions.reuse import reusing
 from .family import Family, Networks
 from .models.layers import frame_chunks
@@ -103,6 +104,8 @@ def needs(family: Family, config: ModelConfig, settings: Settings,
           running: Running = Running()) -> Needs:
     """What one video needs."""
     cascade, dtype = settings.cascade, getattr(torch, settings.dtype)
+    slides = METHODS[settings.method].slides
+    lengths = [cascade.frames_of(s) for s in range(cascade.stages)]
     branches = 2 if family.guided(config, settings) else 1
     runs = branches if running.sequential_guidance else 1  # of the network, for a step of a stage
     b, side = branches // runs, config.vae.factor
@@ -110,12 +113,12 @@ def needs(family: Family, config: ModelConfig, settings: Settings,
     with torch.device("meta"):
         networks = Networks(family, config).cast(dtype).requires_grad_(False)
         unet, vae = networks.unet, networks.vae
-        xs = [torch.empty(b, cascade.frames_of(s), config.unet.in_channels, *shape, dtype=dtype)
-              for s in range(cascade.stages)]
+        xs = [torch.empty(b, f, config.unet.in_channels, *shape, dtype=dtype)
+              for f in (lengths if slides is None else lengths[:1])]  # or one window
         timestep = torch.empty(b)
         encoded = torch.empty(b, *config.encoder.context_shape, dtype=dtype)
         context = unet.project_context(encoded)
-        frames = min(settings.decode_chunk_size, cascade.frames_of(cascade.stages - 1))
+        frames = min(settings.decode_chunk_size, lengths[-1])
         z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=vae.dtype)
     condition = family.condition(config, float(settings.fps), settings)
     if condition is not None:
@@ -147,6 +150,9 @@ def needs(family: Family, config: ModelConfig, settings: Settings,
     share = 1 / min(every, settings.steps)  # of steps that are whole, about
     reused = totals[0] if every == 1 else totals[1] - totals[0]
     flops = round(share * totals[0] + (1 - share) * reused)
+    if slides is not None:
+        sampler = config.sampler.sampler(settings.steps, settings.eta)
+        flops = flops * slides(sampler, cascade) // len(sampler)
     if not running.offload:
         step += (runs - 1) * memory.peak_bytes  # what waits of the branch that does not run
     weights = sum(p.numel() * p.dtype.itemsize for p in networks.parameters())

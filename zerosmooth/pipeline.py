@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -23,7 +24,7 @@ from .extensions.preview import coarse
 from .extensions.reuse import reusing
 from .family import Family, Networks
 from .fields import SEED, UserError, check, short
-from .guidance import Guidance, Inputs
+from .guidance import Branch, Guidance, Inputs
 from .images import fit
 from .models.compiled import compiled
 from .models.layers import frame_chunks
@@ -118,10 +119,11 @@ class Pipeline:
         seeds: one for all, or one each. settings: as `self.settings` returns them, or single ones
         by name: `sample("a red circle", steps=25, scale=2)`. running: what changes no result; its
         device is the pipeline's own. noise: instead of the seeds' own, see `sample_cascade`;
-        image_noise: n 3 h w, likewise. progress: called after each stage of each step with how many
-        are done, and of how many. preview: called after each step with a function that returns
-        coarse key frames as predicted by then, of each video uint8 k h w 3, a pixel for each latent
-        one. UserError for what does not fit; NonFiniteError.
+        image_noise: n 3 h w, likewise. progress: called after each stage of each step, or after
+        each run of the network where a method slides windows, with how many are done, and of how
+        many. preview: called after each step with a function that returns coarse key frames as
+        predicted by then, of each video uint8 k h w 3, a pixel for each latent one. UserError for
+        what does not fit; NonFiniteError.
         """
         check("settings", settings, Settings | None)
         check("running", running, Running)
@@ -171,6 +173,15 @@ class Pipeline:
         return [replace(s, prompt=own) if s.prompt is None and "prompt" in takes else s
                 for s in shown]
 
+    def _told(self, settings: Settings, stage: int) -> Tensor | None:
+        """What conditions the network in a stage, beside prompt and image."""
+        fps = settings.fps_of(stage)
+        if METHODS[settings.method].slides and "motion_bucket_id" not in self.family.idle:
+            n, fps = settings.cascade.scale_of(stage), float(settings.fps)
+            settings = replace(settings, motion_bucket_id=settings.motion_bucket_id // n)
+        told = self.family.condition(self.config, fps, settings)
+        return told if told is None else told.to(self.device)
+
     def _latent_shape(self, settings: Settings) -> tuple[int, int, int]:
         """c h w."""
         factor = self.config.vae.factor
@@ -187,7 +198,7 @@ class Pipeline:
         progress: Callable[[int, int], None],
         preview: Callable[[Callable[[], list[Tensor]]], None],
     ) -> list[Video]:
-        cascade, vae = settings.cascade, self.networks.vae
+        cascade, unet, vae = settings.cascade, self.networks.unet, self.networks.vae
         sampler = self.config.sampler.sampler(settings.steps, settings.eta)
         inputs = Inputs([subject.prompt or "" for subject in subjects])
         if "image" in self.family.takes:
@@ -199,10 +210,11 @@ class Pipeline:
                     [nested_noise(pixels.shape[1:], 1, (), s, IMAGE_NOISE) for s in seeds])
             inputs = Inputs(inputs.prompts, pixels.to(self.device), image_noise.to(self.device))
         branches = self.family.branches(self.networks, inputs, settings)
-        guided = Guidance(self.networks.unet, branches, settings, running.sequential_guidance)
         rates = [settings.fps_of(stage) for stage in range(cascade.stages)]
-        told = [self.family.condition(self.config, fps, settings) for fps in rates]
-        told = [x if x is None else x.to(self.device) for x in told]
+        told = [self._told(settings, stage) for stage in range(cascade.stages)]
+        made, of = count(1), len(sampler) * cascade.stages
+        if (slides := METHODS[settings.method].slides) is not None:
+            of = slides(sampler, cascade)
         shape = self._latent_shape(settings)
 
         def noise_of(step: int) -> Tensor:
@@ -215,14 +227,30 @@ class Pipeline:
                 _check_shape(f"noise({step})", x, (len(seeds), frames, *shape))
             return x.to(self.device)
 
-        def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
-            output = guided(x, sampler.timestep(step), told[index], stage)
-            if not torch.isfinite(output).all():
-                raise NonFiniteError(
-                    f"step {step + 1} of {len(sampler)} made NaN or infinity in stage {index} at "
-                    f"{self.dtype}; try dtype bfloat16 or float32, or a lower guidance_scale")
-            progress(step * cascade.stages + index + 1, len(sampler) * cascade.stages)
-            return output
+        def guided(branches: list[Branch]) -> Callable[..., Tensor]:
+            guide = Guidance(unet, branches, settings, running.sequential_guidance)
+
+            def network(step: int, index: int, x: Tensor, stage: Stage | None) -> Tensor:
+                output = guide(x, sampler.timestep(step), told[index], stage)
+                if not torch.isfinite(output).all():
+                    raise NonFiniteError(
+                        f"step {step + 1} of {len(sampler)} made NaN or infinity in stage {index} "
+                        f"at {self.dtype}; try dtype bfloat16 or float32, or a lower "
+                        "guidance_scale")
+                progress(step * cascade.stages + index + 1 if slides is None else next(made), of)
+                return output
+
+            return network
+
+        network = guided(branches)
+
+        def see(x: Tensor, at: Sequence[int]) -> list[Callable[..., Tensor]]:
+            if "image" not in self.family.takes:
+                return [network] * len(at)
+            videos = torch.stack([self.decode(z, settings.decode_chunk_size) for z in x])
+            shown = (videos[:, i].permute(0, 3, 1, 2).float() / 127.5 - 1 for i in at)
+            every = (replace(inputs, pixels=pixels.to(self.device)) for pixels in shown)
+            return [guided(self.family.branches(self.networks, one, settings)) for one in every]
 
         def look(data: list[Tensor]) -> None:
             preview(lambda: [coarse(z, lambda one: vae.decode(one.to(vae.dtype))) for z in data[0]])
@@ -230,8 +258,8 @@ class Pipeline:
         bus = settings.bus("cpu" if running.offload else None)
         memory = Memory(None) if bus is None else bus.memory
         try:
-            with reusing(self.networks.unet, settings.reuse, memory):
-                xs = sample(network, sampler, settings, noise_of, bus, look)
+            with reusing(unet, settings.reuse, memory):
+                xs = sample(network, sampler, settings, noise_of, bus, look, see)
         finally:
             memory.clear()
         return [
@@ -243,8 +271,10 @@ class Pipeline:
 
 def sample(network: Callable[..., Tensor], sampler: Any, settings: Settings,
            noise: Callable[[int], Tensor], bus: HiddenStateBus | None,
-           look: Callable[[list[Tensor]], None] = lambda data: None) -> list[Tensor]:
-    """As `sample_cascade`, with all that settings ask for. look: is shown each step's data."""
+           look: Callable[[list[Tensor]], None] = lambda data: None,
+           see: Callable[..., Any] | None = None) -> list[Tensor]:
+    """As `sample_cascade`, with all that settings ask for. look: is shown each step's data; see:
+    as in `diffuseslide.sample_diffuseslide`."""
     cascade, method = settings.cascade, METHODS[settings.method].sample
     lift = LIFTS.get(settings.prediction)
     correct = keep if lift is None else anchored(cascade.scales, lift)
@@ -256,6 +286,8 @@ def sample(network: Callable[..., Tensor], sampler: Any, settings: Settings,
 
     if settings.color_correction:
         sampler = ColorCorrected(sampler, cascade.key_frames)
+    if METHODS[settings.method].slides is not None:
+        method = partial(method, see=see)
     if (first := settings.first_step(len(sampler))) > 0:
         method = partial(sample_late, first=first, lift=lift or lines, sample=method)
     return method(network, sampler, cascade, noise, bus, hook)

@@ -109,15 +109,16 @@ class Settings(Sampling):
         if self.overlap is not None and not 0 <= self.overlap < self.key_frames:
             raise UserError(f"overlap={self.overlap} in windows of {self.key_frames} frames; use 0 "
                             f"to {self.key_frames - 1}")
-        if self.method == "freenoise" and self.eta != 0:
-            raise UserError(f"eta={self.eta} with freenoise, whose noise it would cover; use 0")
+        for name, needed in METHODS[self.method].needs.items():
+            if (value := getattr(self, name)) != needed:
+                raise UserError(f"{name}={short(value)} with {self.method}; use {needed}")
 
     @property
     def cascade(self) -> Cascade:
         """The shape of the cascade, and the paper's method with these settings."""
         own = {field.name: getattr(self, field.name) for field in fields(Correction)}
         return Cascade(self.key_frames, (2,) * (self.scale.bit_length() - 1),
-                       self.strength if self.method == "zerosmooth" else 0.0,
+                       self.strength if METHODS[self.method].corrects else 0.0,
                        self.strength_schedule, self.overlap, Correction(**own))
 
     def check(self, config: ModelConfig) -> None:
@@ -202,9 +203,9 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     own = {field.name: getattr(config.defaults, field.name) for field in fields(Sampling)}
     own |= {"key_frames": config.unet.frames, "decode_chunk_size": config.vae.decode_chunk_size}
     method = said.get("method", Settings.method)
-    if method == "freenoise":
-        own["eta"] = 0.0  # fresh noise would cover the one that it repeats
     preset = said.get("preset", config.defaults.preset if method == Settings.method else "paper")
+    if method in METHODS:
+        own |= METHODS[method].needs
     settings = Settings(**{**own, **PRESETS.get(preset, ("", {}))[1], **said, "preset": preset})
     settings.check(config)
     refuse(asked, idle(family, config, settings))

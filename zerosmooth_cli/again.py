@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from zerosmooth.checkpoint import Checkpoint, find
+from zerosmooth.checkpoint import Checkpoint, find, sha256
 from zerosmooth.comments import read_comment
 from zerosmooth.config import build
 from zerosmooth.fields import UserError
-from zerosmooth.header import sha256
 from zerosmooth.settings import Output, Running, Settings, device_of
 
 from .results import versions

@@ -5,21 +5,29 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zerosmooth.checkpoint import DEFAULT, Checkpoint, CheckpointError, describe, find, shipped
+from zerosmooth.checkpoint import (
+    DEFAULT,
+    Checkpoint,
+    CheckpointError,
+    describe,
+    find,
+    load_described,
+    sha256,
+    shipped,
+)
 from zerosmooth.config import Defaults, check_text
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import load_family
 from zerosmooth.fields import SEED, Range, UserError, check
-from zerosmooth.header import sha256
 from zerosmooth.images import find_images, read_image
-from zerosmooth.pipeline import Subject
+from zerosmooth.pipeline import Pipeline, Subject
 from zerosmooth.samplers import TRAIN_STEPS
 from zerosmooth.settings import (
     Option,
@@ -36,7 +44,7 @@ from zerosmooth.settings import (
 )
 
 from .again import Record, notes, recall
-from .processes import once
+from .command import once
 
 STDIN = Path("-")
 LARGEST = 64_000_000  # bytes of a prompt file
@@ -293,6 +301,26 @@ def read_prompts(file: Path) -> list[str]:
     if not prompts:
         raise UserError(f"{what} has no prompts")
     return prompts
+
+
+def loaded(checkpoint: Checkpoint, shown: Iterable[Shown], settings: Settings, running: Running,
+           silent: bool = False) -> Pipeline:
+    """The pipeline, after what is encoded before it. Unless silent, says which prompts are too
+    long."""
+    prompts = list(dict.fromkeys(one.prompt or "" for one in shown))
+    device = device_of(running.device)
+    checkpoint.family.encode_first(checkpoint.config, prompts, settings, device)
+    pipeline = load_described(checkpoint, device, getattr(torch, settings.dtype))
+    say_lost_tokens(pipeline, [] if silent else [settings.negative_prompt, *prompts[:1000]])
+    return pipeline
+
+
+def say_lost_tokens(pipeline: Pipeline, texts: Sequence[str]) -> None:
+    """Print which prompts are too long for the text encoder, and how much of them it ignores."""
+    for text in dict.fromkeys(texts):
+        if lost := pipeline.family.lost_tokens(pipeline.networks, text):
+            print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text "
+                  "encoder and are left out")
 
 
 def seeds_of(args: argparse.Namespace) -> Sequence[int]:

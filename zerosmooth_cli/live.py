@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from zerosmooth.extensions import METHODS
 from zerosmooth.settings import Output, Settings
 from zerosmooth.video import write_video
 
@@ -131,6 +132,10 @@ class Live:
 
     def progress(self, done: int, of: int) -> None:
         """Of `Pipeline.sample`. A stage's share of the work is that of its frames."""
+        if METHODS[self._settings.method].slides is not None:
+            self._step = f"network run {done} of {of}"
+            self.bar.at(done / of, self._step)
+            return
         steps = of // len(self._frames)
         step, stage = divmod(done - 1, len(self._frames))
         first = self._settings.first_step(steps)  # from which on longer videos are there

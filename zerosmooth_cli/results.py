@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import re
+import shutil
 import string
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -20,10 +21,19 @@ from torch import Tensor
 from zerosmooth import __version__
 from zerosmooth.comments import as_comment, read_comment
 from zerosmooth.fields import UserError
-from zerosmooth.files import whole
+from zerosmooth.files import remove_left, whole
 from zerosmooth.pipeline import Video
 from zerosmooth.settings import Output, Settings
-from zerosmooth.video import enlargement, picture, side_by_side, write_picture, write_video
+from zerosmooth.video import (
+    check_writer,
+    enlargement,
+    picture,
+    side_by_side,
+    write_picture,
+    write_video,
+)
+
+from .page import Page
 
 MOST_NAMES = 5_000_000  # without digests
 LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for what is added
@@ -157,6 +167,31 @@ class Result:
                  "files": {path.name: path.stat().st_size for path in self.files}}
         write_json(self.record, {**made, **shown, **facts})
         return self.videos
+
+
+def check_outputs(folder: Path, settings: Settings, output: Output,
+                  results: Iterable[Result]) -> None:
+    """Make the folder of results ready. UserError if results cannot be written there."""
+    check_folder(folder, settings)
+    if output.page:
+        Page(folder)  # which refuses one that is not ours
+    remove_left(folder.absolute())
+    check_writer(folder, ".gif" if output.gif else ".mp4")
+    check_names(results)
+
+
+def check_folder(folder: Path, settings: Settings) -> None:
+    """Make a folder of results. UserError if it is a file, or if its disk could not hold one result
+    uncompressed."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--outdir {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    cascade = settings.cascade
+    frames = sum(cascade.frames_of(stage) for stage in range(cascade.stages))
+    worst = frames * settings.height * settings.width * 3 + 50_000_000
+    if (free := shutil.disk_usage(folder).free) < worst:
+        raise UserError(f"{folder} has {free / 1e6:.0f} MB free; one result may need "
+                        f"{worst / 1e6:.0f} MB")
 
 
 def check_names(results: Iterable[Result]) -> None:

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import torch
 
-from .interpolator import Blend, Interpolator, TorchScript
+from .interpolator import Blend, Hold, Interpolator, Minterpolate, TorchScript
 from .lavie import LaVieInterpolator
 from .ldmvfi import LDMVFIInterpolator
 
-LAVIE, LDMVFI, BLEND = "lavie-interpolation", "ldmvfi", "blend"
-ROWS = (LAVIE, LDMVFI, BLEND)
+LAVIE, LDMVFI = "lavie-interpolation", "ldmvfi"
+PLAIN: dict[str, type[Interpolator]] = {"hold": Hold, "blend": Blend, "minterpolate": Minterpolate}
+ROWS = (LAVIE, LDMVFI, *PLAIN)
 
 
 def open_interpolators(files: Sequence[Path], device: torch.device,
                        dtype: torch.dtype) -> dict[str, Interpolator]:
-    """Interpolators by row: a blend, and those of files. UserError for a file that is none.
+    """Interpolators by row: those that need no file, and those of files. UserError for a file that is none.
 
     files: checkpoints of LaVie's interpolation as converted (.safetensors), of LDMVFI as published
     (.ckpt), and TorchScript files, whose rows have their names.
     """
-    found: dict[str, Interpolator] = {BLEND: Blend()}
+    found: dict[str, Interpolator] = {name: plain() for name, plain in PLAIN.items()}
     for path in files:
         if path.suffix == ".safetensors":
             found[LAVIE] = LaVieInterpolator(path, device, dtype)

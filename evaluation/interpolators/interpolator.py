@@ -1,17 +1,21 @@
-"""What an interpolator is to the evaluation, and two of them: a blend, and a file that a user
-brings."""
+"""What an interpolator is to the evaluation, and those that need no weights of ours: frames held,
+a blend, ffmpeg's, and a file that a user brings."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from imageio_ffmpeg import get_ffmpeg_exe
 from torch import Tensor
 
 from evaluation.detectors import load_torchscript
 from evaluation.metrics import lift
+from zerosmooth.checkpoint import sha256
 from zerosmooth.fields import UserError
-from zerosmooth.header import sha256
 from zerosmooth.settings import Settings
 
 
@@ -32,6 +36,15 @@ class Interpolator:
         raise NotImplementedError
 
 
+class Hold(Interpolator):
+    """Shows each key frame until the next."""
+
+    protocol = "key frames held"
+
+    def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
+        return keys.repeat_interleave(n, 0)[: n * (len(keys) - 1) + 1]
+
+
 class Blend(Interpolator):
     """Fades from key frame to key frame."""
 
@@ -39,6 +52,41 @@ class Blend(Interpolator):
 
     def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
         return lift(keys.float(), n).round().byte()
+
+
+class Minterpolate(Interpolator):
+    """ffmpeg's motion compensation. Frames smaller than SEEN are enlarged for it, since its blocks
+    have up to 16 pixels, and made small again by area; key frames are copied."""
+
+    FILTER = "mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1:scd=none"
+    SEEN = 256
+    EDGE = 2  # times that the first and the last frame are shown besides: it makes none there
+    protocol = f"ffmpeg's minterpolate={FILTER}, frames enlarged to {SEEN} pixels"
+
+    def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
+        (h, w), k = keys.shape[1:3], len(keys)
+        times = max(1, -(-self.SEEN // max(h, w)))
+        x = keys.permute(0, 3, 1, 2).float()
+        if times > 1:
+            x = F.interpolate(x, scale_factor=times, mode="bilinear")
+        x = torch.cat([x[:1]] * self.EDGE + [x] + [x[-1:]] * self.EDGE)
+        raw = "-f rawvideo -pix_fmt rgb24".split()
+        command = [get_ffmpeg_exe(), *"-v error -filter_threads 1".split(), *raw,
+                   "-s", f"{w * times}x{h * times}", "-r", "1", "-i", "-", "-vf",
+                   f"format=yuv444p,minterpolate=fps={n}:{self.FILTER}", *raw, "-"]
+        shown = x.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        done = subprocess.run(command, input=shown.data, capture_output=True)
+        made = torch.from_numpy(np.frombuffer(done.stdout, np.uint8).copy())
+        start, count = self.EDGE * n, n * (k - 1) + 1
+        size = h * times * w * times * 3
+        if done.returncode or len(made) < (start + count) * size:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no frames came"]
+            raise UserError(f"ffmpeg's minterpolate failed on frames of {w}x{h} ({said[-1][:200]})")
+        y = made.view(-1, h * times, w * times, 3)[start : start + count].permute(0, 3, 1, 2)
+        out = F.interpolate(y.float(), (h, w), mode="area").round().byte().permute(0, 2, 3, 1)
+        out = out.contiguous()
+        out[::n] = keys
+        return out
 
 
 class TorchScript(Interpolator):

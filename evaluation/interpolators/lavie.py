@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from zerosmooth.attention import ContextStates, SpatialSelfAttention, TemporalAttention
 from zerosmooth.bus import Stage, name_modules
-from zerosmooth.checkpoint import describe, load_described
+from zerosmooth.checkpoint import describe, load_described, sha256
 from zerosmooth.config import Defaults
 from zerosmooth.families.lavie import LaVie
 from zerosmooth.family import Networks
 from zerosmooth.fields import UserError
 from zerosmooth.guidance import Branch, Inputs
-from zerosmooth.header import sha256
 from zerosmooth.models.lavie import LaVieConfig, LaVieTransformer, LaVieTransformerBlock, LaVieUNet
 from zerosmooth.samplers import DDIM
 from zerosmooth.settings import Settings

@@ -18,8 +18,8 @@ from weights_convert.source import AVERAGED, Source, open_source
 from weights_convert.videocrafter import BUFFERS
 from zerosmooth.attention import ContextStates
 from zerosmooth.bus import Stage
+from zerosmooth.checkpoint import sha256
 from zerosmooth.fields import UserError
-from zerosmooth.header import sha256
 from zerosmooth.models.layers import ResBlock
 from zerosmooth.models.unet import Block, Skeleton, SkeletonConfig
 from zerosmooth.samplers import DDIM, DDIMConfig

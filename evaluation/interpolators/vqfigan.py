@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zerosmooth.kernels import Conv2d
 from zerosmooth.models.autoencoder import Level
+from zerosmooth.models.kernels import Conv2d
 from zerosmooth.models.layers import ResBlock, Upsample
 
 TAPS = 5  # of the synthesis along each axis

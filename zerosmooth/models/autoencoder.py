@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import fusion_weights, windows
-from ..kernels import Conv2d, GroupNorm, Linear
+from .kernels import Conv2d, GroupNorm, Linear
 from .layers import Mix, ResBlock, TemporalResBlock, Upsample
 
 MakeBlock = Callable[[int, int], nn.Module]  # of channels in and out

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import Conv2d, GroupNorm, Linear, once
+from .kernels import Conv2d, GroupNorm, Linear, once
 
 
 def sinusoid(position: Tensor, dim: int, period: float = 10_000.0) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import attend_frames
-from ..kernels import once
+from .kernels import once
 
 
 class RelativePosition(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import attention
 from ..attention import ContextStates, CrossAttention, SpatialSelfAttention, TokenCrossAttention
 from ..bus import Stage
-from ..kernels import Conv2d, GroupNorm, Linear, laid_out
+from .kernels import Conv2d, GroupNorm, Linear, laid_out
 from .layers import FeedForward, TimestepEmbedding, Upsample, norm_across_frames, sinusoid
 
 

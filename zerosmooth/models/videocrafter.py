@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..attention import ContextStates, TemporalAttention
 from ..bus import Stage, name_modules
-from ..kernels import GroupNorm, Linear, once
+from .kernels import GroupNorm, Linear, once
 from .layers import FeedForward, ResBlock, TimestepEmbedding, sinusoid
 from .positions import RelativePosition
 from .unet import Block, Skeleton, SkeletonConfig, SpatialBlock, Transformer
