@@ -277,6 +277,7 @@ class Encoded(NamedTuple):
     lost: int
 
 
+T5_SIZE = 4_762_310_656  # parameters of T5 v1.1 XXL's encoder
 ENCODED: dict[tuple[T5Config, torch.dtype, str, bool], Encoded] = {}  # all, so far
 
 
@@ -532,6 +533,13 @@ class LatteFamily(Family):
                      device: torch.device) -> None:
         dtype = getattr(torch, settings.dtype)
         self.encoder(config.encoder).read(prompts, settings.negative_prompt, device, dtype)
+
+    def needs_first(self, config: ModelConfig, settings: Settings) -> str:
+        try:
+            where = f"the T5 in {folder_of(config.encoder)}"
+        except UserError as error:
+            return str(error)
+        return f"{where}, {T5_SIZE * getattr(torch, settings.dtype).itemsize / 1e9:.2f} GB"
 
     def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
         at = networks.unet.proj_out.weight

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import shutil
 import sys
 import weakref
 from dataclasses import replace
@@ -22,7 +23,7 @@ from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, convert, plan
 from zerosmooth.bus import HiddenStateBus
 from zerosmooth.cascade import cascade_step
-from zerosmooth.checkpoint import describe, load, tensor_shapes
+from zerosmooth.checkpoint import load, tensor_shapes
 from zerosmooth.config import ModelConfig
 from zerosmooth.estimate import needs
 from zerosmooth.extensions.reuse import reusing
@@ -119,8 +120,9 @@ def published(decoder: str) -> dict[str, tuple[int, ...]]:
             for name, shape in shapes(manifest).items()}
 
 
-@pytest.mark.parametrize(("config", "decoder"), [(FULL, "lavie_vae_diffusers"),
-                                                 (TEMPORAL, "svd_vae_diffusers")])
+@pytest.mark.parametrize(("config", "decoder"), [
+    (FULL, "lavie_vae_diffusers"),
+    pytest.param(TEMPORAL, "svd_vae_diffusers", marks=pytest.mark.long)])
 def test_every_published_tensor_has_its_place(config, decoder):
     """At full size: names and shapes only. All are read but the buffer that only the authors' class
     has."""
@@ -144,8 +146,10 @@ def test_every_published_tensor_has_its_place(config, decoder):
             convert(latte.table(config), rest, read_meta, expected)
 
 
-def folder(path: Path) -> Path:
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory) -> Path:
     """The published folder in a small size."""
+    path = tmp_path_factory.mktemp("Latte-1")
     for part, decoder, config in (("vae", "lavie_vae_diffusers", SMALL),
                                   ("vae_temporal_decoder", "svd_vae_diffusers", SMALL_TEMPORAL)):
         held: dict[str, dict[str, Tensor]] = {"transformer": {}, "vae": {}}
@@ -175,10 +179,10 @@ def converted(source: Path, out: Path, *flags: str) -> int:
     return cli.main(["--family", "examples/latte.py", str(source), "-o", str(out), *flags])
 
 
-def test_a_small_folder_converts_and_samples(tmp_path, small_family, loads):
+def test_a_small_folder_converts_and_samples(tmp_path, small_folder, small_family, loads):
     """With both decoders; from a file of the authors' training."""
-    source, whole = folder(tmp_path / "Latte-1"), tmp_path / "a.safetensors"
-    mixed = tmp_path / "b.pt"
+    source = shutil.copytree(small_folder, tmp_path / "Latte-1")
+    whole, mixed = tmp_path / "a.safetensors", tmp_path / "b.pt"
     assert converted(source, whole) == 0
     transformer = source / "transformer/diffusion_pytorch_model.safetensors"
     held = {f"module.{name}": x for name, x in load_file(transformer).items()}
@@ -190,16 +194,15 @@ def test_a_small_folder_converts_and_samples(tmp_path, small_family, loads):
     assert all(torch.equal(a[name], b[name]) for name in a if name.startswith("unet."))
     for out, temporal in ((whole, False), (other, True)):
         pipeline = load(out, family=latte.FAMILY)
-        assert pipeline.config.encoder.folder == str(source)
+        assert pipeline.config.encoder.folder == str(source) and pipeline.config.side == 16
         assert pipeline.config.vae.temporal == temporal
         (video,) = pipeline.sample("a test", scale=2)
         assert [tuple(x.shape) for x in video.frames] == [(4, 64, 64, 3), (8, 64, 64, 3)]
 
 
-def test_a_folder_without_its_parts_is_refused(tmp_path, small_family, capsys):
-    source = folder(tmp_path / "Latte-1")
-    (source / "vae_temporal_decoder/diffusion_pytorch_model.safetensors").unlink()
-    assert converted(source, tmp_path / "a.safetensors", "--temporal_decoder") == 1
+def test_a_folder_without_its_parts_is_refused(tmp_path, small_folder, small_family, capsys):
+    shutil.copytree(small_folder / "transformer", tmp_path / "transformer")
+    assert converted(tmp_path, tmp_path / "a.safetensors", "--temporal_decoder") == 1
     assert "vae_temporal_decoder has no weights" in capsys.readouterr().err
 
 
@@ -333,10 +336,10 @@ def test_a_real_t5_is_read_from_its_folder(tmp_path):
 
 
 def test_the_command_encodes_all_prompts_before_it_loads_the_networks(
-        tmp_path, small_family, loads, monkeypatch):
+        tmp_path, small_folder, small_family, loads, monkeypatch):
     """Those of videos that are not there yet."""
     out, prompts = tmp_path / "a.safetensors", tmp_path / "prompts.txt"
-    assert converted(folder(tmp_path / "Latte-1"), out) == 0
+    assert converted(small_folder, out) == 0
     seen, load_described = [], arguments.load_described
     monkeypatch.setattr(arguments, "load_family", lambda *_: latte.FAMILY)
     monkeypatch.setattr(arguments, "load_described", lambda *given: (
@@ -352,6 +355,7 @@ def test_the_command_encodes_all_prompts_before_it_loads_the_networks(
     assert len(loads) == 2 and not any(encoder() for encoder in loads)
     said = run("--family", "examples/latte.py", "--ckpt", out, "--check", "--device", "cpu")
     assert "a whole latte checkpoint" in said
+    assert "before the networks: the T5 in nowhere, 19.05 GB" in said
 
 
 # --- its network
@@ -443,19 +447,14 @@ def test_a_batch_is_its_videos(loads):
             assert_close(x, y, rtol=0, atol=1e-3)
 
 
-def test_a_file_says_what_it_is(tmp_path, small_family):
-    out = tmp_path / "a.safetensors"
-    assert converted(folder(tmp_path / "Latte-1"), out) == 0
-    assert describe(out, latte.FAMILY).config.side == 16
-
-
 SAVING = {"plain": Running(), "offload": Running(offload=True),
           "sequential": Running(sequential_guidance=True), "chunks": Running(frame_chunk=4),
           "all": Running(offload=True, sequential_guidance=True, frame_chunk=4)}
 
 
 @needs_no_card
-@pytest.mark.parametrize("saving", SAVING)
+@pytest.mark.parametrize("saving", [
+    pytest.param(saving, marks=[pytest.mark.long] if saving != "all" else []) for saving in SAVING])
 def test_memory_on_a_card_is_what_was_counted(saving):
     """Of a step at the published size of video and of layers, with fewer layers."""
     config, running = replace(FULL, unet=replace(FULL.unet, layers=3)), SAVING[saving]

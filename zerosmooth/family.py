@@ -77,6 +77,10 @@ class Family:
         """Encode all prompts before the networks are loaded, where their encoder is too large to
         be one of them."""
 
+    def needs_first(self, config: ModelConfig, settings: Settings) -> str:
+        """What that takes, for `--check`; empty if nothing."""
+        return ""
+
     def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
         """The branches of guidance: the conditional one, then the unconditional one, which a
         guidance-distilled network does without."""
