@@ -2,6 +2,7 @@
 
     python -m evaluation.exact                                      # all rows, some minutes
     python -m evaluation.exact --motion "pan 4" --rows lines carried lines:join=0.6
+    python -m evaluation.exact --rows blend minterpolate rife --interpolator rife.pt
 
 A video of one motion m, over a Gaussian random texture, is itself Gaussian, with covariance K_m of
 its pixels. So E[x0 | x_t] = (1-t) K_m ((1-t)^2 K_m + t^2)^-1 x_t, and for several possible motions
@@ -20,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,10 @@ from zerosmooth.fields import UserError
 from zerosmooth.pipeline import sample
 from zerosmooth.settings import Settings, options
 
+from .interpolators import Interpolator, open_interpolators
+
 FRAMES, SIZE, CHANNELS = 8, 16, 3
+DEVIATION = 32  # of 255, that interpolators are shown
 MID = (SIZE - 1) / 2
 Y, X = torch.meshgrid(torch.arange(float(SIZE)), torch.arange(float(SIZE)), indexing="ij")
 PILLAR = (X - MID).abs() < 2.5  # pixels before which a still texture of its own stands
@@ -222,6 +227,15 @@ def settings_of(row: str, steps: int, scale: int) -> Settings:
                        **method, **own})
 
 
+def interpolated(keys: Tensor, n: int, by: Interpolator) -> Tensor:
+    """What an interpolator of pictures makes of key frames. b k c h w to b n*k c h w, of which the
+    last show the last key frame."""
+    shown = (keys * DEVIATION + 127.5).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2)
+    made = torch.stack([by(x, n, "", 0) for x in shown]).permute(0, 1, 4, 2, 3)
+    made = torch.cat([made, *[made[:, -1:]] * (n - 1)], 1)
+    return (made.float() - 127.5) / DEVIATION
+
+
 def parse(text: str) -> list[Motion]:
     """ "pan 4" is one motion, "pan 4 + turn 0.4 + ..": a world where each is as likely."""
     motions = []
@@ -252,12 +266,19 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=4, help="frames a key frame (default: 4)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--n", type=int, default=4, help="videos (default: 4)")
+    parser.add_argument("--interpolator", nargs="+", type=Path, default=[], metavar="FILE",
+                        help="TorchScript files, rows of their names beside hold, blend and "
+                             "minterpolate, which fill in the key frames")
     args = parser.parse_args()
-    rows = {row: settings_of(row, args.steps, args.scale) for row in args.rows}
+    fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
+    made_by = {row: settings_of("lines" if row in fillers else row, args.steps,
+                                1 if row in fillers else args.scale) for row in args.rows}
     for text in args.motion:
         spectrum.cache_clear()
-        for row, settings in rows.items():
+        for row, settings in made_by.items():
             xs, motions = make(parse(text), settings, range(50, 50 + args.n))
+            if row in fillers:
+                xs.append(interpolated(xs[0], args.scale, fillers[row]))
             residual, contrast = measure(xs[-1], motions)
             error = (xs[-1][:, :: args.scale] - xs[0]).square().mean().item()
             keys = f"{10 * math.log10(1 / error):.1f} dB" if error else "bitwise"

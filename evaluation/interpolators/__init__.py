@@ -18,7 +18,8 @@ ROWS = (LAVIE, LDMVFI, *PLAIN)
 
 def open_interpolators(files: Sequence[Path], device: torch.device,
                        dtype: torch.dtype) -> dict[str, Interpolator]:
-    """Interpolators by row: those that need no file, and those of files. UserError for a file that is none.
+    """Interpolators by row: those that need no file, and those of files. UserError for a file that
+    is none.
 
     files: checkpoints of LaVie's interpolation as converted (.safetensors), of LDMVFI as published
     (.ckpt), and TorchScript files, whose rows have their names.
