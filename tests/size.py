@@ -54,7 +54,7 @@ def sums(files: dict[str, int]) -> dict[str, tuple[int, int]]:
             "all without tests": (own, OWN)}
 
 
-OWN = 10_550  # 9,500, and what came since: the exact world, motion, and the far world
+OWN = 10_991  # 9,500, and what came since: the exact world, motion, the far world, and Latte
 
 
 def long_lines() -> list[str]:
