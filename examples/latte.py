@@ -163,7 +163,7 @@ class Latte(nn.Module):
 
     def positions(self, f: int, stage: Stage | None,
                   device: torch.device | None = None) -> Tensor:
-        """Of frames. What is added to the tokens also reaches the blocks behind them."""
+        """Of f frames: key frames keep theirs when frames come between (Eq. 16-17)."""
         return frame_positions(f, stage, device)
 
     def token_positions(self, h: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ class PromptEncoder(nn.Module):
                                     f"channels, not {self.config.width}; T5 v1.1 XXL is needed")
                 ENCODED[self.config, dtype, text, whole] = self.run(tokenizer, t5, text, whole)
         finally:
-            if not self.keep:
+            if missing and not self.keep:
                 tokenizer = t5 = None
                 load_t5.cache_clear()
                 gc.collect()
