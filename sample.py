@@ -25,9 +25,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while torch loads
     import zerosmooth  # noqa: F401  before torch, whose threads it tells how to wait
 
-import torch
-
-from zerosmooth.checkpoint import Checkpoint, load_described
+from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Output, Running, Settings
 from zerosmooth_cli import again, arguments, check
@@ -104,9 +102,10 @@ def make(work: Work, rank: int, world: int) -> int:
             if lost:
                 print(f"note: {lost}; the video is made again")
             if pipeline is None:
-                dtype = getattr(torch, work.settings.dtype)
-                pipeline = load_described(work.checkpoint, work.running.device, dtype)
-                arguments.say_lost_tokens(pipeline, work.shown[:1000], work.settings, rank > 0)
+                left = [one for one, other in islice(work.results(), rank, None, world)
+                        if other.lacks() is not None]
+                pipeline = arguments.loaded(work.checkpoint, left, work.settings, work.running,
+                                            silent=rank > 0)
             failed += not make_one(work, pipeline, live, shown, result)
         there, failed = (sum(counts) for counts in zip(*together((there, failed))))
     if first() and there:

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 import torch
 
-from zerosmooth.checkpoint import Checkpoint, load_described
+from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.fields import Range, UserError, check
 from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
@@ -151,10 +151,8 @@ def evaluate(work: Work, rank: int, world: int) -> int:
 def measure(work: Work, waiting: list[tuple[Job, bool]], rank: int) -> None:
     """Make and measure this process's videos. Those that turn NaN are left out, and said."""
     plan = work.plan
-    dtype = getattr(torch, plan.base.dtype)
-    pipeline = load_described(work.checkpoint, plan.running.device, dtype)
-    subjects = [job.subject for job, _ in waiting]
-    arguments.say_lost_tokens(pipeline, subjects, plan.base, silent=rank > 0)
+    shown = [job.subject for job, _ in waiting]
+    pipeline = arguments.loaded(work.checkpoint, shown, plan.base, plan.running, silent=rank > 0)
     with Progress(len(waiting), silent=rank > 0) as bar:
         for batch in batches(waiting, work.args.batch_size):
             some, keep = zip(*batch)

@@ -1,5 +1,5 @@
-"""ZeroSmooth in a pipeline that is loaded in diffusers: Stable Video Diffusion, or AnimateDiff on
-any model, with LoRAs, adapters and any scheduler.
+"""ZeroSmooth in a pipeline that is loaded in diffusers: Stable Video Diffusion, Latte, or
+AnimateDiff on any model, with LoRAs, adapters and any scheduler.
 
     pipeline = AnimateDiffPipeline.from_pretrained(.., motion_adapter=..)
     run = smooth(pipeline, frames=64)
@@ -25,7 +25,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNetMotionModel, UNetSpatioTemporalConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    LatteTransformer3DModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+)
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -35,6 +40,8 @@ from zerosmooth.cascade import Cascade, by_stage, cascade_step, nested_noise
 from zerosmooth.fields import UserError
 from zerosmooth.models.layers import sinusoid
 from zerosmooth.operators import Operator, S
+
+NETWORKS = UNetSpatioTemporalConditionModel, UNetMotionModel, LatteTransformer3DModel
 
 # --- the bus in a network
 
@@ -53,42 +60,53 @@ class Seat:
 
 
 @contextmanager
-def on_bus(unet: UNetSpatioTemporalConditionModel | UNetMotionModel) -> Iterator[Seat]:
+def on_bus(network: nn.Module) -> Iterator[Seat]:
     """Within, the network runs the stage that the seat names, and is called with its frames.
 
     UserError for a network of another kind."""
-    if not isinstance(unet, (UNetSpatioTemporalConditionModel, UNetMotionModel)):
-        raise UserError(f"{type(unet).__name__} is neither a UNetSpatioTemporalConditionModel nor "
-                        "a UNetMotionModel; docs/new_backbone.md says what others need")
-    seat, before = Seat(), dict(unet.attn_processors)
-    own = {path: processor_for(unet, path, processor, seat) for path, processor in before.items()}
+    if not isinstance(network, NETWORKS):
+        raise UserError(f"{type(network).__name__} is none of "
+                        f"{', '.join(kind.__name__ for kind in NETWORKS)}; "
+                        "docs/new_backbone.md says what others need")
+    seat = Seat()
+    before = {path: (module, module.get_processor()) for path, module in network.named_modules()
+              if hasattr(module, "get_processor")}
     try:
         with ExitStack() as stack:
-            unet.set_attn_processor(own)
-            for path, module in unet.named_modules():
-                last = path.rpartition(".")[2]
-                if last == "pos_embed" or last == "time_proj" and "attentions" in path:
+            for path, (module, processor) in before.items():
+                module.set_processor(processor_for(network, path, processor, seat))
+            if isinstance(network, LatteTransformer3DModel):
+                first, table = network.temporal_transformer_blocks[0], network.temp_pos_embed
+                stack.callback(setattr, network, "temp_pos_embed", table)
+                network.temp_pos_embed = torch.zeros_like(table[:, :1])  # of any number of frames
+                stack.enter_context(replaced(first, "forward", placed(first.forward, seat, table)))
+            for path, module in network.named_modules():
+                inside, _, last = path.rpartition(".")
+                if inside and last == "pos_embed" or last == "time_proj" and "attentions" in path:
                     embed = embedded if last == "pos_embed" else compressed
                     stack.enter_context(replaced(module, "forward", embed(module.forward, seat)))
             yield seat
     finally:
-        unet.set_attn_processor(before)
+        for module, processor in before.values():
+            module.set_processor(processor)
 
 
-def processor_for(unet: nn.Module, path: str, inner: Any, seat: Seat) -> Any:
+def processor_for(network: nn.Module, name: str, inner: Any, seat: Seat) -> Any:
     """What takes the place of an attention processor. Attention to one token, that of the image in
     Stable Video Diffusion, keeps its own: there is nothing to correct."""
-    name, cross = path.removesuffix(".processor"), path.endswith("attn2.processor")
-    if cross and isinstance(unet, UNetSpatioTemporalConditionModel):
+    cross = name.endswith("attn2")
+    if cross and isinstance(network, UNetSpatioTemporalConditionModel):
         return inner
-    if "motion_modules" in path or "temporal_transformer_blocks" in path:
+    if "motion_modules" in name or "temporal_transformer_blocks" in name:
         return TemporalProcessor(inner, seat, name)
-    return SpatialProcessor(inner, seat, name if cross else our_name(unet, name), cross)
+    return SpatialProcessor(inner, seat, name if cross else our_name(network, name), cross)
 
 
 def our_name(unet: Any, path: str) -> str:
     """The path of a spatial self-attention in networks of this package, so that the same A1 and A2
     are drawn."""
+    if isinstance(unet, LatteTransformer3DModel):
+        return path.replace("transformer_blocks", "spatial_blocks").replace("attn1", "attn")
     block, rest = path.replace(".attentions.", ".").split(".transformer_blocks.")
     kind, *index = block.split(".")
     place = {"mid_block": "middle", "down_blocks": "encoder", "up_blocks": "decoder"}[kind]
@@ -189,18 +207,41 @@ def embedded(plain: Callable[[Tensor], Tensor], seat: Seat) -> Callable[[Tensor]
     return forward
 
 
+def placed(plain: Callable[..., Tensor], seat: Seat, table: Tensor) -> Callable[..., Tensor]:
+    """Latte's first temporal block, with the positions, compressed, added to x (n f d). A single
+    frame has none. table: 1 f d, as trained."""
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        positions = table
+        if seat.stage is not None and seat.stage.index > 0:
+            angles = sinusoid(frame_positions(x.shape[1], seat.stage, x.device), x.shape[-1])
+            positions = torch.cat(angles.chunk(2, dim=-1)[::-1], dim=-1)[None]  # sines first
+        if x.shape[1] > 1:
+            x = x + positions[:, : x.shape[1]].to(x)
+        return plain(x, *args, **kwargs)
+
+    return forward
+
+
 # --- the cascade in a pipeline
+
+
+def network_of(pipeline: DiffusionPipeline) -> Any:
+    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
 
 class Smooth:
     """A pipeline whose videos are smooth, as `smooth` makes it. Called like the pipeline, without
-    num_frames."""
+    num_frames (Latte: video_length)."""
 
     def __init__(self, pipeline: DiffusionPipeline, cascade: Cascade) -> None:
         self.pipeline, self.cascade = pipeline, cascade
         self.lengths = [cascade.frames_of(s) for s in range(cascade.stages)]
-        svd = isinstance(pipeline.unet, UNetSpatioTemporalConditionModel)
+        self.network = network_of(pipeline)
+        svd = isinstance(self.network, UNetSpatioTemporalConditionModel)
         self.axis = 1 if svd else 2  # of frames in latents
+        latte = isinstance(self.network, LatteTransformer3DModel)
+        self.count = "video_length" if latte else "num_frames"  # the pipeline's name for it
 
     def __call__(self, *args: Any, generator: Any = None, latents: Tensor | None = None,
                  **kwargs: Any) -> list[Any]:
@@ -211,16 +252,17 @@ class Smooth:
         All else: the pipeline's own arguments; fps is that of the key frames. UserError for what
         does not fit.
         """
-        if "num_frames" in kwargs:
-            raise UserError(f"num_frames={kwargs['num_frames']}; give it to smooth(.., frames=..)")
-        pipeline, unet, scheduler = self.pipeline, self.pipeline.unet, self.pipeline.scheduler
+        if self.count in kwargs:
+            raise UserError(f"{self.count}={kwargs[self.count]}; give it to smooth(.., frames=..)")
+        pipeline, network, scheduler = self.pipeline, self.network, self.pipeline.scheduler
         seed = torch.seed() if generator is None else generator
         seeds = [x if isinstance(x, int) else x.initial_seed()
                  for x in (seed if isinstance(seed, list) else [seed])]
         self.step = -1
         with ExitStack() as stack:
             enter = stack.enter_context
-            enter(replaced(unet, "forward", self.staged(unet.forward, enter(on_bus(unet)))))
+            seat = enter(on_bus(network))
+            enter(replaced(network, "forward", self.staged(network.forward, seat)))
             enter(replaced(pipeline, "decode_latents", self.decoded(pipeline.decode_latents)))
             if latents is not None:
                 latents = self.laid_out(latents.movedim(self.axis, 1))
@@ -240,8 +282,8 @@ class Smooth:
 
             if hasattr(module, "randn_tensor"):  # the noise that a step may add is nested as well
                 enter(replaced(module, "randn_tensor", drawn))
-            output = pipeline(*args, num_frames=sum(self.lengths), generator=generator,
-                              latents=latents, **kwargs)
+            kwargs[self.count] = sum(self.lengths)
+            output = pipeline(*args, generator=generator, latents=latents, **kwargs)
         axis = self.axis if kwargs.get("output_type") == "latent" else 1
         return [type(output)(frames=frames) for frames in self.cut(output.frames, axis)]
 
@@ -249,8 +291,10 @@ class Smooth:
         """The network on all stages, which lie one behind the other."""
         bus, axis, cascade = self.cascade.bus(), self.axis, self.cascade
 
-        def forward(sample: Tensor, timestep: Any, *args: Any, return_dict: bool = True,
-                    **kwargs: Any) -> Any:
+        def forward(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+            if "hidden_states" in kwargs:  # as Latte's pipeline calls it
+                args = kwargs.pop("hidden_states"), kwargs.pop("timestep")
+            sample, timestep, *rest = args
             frames = len(sample) * sum(self.lengths)
 
             def told(value: Any, index: int) -> Any:
@@ -262,7 +306,7 @@ class Smooth:
 
             def network(index: int, x: Tensor, stage: Stage | None) -> Tensor:
                 seat.stage = stage
-                given, named = tree_map(lambda value: told(value, index), (args, kwargs))
+                given, named = tree_map(lambda value: told(value, index), (rest, kwargs))
                 if (ids := named.get("added_time_ids")) is not None:
                     fps = (ids[:, :1] + 1) * cascade.scale_of(index)
                     named["added_time_ids"] = torch.cat([fps - 1, ids[:, 1:]], dim=1)
@@ -279,6 +323,7 @@ class Smooth:
     def progress(self, timestep: Any) -> tuple[int, float]:
         """The step, and t/T: timesteps over 1000; with noise levels the share of steps to go."""
         timesteps, config = self.pipeline.scheduler.timesteps, self.pipeline.scheduler.config
+        timestep = torch.as_tensor(timestep).flatten()[0].to(timesteps)  # the same for all videos
         step = int((timesteps == timestep).nonzero()[0])
         if config.get("timestep_type") == "continuous":
             return step, (len(timesteps) - step) / len(timesteps)
@@ -297,11 +342,12 @@ class Smooth:
         """Decoding stage by stage, so that a decoder that mixes frames mixes none of two stages: b
         c f h w."""
 
-        def decode(latents: Tensor, *args: Any) -> Tensor:
+        told = not isinstance(self.network, UNetMotionModel)  # secondly, how many frames there are
+
+        def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             parts = latents.split(self.lengths, dim=self.axis)
-            if self.axis == 1:  # its second argument is how many frames there are
-                return torch.cat([plain(x, x.shape[1], *args[1:]) for x in parts], dim=2)
-            return torch.cat([plain(x, *args) for x in parts], dim=2)
+            given = [(x, x.shape[self.axis], *args[1:]) if told else (x, *args) for x in parts]
+            return torch.cat([plain(*each, **kwargs) for each in given], dim=2)
 
         return decode
 
@@ -338,7 +384,8 @@ def smooth(pipeline: DiffusionPipeline, frames: int = 64, key_frames: int | None
     16 for AnimateDiff. Each further stage doubles them. strength, correction, overlap: as in
     `Cascade`. UserError if doublings of key_frames do not lead to frames.
     """
-    trained = 16 if isinstance(pipeline.unet, UNetMotionModel) else pipeline.unet.config.num_frames
+    config = network_of(pipeline).config
+    trained = config.get("num_frames") or config.get("video_length") or 16
     key_frames = trained if key_frames is None else key_frames
     stages = log2(frames / key_frames) if frames >= key_frames > 0 else 0.5
     if stages % 1:

@@ -335,11 +335,16 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 def check_family(family: Family) -> list[Broken]:
-    """What the network of a family breaks, in a small size. UserError if it has no such size."""
-    if not isinstance(family.config.unet, SkeletonConfig):
-        raise UserError(f"{family.name}'s network is no models.unet.Skeleton: call check yourself")
-    unet = replace(family.config.unet, channels=64, channel_mult=(1, 2), res_blocks=1,
-                   attention_resolutions=(1, 2), groups=8)
+    """What the network of a family breaks, in a small size: its `small` config, or a Skeleton of
+    few channels. UserError if it has no such size."""
+    if hasattr(family, "small"):
+        unet = family.small(family.config.unet)
+    elif isinstance(family.config.unet, SkeletonConfig):
+        unet = replace(family.config.unet, channels=64, channel_mult=(1, 2), res_blocks=1,
+                       attention_resolutions=(1, 2), groups=8)
+    else:
+        raise UserError(f"{family.name}'s network is no models.unet.Skeleton: let its family have "
+                        "`small`, which makes a config small, or call check yourself")
     config = replace(family.config, unet=unet)
     torch.manual_seed(0)
     network = family.unet(unet).eval().requires_grad_(False)
@@ -354,7 +359,8 @@ def check_family(family: Family) -> list[Broken]:
         condition = None if told is None else told.expand(b, *told.shape)
         return network(x, torch.full((b,), 300.0), context.expand(b, -1, -1), condition, stage)
 
-    return check(network, run, unet.frames, (unet.in_channels, 4, 4))
+    return check(network, run, unet.frames, (unet.in_channels, 4, 4),
+                 positions=getattr(network, "positions", None))
 
 
 def main() -> int:

@@ -8,6 +8,7 @@
     python -m tests.full_size animatediff folder/        # 6 GB: sd15/ and adapter_v2/
     python -m tests.full_size animatediff_file folder/   # 6 GB: a fine-tune and v3_sd15_mm.ckpt
     python -m tests.full_size modelscope folder/         # 7.3 GB
+    python -m tests.full_size latte folder/              # 5 GB, without its text encoder
     python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256, _1024
     python -m tests.full_size lavie_interpolation folder/        # 4.5 GB, with the SD folder
     python -m tests.full_size ldmvfi ldmvfi.ckpt         # 3.5 GB
@@ -70,6 +71,11 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/ 
         "unet/diffusion_pytorch_model.safetensors": ("modelscope_unet_diffusers",),
         "vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
         "text_encoder/model.safetensors": ("modelscope_text_hf",),
+    },
+    "latte": {
+        "transformer/diffusion_pytorch_model.safetensors": ("latte_transformer_authors",),
+        "vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
+        "vae_temporal_decoder/diffusion_pytorch_model.safetensors": ("svd_vae_diffusers",),
     },
     **{f"dynamicrafter_{model}": {"": (f"dynamicrafter_{unet}_unet", *DYNAMICRAFTER)}
        for model, unet in UNETS.items()},

@@ -8,20 +8,22 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from weights_convert.engine import convert
+from zerosmooth.attention import frame_positions
 from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import Cascade, sample_cascade
 from zerosmooth.config import Sampling
 from zerosmooth.family import Family, Networks
 from zerosmooth.guidance import Branch, Guidance
-from zerosmooth.models.unet import SkeletonConfig
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIM, DDIMConfig, Sampler
 
@@ -40,6 +42,7 @@ from .parity import (
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import animatediff  # noqa: E402 - the package does not know it
+import latte  # noqa: E402
 import modelscope  # noqa: E402
 
 
@@ -63,10 +66,18 @@ def modelscope_unet(c: dict) -> UNetConfig:
                    head_dim=c["attention_head_dim"], groups=c["norm_num_groups"])
 
 
-FAMILIES: dict[str, Family] = {family.name: family
-                               for family in (animatediff.FAMILY, modelscope.FAMILY)}
-UNETS: dict[str, Callable[[dict], SkeletonConfig]] = {"animatediff": animatediff_unet,
-                                                      "modelscope": modelscope_unet}
+def latte_network(c: dict) -> latte.LatteConfig:
+    return latte.LatteConfig(c["in_channels"], c["out_channels"] // 2, c["num_attention_heads"],
+                             c["attention_head_dim"], c["num_layers"], c["patch_size"],
+                             c["sample_size"] // c["patch_size"], c["caption_channels"],
+                             c["video_length"])
+
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (
+    animatediff.FAMILY, modelscope.FAMILY, latte.FAMILY)}
+UNETS: dict[str, Callable[[dict], object]] = {
+    "animatediff": animatediff_unet, "modelscope": modelscope_unet, "latte": latte_network}
+FOLDERS = {"latte": "transformer."}  # of the network's names
 
 
 def build(reference: Reference) -> Networks:
@@ -81,7 +92,8 @@ def build(reference: Reference) -> Networks:
         config = replace(config, vae=vae_config(c["vae"]))
     with torch.device("meta"):
         networks = Networks(family, config)
-    folder = "" if "unet" in c else "unet."  # before a name it is no part of what fixes the weights
+    # before a name it is no part of what fixes the weights
+    folder = "" if "unet" in c else FOLDERS.get(family.name, "unet.")
     shapes = {f"{folder}{name}": tuple(shape) for name, shape in reference.json("keys").items()}
     expected = {name: tuple(p.shape) for name, p in networks.state_dict().items()
                 if name.partition(".")[0] in parts}
@@ -98,6 +110,7 @@ def ddim(c: dict) -> DDIMConfig:
                       beta_schedule={"linear": "linear",
                                      "scaled_linear": "sqrt_linear"}[c["beta_schedule"]],
                       spacing=c.get("timestep_spacing", "leading"),
+                      first_timestep=c.get("steps_offset", 0),
                       ends_clean=c.get("set_alpha_to_one", True))
 
 
@@ -173,6 +186,8 @@ def check_sampling(reference: Reference) -> float:
         return float("inf")
     if "y_step0" in t:
         errors.append(error(steps[0], frames_first(reference, t["y_step0"])))
+    if "y_steps" in t:
+        errors += [error(x, frames_first(reference, y)) for x, y in zip(steps, t["y_steps"])]
     if "y_frames" in t:
         frames = rearrange(networks.vae.decode(steps[-1][0]), "f c h w -> 1 c f h w")
         errors.append(error(frames, t["y_frames"]))
@@ -204,8 +219,103 @@ def check_samplers(reference: Reference) -> float:
     return max(errors)
 
 
+class Watched:
+    """What modules of Latte's network gave out, by their published names."""
+
+    NAMES = {"pos_embed": "patches", "caption_projection": "caption", "adaln": "modulation"}
+
+    def __init__(self, network: nn.Module) -> None:
+        self.outputs: dict[str, Tensor] = {}
+        for path, module in network.named_modules():
+            module.register_forward_hook(partial(self.keep, path))
+
+    def keep(self, path: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        self.outputs[path] = output
+
+    def error(self, name: str, theirs: Tensor, network: nn.Module) -> float:
+        """Of `act.*` in a file."""
+        path = name.replace("temporal_transformer_", "temporal_").replace("transformer_",
+                                                                          "spatial_")
+        ours = self.outputs[self.NAMES.get(path, path)]
+        if path == "pos_embed":
+            ours = rearrange(ours, "n d h w -> n (h w) d") + network.token_positions(ours)
+        elif path.startswith("spatial"):
+            ours = ours.flatten(0, 1)
+        elif path.startswith("temporal"):
+            ours = rearrange(ours, "b f l d -> (b l) f d")
+        return error(ours, theirs)
+
+
+def check_transformer(reference: Reference) -> float:
+    """Latte's network: all of its output, and what the file has of its layers' outputs."""
+    t, network = reference.tensors, build(reference).unet
+    watched, context = Watched(network), t["context"]
+    if "context_mask" in t:
+        context = torch.cat([context, t["context_mask"][..., None]], dim=-1)
+    x, y = frames_first(reference, t["x"]), frames_first(reference, t["y"])
+    errors = [error(network.predict(x, t["timesteps"], context, None), y)]
+    for name in t:
+        kind, _, rest = name.partition(".")
+        if kind == "act":
+            errors.append(watched.error(rest, t[name], network))
+    if "position.frames" in t:
+        h = torch.empty(1, network.config.dim, *(side // 2 for side in x.shape[-2:]))
+        frames = latte.sines_first(frame_positions(x.shape[1], None), network.config.dim)
+        errors += [error(frames, t["position.frames"]),
+                   error(network.token_positions(h), t["position.tokens"])]
+    return max(errors)
+
+
+def check_latte_zerosmooth(reference: Reference) -> float:
+    """As the other families' networks, whose output has no second half."""
+    network, t, frames = build(reference).unet, reference.tensors, reference.json("frames")
+    bus = HiddenStateBus(frames[0], scales_of(frames), correction=operators_of(reference))
+    errors = []
+    for s in range(len(frames)):
+        stage = bus.stage(s, strength=float(t["strength"]))
+        x, y = (frames_first(reference, t[f"{name}{s}"]) for name in "xy")
+        ours = network.predict(x, t["timesteps"], t["context"], stage)[:, :, : y.shape[2]]
+        errors.append(error(ours, y))
+    return max(errors)
+
+
+def check_latte_text(reference: Reference) -> float:
+    """T5's states, and what is made of those of each prompt alone. ImportError without
+    transformers."""
+    from transformers import T5Config, T5EncoderModel
+
+    t, shapes = reference.tensors, reference.json("keys")
+    with torch.inference_mode(False), torch.no_grad():
+        t5 = T5EncoderModel(T5Config(**reference.json("config"))).eval()
+        state = {name: weight(name, tuple(shape)) for name, shape in shapes.items()}
+        missing = t5.load_state_dict(state, strict=False)
+    if set(missing.missing_keys) - {"encoder.embed_tokens.weight"} or missing.unexpected_keys:
+        return float("inf")
+    texts = {f"{i}": ids[:n] for i, (ids, n) in enumerate(zip(t["ids"], t["mask"].sum(1)))}
+    texts["x"] = t["negative_ids"][0, : t["negative_mask"].sum()]
+
+    class Known:
+        pad_token_id = 0
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": texts[text].tolist()}
+
+    encoder = latte.PromptEncoder(latte.T5Config(width=t5.config.d_model))
+    states = [encoder.run(Known(), t5, text, whole=True).states for text in texts]
+    errors = [error(torch.stack(states), torch.cat([t["y_states"], t["y_negative_states"]]))]
+    with patch.multiple(latte, ENCODED={}, folder_of=lambda _: "",
+                        load_t5=Mock(return_value=(Known(), t5))):
+        for i in range(len(t["ids"])):
+            contexts = encoder.encode([f"{i}"], "x", torch.device("cpu"), torch.float32)
+            errors += [error(ours, t[f"y_{name}{i}"])
+                       for ours, name in zip(contexts, ("context", "uncond"))]
+    return max(errors)
+
+
 CHECKS: dict[tuple[str, str], Callable[[Reference], float]] = {  # by family and kind
     (family, kind): check for family in FAMILIES for kind, check in {
         "unet": check_unet, "windowed": check_windowed, "zerosmooth": check_zerosmooth,
         "cascade": check_cascade, "pipeline": check_sampling, "sampling": check_sampling,
         "samplers": check_samplers}.items()}
+CHECKS |= {("latte", "transformer"): check_transformer,
+           ("latte", "zerosmooth"): check_latte_zerosmooth, ("latte", "text"): check_latte_text}

@@ -1,8 +1,8 @@
 """As `tests.parity`, of diffusers' own networks with the bus put into them:
 `examples/diffusers_bus.py`.
 
-python -m tests.parity_diffusers FILE...        # of Stable Video Diffusion and AnimateDiff, in
-diffusers' names
+python -m tests.parity_diffusers FILE...        # of Stable Video Diffusion, AnimateDiff and Latte,
+in diffusers' names
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from diffusers import (
     AutoencoderKLTemporalDecoder,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LattePipeline,
+    LatteTransformer3DModel,
     StableVideoDiffusionPipeline,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -52,7 +54,8 @@ def filled(module: nn.Module, prefix: str = "") -> nn.Module:
 
 
 def unet_of(reference: Reference, config: dict | None = None, prefix: str = "") -> nn.Module:
-    kind = UNetSpatioTemporalConditionModel if reference.family == "svd" else UNetMotionModel
+    kind = {"svd": UNetSpatioTemporalConditionModel,
+            "latte": LatteTransformer3DModel}.get(reference.family, UNetMotionModel)
     return filled(kind.from_config(config or reference.json("config")), prefix)
 
 
@@ -61,7 +64,14 @@ def told(reference: Reference, s: str, frames: int) -> tuple[Tensor, Tensor, Any
     t = reference.tensors
     if reference.family == "svd":
         return t["timesteps"], t["context"], t[f"added_time_ids{s}"]
+    if reference.family == "latte":
+        return t["timesteps"], t["context"], None
     return t["timesteps"], t["context"].repeat_interleave(frames, dim=0), None
+
+
+def svd_like(reference: Reference) -> bool:
+    """Whether frames come before channels."""
+    return reference.family == "svd"
 
 
 def check_unet(reference: Reference) -> float:
@@ -80,14 +90,22 @@ def check_zerosmooth(reference: Reference) -> float:
             seat.stage = bus.stage(s, strength=float(reference["strength"]))
             step, context, added = told(reference, str(s), f)
             more = {} if added is None else {"added_time_ids": added}
-            errors.append(error(unet(reference[f"x{s}"], step, context, **more).sample,
-                                reference[f"y{s}"]))
+            y = reference[f"y{s}"]  # of Latte perhaps without the second half of the channels
+            ours = unet(reference[f"x{s}"], step, context, **more).sample
+            errors.append(error(ours if svd_like(reference) else ours[:, : y.shape[1]], y))
     return max(errors)
 
 
 def animatediff(unet: nn.Module, vae: nn.Module | None, scheduler: dict) -> AnimateDiffPipeline:
     pipeline = AnimateDiffPipeline(vae=vae, text_encoder=None, tokenizer=None, unet=unet,
                                    motion_adapter=None, scheduler=DDIMScheduler(**scheduler))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def latte(transformer: nn.Module, vae: nn.Module | None, scheduler: dict) -> LattePipeline:
+    pipeline = LattePipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer,
+                             scheduler=DDIMScheduler.from_config(scheduler))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -115,13 +133,12 @@ def encoded_svd(unet: nn.Module, context: Tensor, z: Tensor) -> tuple[StableVide
 def check_cascade(reference: Reference) -> float:
     t = reference.tensors
     ys = [t[f"y{s}"] for s in range(9) if f"y{s}" in t]
-    svd_like = reference.family == "svd"
-    frames = [y.shape[1 if svd_like else 2] for y in ys]
+    frames = [y.shape[1 if svd_like(reference) else 2] for y in ys]
     settings = {"correction": operators_of(reference), "key_frames": frames[0]}
     run = {"num_inference_steps": int(reference.number("steps")), "latents": t["latents"],
            "output_type": "latent"}
     unet = unet_of(reference)
-    if svd_like:
+    if svd_like(reference):
         pipeline, (height, width) = encoded_svd(unet, t["context"], t["image_latent"])
         outputs = diffusers_bus.smooth(pipeline, frames[-1],
                                        **settings)(Image.new("RGB", (width, height)), height=height,
@@ -132,11 +149,13 @@ def check_cascade(reference: Reference) -> float:
                 "motion_bucket_id"), noise_aug_strength=reference.number("noise_aug_strength"),
                                                    **run)
     else:
-        pipeline = animatediff(unet, None, reference.json("scheduler"))
+        made = latte if reference.family == "latte" else animatediff
+        pipeline = made(unet, None, reference.json("scheduler"))
         height, width = (side * pipeline.vae_scale_factor for side in t["latents"].shape[-2:])
         outputs = diffusers_bus.smooth(pipeline, frames[-1], **settings)(
             prompt_embeds=t["context"],
             negative_prompt_embeds=t["uncond"],
+            negative_prompt=None,
             height=height,
             width=width,
             guidance_scale=reference.number("guidance_scale"),

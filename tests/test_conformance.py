@@ -1,6 +1,7 @@
 """The conformance test passes on every family and on the example, and names what a broken network
 breaks."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -232,9 +233,21 @@ def center(video: torch.Tensor) -> torch.Tensor:
     return torch.stack([(share.sum(1) * at).sum(1), (share.sum(2) * at).sum(1)], dim=1)
 
 
+PAGE = (ROOT / "docs/new_backbone.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["anchored", "conformance"])
+def test_the_pages_code_runs_as_it_stands(block, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "docs/new_backbone.md", "exec"), {})
+    assert "BROKEN" not in capsys.readouterr().out
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", [
-    "vc1", "examples/animatediff.py", "examples/modelscope.py", "examples/dynamicrafter.py"])
+    "vc1", "examples/animatediff.py", "examples/modelscope.py", "examples/dynamicrafter.py",
+    "examples/latte.py"])
 def test_a_familys_network_conforms_by_its_name_or_file(name, monkeypatch, capsys):
     name = str(ROOT / name) if name.endswith(".py") else name
     monkeypatch.setattr(sys, "argv", ["conformance", "--family", name])

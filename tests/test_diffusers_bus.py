@@ -25,11 +25,21 @@ from zerosmooth.guidance import Branch, Guidance  # noqa: E402
 from zerosmooth.settings import settings_for  # noqa: E402
 
 from .parity import build, read  # noqa: E402
-from .parity_diffusers import animatediff, check, diffusers_bus, encoded_svd, filled, unet_of  # noqa: E402
+from .parity_backbones_a import build as build_latte  # noqa: E402
+from .parity_backbones_a import latte as our_latte  # noqa: E402
+from .parity_diffusers import (  # noqa: E402
+    animatediff,
+    check,
+    diffusers_bus,
+    encoded_svd,
+    filled,
+    latte,
+    unet_of,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("zerosmooth_svd_A2", "cascade_svd", "zerosmooth_animatediff_A1", "cascade_animatediff",
-         "animatediff_pipeline")
+         "animatediff_pipeline", "zerosmooth_latte_A2", "cascade_latte")
 SIZE = {"height": 32, "width": 32, "num_inference_steps": 2}
 
 
@@ -85,6 +95,52 @@ def test_draws_the_operators_and_the_noise_of_our_own_network():
                                                  num_inference_steps=3, height=height, width=width)
     for a, b in zip(outputs, ours, strict=True):
         assert_close(a.frames, b, rtol=0, atol=1e-3 * b.std().item())
+
+
+def latte_pipeline(reference, vae=None):
+    return latte(unet_of(reference), vae, reference.json("scheduler"))
+
+
+def test_a_latte_pipeline_stays_what_it_is_and_draws_as_our_network():
+    """A1 and A2 as drawn, noise as seeded; the plain network, after it, has its own positions."""
+    reference = read(GOLDEN / "golden_cascade_latte.safetensors")
+    pipeline, t = latte_pipeline(reference), reference.tensors
+    given = {"prompt_embeds": t["context"], "negative_prompt_embeds": t["uncond"],
+             "negative_prompt": None, "height": 48, "width": 32, "num_inference_steps": 2,
+             "output_type": "latent"}
+    table, latents = pipeline.transformer.temp_pos_embed, t["latents"][:, :, :16]
+    plain = pipeline(**given, latents=latents)
+    outputs = diffusers_bus.smooth(pipeline, 64)(**given,
+                                                 generator=torch.Generator().manual_seed(9))
+    assert pipeline.transformer.temp_pos_embed is table
+    again = pipeline(**given, latents=latents)
+    assert torch.equal(plain.frames, again.frames)
+    branches = [Branch(t["context"]), Branch(t["uncond"])]
+    guided = Guidance(build_latte(reference).unet, branches, Sampling(guidance_scale=7.5))
+    sampler, cascade = our_latte.FAMILY.config.sampler.sampler(2, 0.0), Cascade(16, (2, 2))
+    ours = sample_cascade(
+        lambda i, s, x, stage: guided(x, sampler.timestep(i), None, stage), sampler, cascade,
+        lambda step: nested_noise((4, 6, 4), 16, (2, 2), 9, step)[None], cascade.bus())
+    for a, b in zip(outputs, ours, strict=True):
+        assert_close(a.frames.transpose(1, 2), b, rtol=0, atol=1e-3 * b.std().item())
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderKLTemporalDecoder"])
+def test_latte_decodes_each_stage_with_either_decoder(kind):
+    import diffusers
+
+    reference = read(GOLDEN / "golden_cascade_latte.safetensors")
+    down = {"down_block_types": ("DownEncoderBlock2D",) * 2}
+    up = {} if "Temporal" in kind else {"up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = filled(getattr(diffusers, kind)(block_out_channels=(32, 32), **down, **up))
+    pipeline, t = latte_pipeline(reference, vae), reference.tensors
+    run = diffusers_bus.smooth(pipeline, 32)
+    outputs = run(prompt_embeds=t["context"], negative_prompt_embeds=t["uncond"],
+                  negative_prompt=None, height=16, width=16, num_inference_steps=1,
+                  output_type="np")
+    assert [output.frames.shape for output in outputs] == [(1, f, 16, 16, 3) for f in (16, 32)]
+    with pytest.raises(ValueError, match="video_length=16; give it to smooth"):
+        run("a panda", video_length=16)
 
 
 def test_one_seed_gives_the_same_key_frames_at_every_scale(pipeline, reference):
@@ -230,5 +286,5 @@ def test_what_does_not_fit_is_refused(pipeline, reference):
     with torch.device("meta"):
         other = UNet2DConditionModel()
     with pytest.raises(ValueError,
-                       match="UNet2DConditionModel is neither"), diffusers_bus.on_bus(other):
+                       match="UNet2DConditionModel is none of"), diffusers_bus.on_bus(other):
         pass

@@ -318,7 +318,8 @@ MISTAKES = [
 @pytest.mark.parametrize(("flags", "reason"), MISTAKES, ids=[flags[:50] for flags, _ in MISTAKES])
 def test_a_mistake_is_told_in_one_line_before_anything_is_made(
         tiny, tmp_path, monkeypatch, given, flags, reason):
-    monkeypatch.setattr(sample, "load_described", lambda *_: pytest.fail("networks were loaded"))
+    monkeypatch.setattr(sample.arguments, "loaded",
+                        lambda *_, **__: pytest.fail("networks were loaded"))
     flags = shlex.split(flags.format(**given))
     said = make(tiny, "--outdir", tmp_path / "out", *flags, status=1).splitlines()[-1]
     assert reason in said and said.startswith("sample.py: ")

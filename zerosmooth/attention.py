@@ -44,11 +44,12 @@ class Attention(OnBus):
 class SpatialSelfAttention(Attention):
     """Attention among the tokens of a frame.
 
-    The query is corrected with S (Eq. 10), key and value with A1 or A2 (Eq. 11-14)."""
+    The query is corrected with S (Eq. 10), key and value with A1 or A2 (Eq. 11-14). bias: whether
+    they have biases, here and below."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, bias: bool = False) -> None:
         super().__init__(dim, heads, head_dim)
-        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias)
 
     def forward(self, h: Tensor, stage: Stage | None = None) -> Tensor:
         q, k, v = self.to_qkv(h).chunk(3, dim=-1)
@@ -74,10 +75,11 @@ class CrossAttention(Attention):
     gets what `project` returned.
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int,
+                 bias: bool = False) -> None:
         super().__init__(dim, heads, head_dim)
-        self.to_q = Linear(dim, heads * head_dim, bias=False)
-        self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias=False)
+        self.to_q = Linear(dim, heads * head_dim, bias)
+        self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias)
 
     def project(self, context: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of a prompt. context: b m c (m text tokens); returns two of b h m d."""
@@ -132,9 +134,9 @@ class TemporalAttention(Attention):
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int,
-                 position: nn.Module | None = None) -> None:
+                 position: nn.Module | None = None, bias: bool = False) -> None:
         super().__init__(dim, heads, head_dim)
-        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias)
         self.position = position
 
     def forward(self, h: Tensor, stage: Stage | None = None) -> Tensor:

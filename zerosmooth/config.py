@@ -9,7 +9,6 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from .fields import PART, SEED, Range, UserError, check, check_fields, short
 from .models.autoencoder import AutoencoderConfig
-from .models.unet import SkeletonConfig
 from .samplers import STEPS, DDIMConfig, EulerConfig
 
 SIDE, GUIDANCE, RATES = Range(1, 8192), Range(-1000, 1000), Range(1, 1000)
@@ -65,23 +64,23 @@ class Defaults(Sampling):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """encoder: of prompts or images; its class is the family's choice, as that of `unet` is."""
+    """unet: as `Family.unet` takes it. encoder: of prompts or images, as `Family.encoder` does."""
 
     family: str
-    unet: SkeletonConfig
+    unet: Any
     vae: AutoencoderConfig
     encoder: Any
     sampler: DDIMConfig | EulerConfig
     defaults: Defaults
 
     def __post_init__(self) -> None:
-        if not self.unet.channel_mult or not self.vae.channel_mult:
+        if () in (getattr(self.unet, "channel_mult", None), self.vae.channel_mult):
             raise UserError("channel_mult is empty; a network has at least one level")
 
     @property
     def side(self) -> int:
         """A video's height and width are multiples of so many pixels."""
-        return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
+        return self.vae.factor * self.unet.side
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +63,23 @@ class Family:
 
     def unet(self, config: Any) -> nn.Module:
         """The network of a `config.unet`, with forward(x, timestep, context, condition, stage) and
-        project_context(context) as `models.unet.Skeleton` has them."""
+        project_context(context) as `models.unet.Skeleton` has them. The config needs in_channels,
+        out_channels, frames and side, as a `SkeletonConfig` has them."""
         raise NotImplementedError
 
     def encoder(self, config: Any) -> nn.Module:
         """The encoder, of prompts or images, of a `config.encoder`, whose `context_shape` is the
         number of tokens and channels of one video's context."""
         return TextTower(config)
+
+    def encode_first(self, config: ModelConfig, prompts: Collection[str], settings: Settings,
+                     device: torch.device) -> None:
+        """Encode all prompts before the networks are loaded, where their encoder is too large to
+        be one of them."""
+
+    def needs_first(self, config: ModelConfig, settings: Settings) -> str:
+        """What that takes, for `--check`; empty if nothing."""
+        return ""
 
     def branches(self, networks: Networks, inputs: Inputs, settings: Settings) -> list[Branch]:
         """The branches of guidance: the conditional one, then the unconditional one, which a

@@ -11,7 +11,7 @@ stands (Eq. 24). All noise is standard normal, shaped as x.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Annotated, Literal, Union
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +34,7 @@ class DDIMConfig:
     last_scale_stays: bool = False  # the last step ends at its own timestep's scale, not at 1
     more_steps: bool = False  # a number of steps that does not divide 1000 takes some more
     spacing: Literal["leading", "trailing", "linspace"] = "leading"  # see `timesteps`
+    first_timestep: Annotated[int, Range(0, 1)] = 1  # of spacing "leading"
     ends_clean: bool = False  # the last step ends at alpha 1; at timestep 0 a little noise is left
     consistency: int = 0  # evenly spaced timesteps that a consistency model knows; 0: it is none
 
@@ -66,9 +67,9 @@ class DDIMConfig:
     def timesteps(self, steps: int) -> list[int]:
         """Timesteps of so many steps, in the order in which they are taken.
 
-        "leading": 1, 1 + c, .. with c = 1000 // steps; with `more_steps` up to 999, as in
-        VideoCrafter: 30 steps become 31, 60 become 63. "trailing": 999, 999 - c, .. with c = 1000 /
-        steps, rounded (Lin et al. 2024, arXiv 2305.08891). "linspace": evenly from 0 to 999.
+        "leading": 1, 1 + c, .. (or 0, c, ..) with c = 1000 // steps; with `more_steps` up to 999,
+        as in VideoCrafter: 30 steps become 31, 60 become 63. "trailing": 999, 999 - c, .. with c =
+        1000 / steps, rounded (Lin et al. 2024, arXiv 2305.08891). "linspace": evenly from 0 to 999.
         """
         if self.spacing == "linspace":
             return np.linspace(0, TRAIN_STEPS - 1, steps).round().astype(int).tolist()[::-1]
@@ -77,7 +78,7 @@ class DDIMConfig:
         if self.consistency:  # evenly among those it knows, from the last one down
             known = range(TRAIN_STEPS - 1, 0, -(TRAIN_STEPS // self.consistency))
             return list(known[:: self.consistency // steps][:steps])
-        timesteps = list(range(1, TRAIN_STEPS, TRAIN_STEPS // steps))
+        timesteps = list(range(self.first_timestep, TRAIN_STEPS, TRAIN_STEPS // steps))
         return (timesteps if self.more_steps else timesteps[:steps])[::-1]
 
 

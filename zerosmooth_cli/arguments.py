@@ -18,6 +18,7 @@ from zerosmooth.checkpoint import (
     CheckpointError,
     describe,
     find,
+    load_described,
     sha256,
     shipped,
 )
@@ -302,11 +303,21 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def say_lost_tokens(pipeline: Pipeline, shown: Iterable[Shown], settings: Settings,
-                    silent: bool = False) -> None:
+def loaded(checkpoint: Checkpoint, shown: Iterable[Shown], settings: Settings, running: Running,
+           silent: bool = False) -> Pipeline:
+    """The pipeline, after what is encoded before it. Unless silent, says which prompts are too
+    long."""
+    prompts = list(dict.fromkeys(one.prompt or "" for one in shown))
+    device = device_of(running.device)
+    checkpoint.family.encode_first(checkpoint.config, prompts, settings, device)
+    pipeline = load_described(checkpoint, device, getattr(torch, settings.dtype))
+    say_lost_tokens(pipeline, [] if silent else [settings.negative_prompt, *prompts[:1000]])
+    return pipeline
+
+
+def say_lost_tokens(pipeline: Pipeline, texts: Sequence[str]) -> None:
     """Print which prompts are too long for the text encoder, and how much of them it ignores."""
-    texts = [settings.negative_prompt, *(one.prompt or "" for one in shown)]
-    for text in [] if silent else dict.fromkeys(texts):
+    for text in dict.fromkeys(texts):
         if lost := pipeline.family.lost_tokens(pipeline.networks, text):
             print(f"note: the last {lost} tokens of {text[:40]!r}.. do not fit into the text "
                   "encoder and are left out")

@@ -23,6 +23,8 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     size = f"{settings.height}x{settings.width}"
     where = f"on {running.device} as {settings.dtype}"
     yield f"  {frames} frames of {size}, {settings.steps} steps, {where}:"
+    if first := family.needs_first(checkpoint.config, settings):
+        yield f"  before the networks: {first}"
     need = needs(family, checkpoint.config, settings, running)
     where = "and in CPU memory" if running.offload else "of which"
     yield (f"  memory: weights {need.weights / 1e9:.2f} GB; a step up to {need.step / 1e9:.2f} GB, "

@@ -1,7 +1,9 @@
 """Reuse of deep features between steps (DeepCache, Ma et al. 2023, arXiv 2312.00858).
 
 All levels of a network but the outermost run in one step out of `every`; in the others their
-last output is used again. The network must offer `around_deep`: see `models.unet.Skeleton`.
+last output is used again. The network must offer `around_deep`: see `models.unet.Skeleton`. Of a
+network without levels, it is what the blocks in its middle add (as in Delta-DiT, Chen et al. 2024,
+arXiv 2406.01125), if it says `deep_adds = True`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from ..offload import Memory, Waiting
 class DeepCache:
     """Keeps each stage's and guidance branch's last deep features in `memory`."""
 
-    def __init__(self, every: int, memory: Memory) -> None:
-        self.every, self.memory = every, memory
+    def __init__(self, every: int, memory: Memory, adds: bool = False) -> None:
+        self.every, self.memory, self.adds = every, memory, adds
         self.kept: dict[tuple[int, int], Waiting] = {}
 
     def __call__(self, deep: Callable[[Tensor], Tensor], stage: Stage | None, h: Tensor) -> Tensor:
@@ -30,12 +32,13 @@ class DeepCache:
             return deep(h)
         key = stage.index, stage.branch
         if stage.step % self.every and key in self.kept:
-            return self.kept[key].get()
-        if key in self.kept:
-            self.memory.free(self.kept.pop(key))
-        h = deep(h)
-        self.kept[key] = self.memory.put({"h": h})["h"]
-        return h
+            features = self.kept[key].get()
+        else:
+            if key in self.kept:
+                self.memory.free(self.kept.pop(key))
+            features = deep(h) - h if self.adds else deep(h)
+            self.kept[key] = self.memory.put({"h": features})["h"]
+        return h + features if self.adds else features
 
 
 @contextmanager
@@ -47,7 +50,8 @@ def reusing(network: Any, every: int, memory: Memory) -> Iterator[None]:
         return
     if not hasattr(network, "around_deep"):
         raise UserError("reuse: this network has no around_deep (docs/new_backbone.md)")
-    before, network.around_deep = network.around_deep, DeepCache(every, memory)
+    adds = getattr(network, "deep_adds", False)
+    before, network.around_deep = network.around_deep, DeepCache(every, memory, adds)
     try:
         yield
     finally:

@@ -33,6 +33,11 @@ class SkeletonConfig:
     frames: int = 16  # frames the network was trained on
     groups: int = 32  # of all group norms
 
+    @property
+    def side(self) -> int:
+        """The latents' height and width are multiples of so many."""
+        return 2 ** (len(self.channel_mult) - 1)
+
 
 Layers = Callable[[Tensor], Tensor]
 
@@ -129,10 +134,9 @@ class Skeleton(nn.Module):
         ValueError if h or w is not a multiple of the downsampling, or a condition is missing.
         """
         b, f = x.shape[:2]
-        factor = 2 ** (len(self.config.channel_mult) - 1)
-        if x.shape[-2] % factor or x.shape[-1] % factor:
+        if x.shape[-2] % self.config.side or x.shape[-1] % self.config.side:
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]}; each side must be a "
-                             f"multiple of {factor}")
+                             f"multiple of {self.config.side}")
         emb = self.embed(timestep, condition, x.dtype)
         states = self.project_context(context) if isinstance(context, Tensor) else context
         x = laid_out(rearrange(x, "b f c h w -> (b f) c h w"))
