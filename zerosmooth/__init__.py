@@ -27,6 +27,7 @@ from .fields import UserError
 from .images import read_image
 from .pipeline import NonFiniteError, Pipeline, Subject, Video
 from .settings import PRESETS, Output, Running, Settings
+from .video import picture, read_video, side_by_side, write_picture, write_video
 
 __version__ = "0.2.0"
 __all__ = [
@@ -52,6 +53,11 @@ __all__ = [
     "load",
     "load_family",
     "nested_noise",
+    "picture",
     "read_image",
+    "read_video",
     "shipped",
+    "side_by_side",
+    "write_picture",
+    "write_video",
 ]

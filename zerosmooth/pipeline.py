@@ -3,19 +3,25 @@ network."""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from html import escape
 from itertools import count
 from operator import index
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .bus import HiddenStateBus, Stage
 from .cascade import keep, nested_noise
+from .comments import as_comment
 from .config import ModelConfig, check_text
 from .extensions import LIFTS, METHODS
 from .extensions.color import ColorCorrected
@@ -30,6 +36,7 @@ from .models.compiled import compiled
 from .models.layers import frame_chunks
 from .offload import Memory
 from .settings import AT_A_TIME, Running, Settings, settings_for
+from .video import picture, side_by_side, write_picture, write_video
 
 IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is sampling's start
 
@@ -51,10 +58,10 @@ AnySubject = str | Tensor | np.ndarray | Subject
 WANTED = "give a prompt (str), an image (uint8 h w 3, see read_image), a Subject, or a list of them"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Video:
     """One video. frames, latents and fps have an entry a stage: key frames first, the smoothest
-    last."""
+    last. A notebook shows it as a player of key frames beside the smoothest."""
 
     prompt: str  # empty if it was made from an image alone
     seed: int
@@ -63,6 +70,33 @@ class Video:
     latents: list[Tensor]  # float32 on the CPU, f c h w
     settings: Settings
     bus_peak_bytes: int  # the most hidden states that ever waited on the bus
+
+    def save(self, path: str | Path, stage: int = -1) -> Path:
+        """Write a stage to an .mp4, .gif or .webp, or to a .png a picture that compares all stages,
+        with what they were made from as its comment. Returns the path. UserError for another name;
+        OSError if it cannot be written."""
+        path, frames = Path(path), [x.numpy() for x in self.frames]
+        made = {"prompt": self.prompt, "seed": self.seed, "settings": asdict(self.settings)}
+        if path.suffix == ".png":
+            write_picture(path, picture(frames, self.fps), as_comment(made))
+        else:
+            write_video(path, frames[stage], self.fps[stage], as_comment(made))
+        return path
+
+    def __repr__(self) -> str:
+        counts, rates = (", ".join(f"{x:g}" for x in xs)
+                         for xs in (map(len, self.frames), self.fps))
+        height, width = self.frames[0].shape[1:3]
+        return (f"Video({self.prompt!r}, seed={self.seed}: {counts} frames of {height}x{width} at "
+                f"{rates} fps)")
+
+    def _repr_html_(self) -> str:
+        with TemporaryDirectory() as folder:
+            path, shown = Path(folder) / "video.mp4", [x.numpy() for x in self.frames]
+            write_video(path, side_by_side(shown, self.fps), self.fps[-1])
+            content = b64encode(path.read_bytes()).decode()
+        return ("<video controls autoplay loop muted "
+                f'src="data:video/mp4;base64,{content}"></video><br>{escape(repr(self))}')
 
 
 class Pipeline:
@@ -109,7 +143,7 @@ class Pipeline:
         running: Running = Running(),
         noise: Callable[[int], Tensor] | None = None,
         image_noise: Tensor | None = None,
-        progress: Callable[[int, int], None] = lambda done, of: None,
+        progress: Callable[[int, int], None] | bool = False,
         preview: Callable[[Callable[[], list[Tensor]]], None] = lambda look: None,
         **asked: Any,
     ) -> list[Video]:
@@ -119,11 +153,11 @@ class Pipeline:
         seeds: one for all, or one each. settings: as `self.settings` returns them, or single ones
         by name: `sample("a red circle", steps=25, scale=2)`. running: what changes no result; its
         device is the pipeline's own. noise: instead of the seeds' own, see `sample_cascade`;
-        image_noise: n 3 h w, likewise. progress: called after each stage of each step, or after
-        each run of the network where a method slides windows, with how many are done, and of how
-        many. preview: called after each step with a function that returns coarse key frames as
-        predicted by then, of each video uint8 k h w 3, a pixel for each latent one. UserError for
-        what does not fit; NonFiniteError.
+        image_noise: n 3 h w, likewise. progress: True for a bar; or called after each stage of each
+        step, or after each run of the network where a method slides windows, with how many are
+        done, and of how many. preview: called after each step with a function that returns coarse
+        key frames as predicted by then, of each video uint8 k h w 3, a pixel for each latent one.
+        UserError for what does not fit; NonFiniteError.
         """
         check("settings", settings, Settings | None)
         check("running", running, Running)
@@ -134,6 +168,14 @@ class Pipeline:
         if settings.dtype != _name(self.dtype):
             raise UserError(f"settings ask for {settings.dtype}, this pipeline was loaded in "
                             f"{_name(self.dtype)}")
+        bar = tqdm(disable=progress is not True, leave=False)
+
+        def advance(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        if isinstance(progress, bool):
+            progress = advance
         for name, given in {"progress": progress, "preview": preview, "noise": noise}.items():
             if not callable(given) and not (given is None and name == "noise"):
                 raise UserError(f"{name}={short(given)}; a function is needed")
@@ -145,7 +187,7 @@ class Pipeline:
             _check_shape("image_noise", image_noise,
                          (len(shown), 3, settings.height, settings.width))
         unet = self.networks.unet
-        with (torch.inference_mode(), frame_chunks(unet, running.frame_chunk),
+        with (bar, torch.inference_mode(), frame_chunks(unet, running.frame_chunk),
               compiled(unet, running.compile)):
             videos = self._sample(shown, settings, seeds, running, noise, image_noise, progress,
                                   preview)

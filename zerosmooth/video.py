@@ -33,13 +33,15 @@ INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
-    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p) or a .gif, with a comment.
+    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p), a .gif or a .webp, with a comment.
 
     The file is whole or not there: it is read back before it gets its name. OSError, which says
     why, if it cannot be written; ValueError for what is no video.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"frames of {frames.dtype} {frames.shape}; uint8 f h w 3 is needed")
+    if path.suffix not in (".mp4", ".gif", ".webp"):
+        raise UserError(f"{path} is to be a video; name it .mp4, .gif or .webp")
     if not 0.001 <= fps <= 100_000:
         raise UserError(f"a video of {fps} frames a second; use 0.001 to 100000")
     with whole(path) as part:
@@ -67,13 +69,16 @@ def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path, comment
     """Write a video to `part`, which will be `path`, and check that all of it can be read back."""
     frames = _enlarged(frames, enlargement(frames))
     wanted, unit = len(frames), "frames"
-    if path.suffix == ".gif":
-        # GIF counts in hundredths of a second: frames are rounded, their sum is not.
-        ends = [10 * round(100 * i / fps) for i in range(wanted + 1)]
+    if path.suffix in (".gif", ".webp"):
+        # GIF counts in hundredths of a second, WebP in thousandths: frames are rounded, their sum
+        # is not.
+        parts = 100 if path.suffix == ".gif" else 1000
+        ends = [1000 // parts * round(parts * i / fps) for i in range(wanted + 1)]
         durations = [end - start for start, end in zip(ends, ends[1:])]
-        iio.imwrite(part, frames, duration=durations, loop=0, comment=comment.encode())
+        own = {"comment": comment.encode()} if path.suffix == ".gif" else {"lossless": True}
+        iio.imwrite(part, frames, duration=durations, loop=0, **own)
         with Image.open(part) as file:  # in which equal frames are one
-            found = sum(frame.info.get("duration", 0) for frame in ImageSequence.Iterator(file))
+            found = sum(_duration(frame) for frame in ImageSequence.Iterator(file))
         wanted, unit = ends[-1], "ms"
     else:
         _run_ffmpeg(part, frames, fps, path, comment)
@@ -84,6 +89,12 @@ def _write_video(part: Path, frames: np.ndarray, fps: float, path: Path, comment
     if found != wanted:
         raise OSError(f"{path} cannot be written: only {found} of {wanted} {unit} can be read "
                       "back; is its disk sound, or full?")
+
+
+def _duration(frame: Image.Image) -> int:
+    """Milliseconds, which a WebP tells only once its frame is read."""
+    frame.load()
+    return frame.info.get("duration", 0)
 
 
 def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path, comment: str) -> None:

@@ -1,0 +1,85 @@
+"""From Python: what a video does by itself, and what is exported."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zerosmooth
+from zerosmooth.comments import read_comment
+from zerosmooth.fields import UserError
+from zerosmooth.video import enlargement, read_video
+
+from .conftest import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def video():
+    (made,) = tiny_pipeline("vc2").sample("a cat", scale=2, steps=2, seeds=3)
+    return made
+
+
+def test_a_video_is_one_line(video):
+    assert re.fullmatch(r"Video\('a cat', seed=3: \d+, \d+ frames of \d+x\d+ at [\d.]+, [\d.]+ fps\)",
+                        repr(video))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_pictures_that_move_are_saved_with_their_rate(video, tmp_path, suffix):
+    path = video.save(tmp_path / f"x.{suffix}")
+    with Image.open(path) as image:
+        total = 0
+        for i in range(image.n_frames):
+            image.seek(i)
+            image.load()
+            total += image.info["duration"]
+    assert total == round(1000 * len(video.frames[-1]) / video.fps[-1], -1)
+
+
+def test_a_webp_shows_the_frames_themselves(video, tmp_path):
+    with Image.open(video.save(tmp_path / "x.webp", stage=0)) as image:
+        times = enlargement(video.frames[0].numpy())
+        for i, frame in enumerate(video.frames[0].numpy()):
+            image.seek(i)
+            assert np.array_equal(np.asarray(image.convert("RGB"))[::times, ::times], frame)
+
+
+def test_an_mp4_says_what_it_was_made_from(video, tmp_path):
+    path = video.save(tmp_path / "x.mp4", stage=0)
+    assert len(read_video(path)) == len(video.frames[0])
+    made = json.loads(read_comment(path))
+    assert (made["prompt"], made["seed"], made["settings"]["steps"]) == ("a cat", 3, 2)
+
+
+def test_a_png_compares_the_stages(video, tmp_path):
+    with Image.open(video.save(tmp_path / "x.png")) as image:
+        assert image.size[0] >= 480 and read_comment(tmp_path / "x.png")
+
+
+def test_other_names_are_refused(video, tmp_path):
+    with pytest.raises(UserError, match="name it .mp4, .gif or .webp"):
+        video.save(tmp_path / "x.avi")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_plays_key_frames_beside_the_smoothest(video, tmp_path):
+    source = re.search(r'src="data:video/mp4;base64,([^"]+)"', video._repr_html_())
+    (tmp_path / "x.mp4").write_bytes(base64.b64decode(source[1]))
+    played = read_video(tmp_path / "x.mp4")
+    assert len(played) == len(video.frames[-1]) and played.shape[2] > 2 * played.shape[1] * 0.8
+
+
+def test_a_bar_shows_progress_where_it_is_asked_for(capsys):
+    for asked in (True, False):
+        tiny_pipeline("vc2").sample("a cat", scale=1, steps=2, progress=asked)
+        assert bool(capsys.readouterr().err) is asked
+
+
+def test_all_that_is_exported_is_there_and_documented():
+    for name in zerosmooth.__all__:
+        thing = getattr(zerosmooth, name)
+        assert thing.__doc__ or isinstance(thing, (dict, torch.Tensor)), name
