@@ -89,6 +89,16 @@ def test_the_gpus_group_norm_is_torchs():
         assert_close(got, F.group_norm(x, 2, layer.weight, layer.bias, 0.1), rtol=0, atol=1e-4)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("deviation", [0.1, 1.0, 30.0])
+def test_the_gpus_group_norm_keeps_small_deviations_around_a_large_mean(deviation):
+    """As does torch's, which takes the same numbers of half precision."""
+    layer = kernels.GroupNorm(2, 6).half()
+    x = (1000 + deviation * torch.randn(3, 6, 16, 16)).half()
+    got = layer.last(x.movedim(1, -1).contiguous()).movedim(-1, 1).float()
+    assert_close(got, F.group_norm(x.float(), 2), rtol=1e-3, atol=4e-3)
+
+
 def twins(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
     """A layer, and torch's own of the same weights."""
     plain = copy.deepcopy(layer)

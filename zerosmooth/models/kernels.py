@@ -66,8 +66,9 @@ class GroupNorm(nn.GroupNorm):
         """The norm of x: n .. c, contiguous, as is the result. Statistics are float32."""
         flat, count = x.flatten(1, -2), x[0].numel() // self.num_groups
         mean = self.by_group(flat.sum(1, dtype=torch.float32)) / count  # n c, as all that follows
-        norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
-        variance = self.by_group(norm.square()) / count - mean.square()
+        pivot = mean.to(x.dtype)  # near enough that no digits are lost in squares
+        norm = torch.linalg.vector_norm(flat - pivot[:, None], dim=1, dtype=torch.float32)
+        variance = self.by_group(norm.square()) / count - (mean - pivot).square()
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         out = torch.empty_like(flat)
