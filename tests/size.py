@@ -54,7 +54,7 @@ def sums(files: dict[str, int]) -> dict[str, tuple[int, int]]:
             "all without tests": (own, OWN)}
 
 
-OWN = 11_700  # 9,500, and what came since: exact world, motion, far world, peers, Latte
+OWN = 11_710  # 9,500, and what came since: exact world, motion, far world, peers, Latte, Python
 
 
 def long_lines() -> list[str]:
