@@ -18,7 +18,7 @@ from zerosmooth.families import FAMILIES
 from zerosmooth.fields import UserError
 from zerosmooth.offload import Memory
 from zerosmooth.pipeline import NonFiniteError, Pipeline
-from zerosmooth.settings import Running
+from zerosmooth.settings import PRESETS, Running, Settings
 
 from .conftest import FRAMES, latents, subject, tiny_pipeline
 
@@ -217,16 +217,25 @@ def test_color_correction_changes_no_key_frame_of_the_base_video(pipeline):
 # --- corrected predictions, and longer videos that join late
 
 
-@pytest.mark.parametrize("more", [{}, dict(join=0.5)], ids=["from the start", "late"])
+@pytest.mark.parametrize("more", [dict(preset="anchored"), dict(preset="anchored", join=0.5),
+                                  dict(preset="fast")], ids=["from the start", "late", "fast"])
 def test_anchored_key_frames_are_those_of_the_base_video(any_pipeline, more):
     settings = dict(**subject(any_pipeline), seeds=3, steps=2, scale=4)
-    (video,) = any_pipeline.sample(**settings, preset="anchored", **more)
+    (video,) = any_pipeline.sample(**settings, **more)
     (other,) = any_pipeline.sample(**settings, method="windowed")
     first, second, third = video.latents
     assert torch.equal(first, other.latents[0])
     assert torch.equal(second[::2], first) and torch.equal(third[::2], second)
     assert not torch.allclose(other.latents[1][::2], first)
     assert not torch.allclose(second[1::2], other.latents[1][1::2])
+
+
+def test_fast_costs_two_and_a_half_times_the_first_stage_at_most():
+    """In frames that the network sees, at 4x."""
+    settings = Settings(steps=25, scale=4, **PRESETS["fast"][1])
+    alone, cascade = settings.first_step(25), settings.cascade
+    frames = sum(cascade.frames_of(s) for s in range(cascade.stages)) / cascade.key_frames
+    assert (alone + (25 - alone) * frames) / 25 <= 2.5
 
 
 def test_predictions_may_be_corrected_beside_hidden_states(pipeline):
