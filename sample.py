@@ -102,8 +102,8 @@ def make(work: Work, rank: int, world: int) -> int:
             if lost:
                 print(f"note: {lost}; the video is made again")
             if pipeline is None:
-                left = [one for one, other in islice(work.results(), rank, None, world)
-                        if other.lacks() is not None]
+                apart = world if len(work.seeds) == 1 else 1  # subjects of this process
+                left = work.shown[work.shown.index(shown) :: apart]
                 pipeline = arguments.loaded(work.checkpoint, left, work.settings, work.running,
                                             silent=rank > 0)
             failed += not make_one(work, pipeline, live, shown, result)
