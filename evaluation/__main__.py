@@ -180,8 +180,8 @@ def measuring(args: argparse.Namespace, world: Any) -> dict[str, Detector]:
     for measure, path, classes in (("FVD", args.detector, False), ("IS", args.classifier, True)):
         if path is not None:
             found[measure] = torchscript(path, device, classes)
-        elif world is not None:
-            found |= {measure: own for own in [world.detector(device, classes)] if own is not None}
+        elif world is not None and world.detects:
+            found[measure] = world.detector(device, classes)
     if world is None and (args.detector is None) != (args.real is None):
         raise UserError("FVD needs both --detector and --real; add the other, or leave both out")
     return found
@@ -200,7 +200,11 @@ def world_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Any:
         raise UserError(f"--scenes draws its own subjects, one video each; leave {wrong} out")
     from smallworld.far_world import world_of_checkpoint  # which only --scenes needs
 
-    return world_of_checkpoint(checkpoint)
+    world = world_of_checkpoint(checkpoint)
+    if not world.detects and (args.detector or args.classifier):
+        raise UserError("FVD and IS are not measured on the far world, which has no reference "
+                        "videos; leave --detector and --classifier out")
+    return world
 
 
 def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Plan:
@@ -219,8 +223,8 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Pla
     known = interpolators.open_interpolators(args.interpolator, device, dtype)
     required = {*(args.rows or ()), *known}
     names = [*(args.rows or TABLES[args.table]), *(x for x in known if x not in interpolators.ROWS)]
-    lavies = [row for row in names if row.endswith(interpolators.LAVIE)]
-    if world is not None and lavies:  # its own, unless the user brings one
+    lavie = any(row.endswith(interpolators.LAVIE) for row in names)
+    if world is not None and lavie:  # its own, unless the user brings one
         known = {**interpolators.open_interpolators(world.interpolators, device, dtype), **known}
     rows, used = {}, {}
     for row in names:
@@ -288,7 +292,7 @@ def report(work: Work) -> None:
     """Write the table, the numbers and the pictures of all records in the folder."""
     args, plan, common = work.args, work.plan, work.common
     stages, references = range(plan.base.cascade.stages), {}  # features by stage, for FVD
-    if plan.world is not None and plan.detectors:
+    if plan.world is not None and plan.world.detects:
         references = {s: plan.world.references(work.checkpoint, plan.base, plan.frames_of(s),
                                                plan.base.fps_of(s), plan.detectors["FVD"])
                       for s in stages}
@@ -303,7 +307,7 @@ def report(work: Work) -> None:
     if plan.interpolators:
         lines.append(f"- All rows are measured {common['frames']}, where interpolators end: "
                      "n (k - 1) + 1 of n k frames.")
-        lines += [f"- `{row}`: {one.protocol}." for row, (one, _) in plan.interpolators.items()]
+        lines += [f"- `{row}`: {plan.decided(row)['interpolator']}." for row in plan.interpolators]
     text = tables.markdown(results, work.checkpoint.family.name) + "\n".join(lines)
     write_text(args.outdir / "table.md", text + "\n")
     write_json(args.outdir / "results.json",

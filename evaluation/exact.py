@@ -253,7 +253,7 @@ def parse(text: str) -> list[Motion]:
 FOUR = "pan 4 + pan -4 + rise 4 + rise -4"
 WORLDS = ("pan 0.25", "pan 0.75", "pan 2", FOUR, "pan 6", "turn 0.4 + turn -0.4",
           "shear 4 + shear -4", f"{FOUR} + turn 0.4 + turn -0.4 + shear 4 + shear -4",
-          "speed 2", "bounce 4", "hide 4")
+          "speed 4", "bounce 4", "hide 4")
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def measure_jobs(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job], keep: Sequ
             stages.append({"frames": len(x), "fps": fps, **measures(x, frames[0], n)})
             if plan.world is not None and job.scene is not None:
                 paced = job.row == TRUTH or plan.world.paced(pipeline, settings)
-                stages[-1] |= plan.world.measures(x, job.scene, n, fps, paced)
+                stages[-1] |= plan.world.measures(pipeline, x, job.scene, n, fps, paced)
         if kept:
             write_tensors(plan.path(job, ".frames"), {str(s): x for s, x in enumerate(frames)})
         if features:

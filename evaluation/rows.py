@@ -31,7 +31,9 @@ TABLES = {
     "2": ("zerosmooth", *INTERPOLATORS),
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
-ORDER = [*BASELINES, *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper"), *INTERPOLATORS]
+OTHERS = (m for m in METHODS if m not in (*BASELINES, "zerosmooth"))  # not in the paper
+ORDER = [*BASELINES, *OTHERS, *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper"),
+         *INTERPOLATORS]
 CHANGES = {o.name: o for o in options(Settings) if o.name in (*DENSE, "reuse")}
 
 # FVD, IS, PSNR, SSIM at 2x, then at 4x (Tables 1 to 3; others of our rows are not in the paper)

@@ -32,6 +32,12 @@ LIMITS = {"kind": 0.98, "color": 0.98, "shape": 0.90, "direction": 0.90, "speed"
 LAW = 2 / 64, 10.0  # sides, or degrees of what spins, that key frames may be from one law
 
 
+def scenes_of(seed: int, n: int) -> list[Scene]:
+    """Scenes of all kinds by turns."""
+    rng = random.Random(f"far gate/{seed}")
+    return [random_scene(rng, list(KINDS)[i % len(KINDS)]) for i in range(n)]
+
+
 def right(frames: Tensor, scene: Scene) -> dict[str, float]:
     """What of a video is as its scene asks: 1 or 0 each. A speed is right within a factor of the
     root of 2; a pan has no shape, and is left out there (NaN). frames: uint8 k h w 3."""
@@ -79,8 +85,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     args = parser.parse_args()
     pipeline = zerosmooth.load(args.ckpt, args.device)
-    rng = random.Random(f"far gate/{args.seed}")
-    scenes = [random_scene(rng, list(KINDS)[i % len(KINDS)]) for i in range(args.n)]
+    scenes = scenes_of(args.seed, args.n)
     settings = pipeline.settings(scale=1)
     times, ours, truth = frame_times(settings.key_frames, FPS)[None], [], []
     for i in tqdm(range(0, args.n, 8), leave=False):

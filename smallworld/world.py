@@ -11,6 +11,7 @@ from torch import Tensor
 from evaluation.detectors import CLIP, Detector, protocol
 from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.fields import UserError
+from zerosmooth.pipeline import Pipeline
 from zerosmooth.settings import Settings
 
 from . import classifier, gate, interpolation
@@ -27,6 +28,7 @@ class SmallWorld:
     functions of `gate`."""
 
     interpolators = (interpolation.SHIPPED,)
+    detects = True  # has a detector and references of its own
     make, paced = staticmethod(gate.make), staticmethod(gate.paced)
     truth = staticmethod(gate.true_frames)
 
@@ -38,7 +40,7 @@ class SmallWorld:
                             "whose videos are square")
         return gate.scenes_of(checkpoint.family, seed, n)
 
-    def measures(self, frames: Tensor, scene: Scene, n: int, fps: float,
+    def measures(self, pipeline: Pipeline, frames: Tensor, scene: Scene, n: int, fps: float,
                  paced: bool) -> dict[str, float]:
         """What a video shows and how it moves, by names of `tables.MEASURES`; NaN if the shape is
         lost. frames: uint8 f h w 3, n for each key frame; fps: theirs; paced: whether the scene's

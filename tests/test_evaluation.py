@@ -122,7 +122,8 @@ def true():
 
 def measured(frames, base, n, scene):
     """What a record of a scene holds."""
-    return measures(frames, base, n) | SmallWorld().measures(frames, scene, n, 8.0 * n, paced=True)
+    shown = SmallWorld().measures(None, frames, scene, n, 8.0 * n, paced=True)
+    return measures(frames, base, n) | shown
 
 
 def test_a_true_video_measures_as_well_as_can_be(true):
@@ -137,7 +138,7 @@ def test_a_true_video_measures_as_well_as_can_be(true):
 def test_key_frames_alone_and_scenes_without_a_speed_have_fewer_measures(true):
     scene, short, _ = true
     assert set(measured(short, short, 1, scene)) == SHARES | {"lost", "jitter"}
-    unpaced = SmallWorld().measures(short, scene, 1, 8.0, paced=False)
+    unpaced = SmallWorld().measures(None, short, scene, 1, 8.0, paced=False)
     assert set(unpaced) == (SHARES | {"lost", "jitter"}) - {"speed right"}
     assert set(measures(short.repeat(2, 1, 1, 1), short, 2)) == {"PSNR", "SSIM", "blend", "uneven"}
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import zerosmooth
+from evaluation import __main__ as evaluation
 from evaluation.metrics import lift
 from smallworld import far_gate, far_read, recipes
 from smallworld.draw import COLORS
@@ -26,6 +28,7 @@ from smallworld.far import (
     reflected,
     render,
 )
+from smallworld.far_world import FarWorld
 from zerosmooth.models.clip import TextTower
 
 N = 4  # frames for one key frame
@@ -185,3 +188,24 @@ def test_other_scenes_fail_the_gate():
     shuffled = video[torch.randperm(8, generator=torch.Generator().manual_seed(1))]
     assert far_gate.right(shuffled, scene)["law"] == 0
     assert set(COLORS) == set(WORDS["color"])
+
+
+def test_the_evaluation_tells_the_truth_from_a_blend():
+    """By the law, sent through the shipped checkpoint's autoencoder."""
+    pipeline, world = zerosmooth.load(far_gate.SHIPPED), FarWorld()
+    for scene in world.scenes(None, 0, len(KINDS)):
+        truth = world.truth(pipeline, scene, 8 * N, FPS * N, 16)
+        blend = lift(truth[::N].float(), N).round().byte()
+        got, bad = (world.measures(pipeline, x, scene, N, FPS * N, True) for x in (truth, blend))
+        assert got["lost"] == bad["lost"] == 0
+        assert got["law"] > bad["law"] and got["worst"] > bad["worst"]
+        assert got["law"] == got[scene.kind] == got[scene.speed]
+        assert all(math.isnan(got[kind]) for kind in KINDS if kind != scene.kind)
+    assert world.measures(pipeline, torch.full_like(truth, 99), scene, N, 8.0, True) == {"lost": 1}
+    assert world.measures(pipeline, truth[::N], scene, 1, 8.0, True) == {}
+
+
+def test_a_world_without_references_takes_no_detector(tmp_path, capsys):
+    argv = ["--ckpt", far_gate.SHIPPED, "--scenes", 1, "--detector", "x.pt", "--outdir", tmp_path]
+    assert evaluation.main([*map(str, argv)]) == 1
+    assert "not measured on the far world" in capsys.readouterr().err

@@ -9,8 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 METHOD = ["operators", "bus", "attention", "samplers", "cascade"]  # in the order of reading
 BELOW = {"fields", "models.kernels", "offload"}  # which know nothing of the method
-LIBRARY = sorted(p for p in (ROOT / "zerosmooth").rglob("*.py") if "cli" not in p.parts
-                 and p.name != "__init__.py")
+LIBRARY = sorted(p for p in (ROOT / "zerosmooth").rglob("*.py") if p.name != "__init__.py")
 
 
 def imported(path: Path) -> set[str]:
@@ -29,8 +28,8 @@ def imported(path: Path) -> set[str]:
     return {name.removeprefix("zerosmooth.") for name in found if name.split(".")[0] in TOP}
 
 
-TOP = {"zerosmooth", "weights_convert", "evaluation", "smallworld", "benchmarks", "examples",
-       "tests", "sample"}
+TOP = {"zerosmooth", "zerosmooth_cli", "weights_convert", "evaluation", "smallworld", "benchmarks",
+       "examples", "tests", "sample"}
 
 
 @pytest.mark.parametrize("name", METHOD)
@@ -53,12 +52,10 @@ def test_networks_know_the_method_and_no_more(path):
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_the_library_knows_neither_commands_nor_what_measures_it(path):
-    others = TOP - {"zerosmooth"} | {"cli"}
+    others = TOP - {"zerosmooth"}
     assert not {name for name in imported(path) if name.split(".")[0] in others}
 
 
 def test_measuring_real_videos_does_not_load_the_drawn_world():
-    for path in (ROOT / "evaluation").glob("*.py"):
-        if path.name != "study.py":  # which is of the drawn world
-            assert not {name for name in imported(path)
-                        if name.split(".")[0] == "smallworld"}, path.name
+    for path in (ROOT / "evaluation").rglob("*.py"):
+        assert not {name for name in imported(path) if name.split(".")[0] == "smallworld"}, path

@@ -73,7 +73,7 @@ class Header:
     """Of a safetensors file. dtypes: as safetensors writes them, "F32"; start: of the tensors'
     bytes in the file."""
 
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Shapes
     dtypes: dict[str, str]
     metadata: dict[str, str]
     start: int

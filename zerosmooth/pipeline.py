@@ -73,8 +73,8 @@ class Video:
 
     def save(self, path: str | Path, stage: int = -1) -> Path:
         """Write a stage to an .mp4, .gif or .webp, or to a .png a picture that compares all stages,
-        with what they were made from as its comment. Returns the path. UserError for another name;
-        OSError if it cannot be written."""
+        with what they were made from as its comment, which a .webp has not. Returns the path.
+        UserError for another name; OSError if it cannot be written."""
         path, frames = Path(path), [x.numpy() for x in self.frames]
         made = {"prompt": self.prompt, "seed": self.seed, "settings": asdict(self.settings)}
         if path.suffix == ".png":
@@ -287,8 +287,6 @@ class Pipeline:
         network = guided(branches)
 
         def see(x: Tensor, at: Sequence[int]) -> list[Callable[..., Tensor]]:
-            if "image" not in self.family.takes:
-                return [network] * len(at)
             videos = torch.stack([self.decode(z, settings.decode_chunk_size) for z in x])
             shown = (videos[:, i].permute(0, 3, 1, 2).float() / 127.5 - 1 for i in at)
             every = (replace(inputs, pixels=pixels.to(self.device)) for pixels in shown)
@@ -301,7 +299,8 @@ class Pipeline:
         memory = Memory(None) if bus is None else bus.memory
         try:
             with reusing(unet, settings.reuse, memory):
-                xs = sample(network, sampler, settings, noise_of, bus, look, see)
+                xs = sample(network, sampler, settings, noise_of, bus, look,
+                            see if "image" in self.family.takes else None)
         finally:
             memory.clear()
         return [

@@ -33,7 +33,8 @@ INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
-    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p), a .gif or a .webp, with a comment.
+    """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p), a .gif or a .webp, with a comment,
+    which a .webp has not.
 
     The file is whole or not there: it is read back before it gets its name. OSError, which says
     why, if it cannot be written; ValueError for what is no video.

@@ -305,8 +305,8 @@ def read_prompts(file: Path) -> list[str]:
 
 def loaded(checkpoint: Checkpoint, shown: Iterable[Shown], settings: Settings, running: Running,
            silent: bool = False) -> Pipeline:
-    """The pipeline, after what is encoded before it. Unless silent, says which prompts are too
-    long."""
+    """The pipeline, once what its family encodes first is encoded. Unless silent, says which of
+    the first prompts are too long."""
     prompts = list(dict.fromkeys(one.prompt or "" for one in shown))
     device = device_of(running.device)
     checkpoint.family.encode_first(checkpoint.config, prompts, settings, device)

@@ -1,8 +1,8 @@
 """All around the paper's method: baselines, its colour correction, and what is ours.
 
 A method is a file with a function that takes `sample_cascade`'s arguments (`join` also passes xs
-and steps), and an entry in METHODS. A correction of predicted frames is a file with a
-`predictions.Lift`, and an entry in LIFTS.
+and steps, and one with `slides` gets `see`), and an entry in METHODS. A correction of predicted
+frames is a file with a `predictions.Lift`, and an entry in LIFTS.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OURS = (*CORRECTION, "prediction", "strength", "strength_schedule")  # not for b
 class Method:
     text: str  # what every stage after the first does
     sample: Callable[..., list[Tensor]] = sample_cascade
-    windows: bool = True  # attention in windows; else over all frames, and there is no bus
+    windows: bool = True  # attention in windows on a bus; else there is none
     corrects: bool = False  # hidden states; else it runs at strength 0
     needs: Mapping[str, Any] = field(default_factory=dict)  # the only values of settings it takes
     idle: tuple[str, ...] = OURS  # settings that are refused with it
