@@ -31,11 +31,11 @@ from torch import Tensor
 from zerosmooth.bus import Stage
 from zerosmooth.cascade import sample_cascade
 from zerosmooth.config import ModelConfig
-from zerosmooth.estimate import matrix_rate, needs
 from zerosmooth.families import FAMILIES
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.layers import frame_chunks
 from zerosmooth.settings import Running, Settings, settings_for
+from zerosmooth_cli.estimate import matrix_rate, needs
 
 from . import gpu_checks
 from .unets import filled

@@ -26,10 +26,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zerosmooth.config import ModelConfig
-from zerosmooth.estimate import matrix_rate, needs
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Family
 from zerosmooth.settings import settings_for
+from zerosmooth_cli.estimate import matrix_rate, needs
 
 from . import peers
 from .timing import apart, by_turns, ratio

@@ -7,11 +7,11 @@ import torch
 
 from zerosmooth.cascade import cascade_step
 from zerosmooth.config import ModelConfig, Sampling
-from zerosmooth.estimate import needs
 from zerosmooth.families import FAMILIES
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.models.layers import frame_chunks
 from zerosmooth.settings import Running, settings_for
+from zerosmooth_cli.estimate import needs
 
 from .conftest import TINY_FAMILIES
 from .fake_cuda import fake_cuda

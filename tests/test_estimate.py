@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from zerosmooth.cascade import Cascade, cascade_step
-from zerosmooth.estimate import needs
 from zerosmooth.extensions import METHODS
 from zerosmooth.families import FAMILIES
 from zerosmooth.models.layers import FeedForward
 from zerosmooth.settings import Running, settings_for
+from zerosmooth_cli.estimate import needs
 
 from .conftest import FRAMES, TINY_CONFIG, subject
 

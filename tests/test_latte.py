@@ -24,7 +24,6 @@ from zerosmooth.bus import HiddenStateBus
 from zerosmooth.cascade import cascade_step
 from zerosmooth.checkpoint import load, tensor_shapes
 from zerosmooth.config import ModelConfig
-from zerosmooth.estimate import needs
 from zerosmooth.extensions.reuse import reusing
 from zerosmooth.family import Networks, load_family
 from zerosmooth.fields import UserError
@@ -36,6 +35,7 @@ from zerosmooth.pipeline import Pipeline, Subject
 from zerosmooth.samplers import DDIMConfig
 from zerosmooth.settings import Running, settings_for
 from zerosmooth_cli import arguments
+from zerosmooth_cli.estimate import needs
 
 from .command import run
 from .conformance import check, check_family, report

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from zerosmooth.checkpoint import Checkpoint, check_tensors
-from zerosmooth.estimate import FLOP_SHARE, matrix_rate, needs
 from zerosmooth.settings import Running, Settings
+
+from .estimate import FLOP_SHARE, matrix_rate, needs
 
 
 def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:

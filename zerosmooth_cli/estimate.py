@@ -16,15 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bus import Stage
-from .cascade import cascade_step
-from .config import ModelConfig
-from .extensions import METHODS
-from .extensions.reuse import reusing
-from .family import Family, Networks
-from .models.layers import frame_chunks
-from .offload import Memory, Offloaded, PinnedMemory, Waiting
-from .settings import Running, Settings
+from zerosmooth.bus import Stage
+from zerosmooth.cascade import cascade_step
+from zerosmooth.config import ModelConfig
+from zerosmooth.extensions import METHODS
+from zerosmooth.extensions.reuse import reusing
+from zerosmooth.family import Family, Networks
+from zerosmooth.models.layers import frame_chunks
+from zerosmooth.offload import Memory, Offloaded, PinnedMemory, Waiting
+from zerosmooth.settings import Running, Settings
 
 FLOP_SHARE = 0.5  # of the machine's matrix rate that a step is assumed to reach
 
