@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from zerosmooth.checkpoint import save, tensor_shapes
+from zerosmooth.checkpoint import save, try_out
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Family, load_family
 from zerosmooth_cli.command import run_command
@@ -82,7 +82,10 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
     if output.exists() and any(output.samefile(file) for file in source.files):
         raise ConversionError(f"{output} is the source itself; write to another file")
     config = family.conversion.variant(family.config, source, args)
-    shapes = tensor_shapes(family, config)
+    try:
+        shapes = try_out(family, config)
+    except ValueError as error:
+        raise ConversionError(f"the configs of {source.path} do not fit: {error}") from error
     size = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
     free = shutil.disk_usage(output.absolute().parent).free
     if free < size * 1.01:
