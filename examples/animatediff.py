@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from weights_convert import configs, diffusers, ldm, lora
 from weights_convert.conversion import Conversion
 from weights_convert.engine import ConversionError, Shapes, Table
-from weights_convert.source import AVERAGED, Source, join, open_folder, open_source
+from weights_convert.source import Source, join, open_folder, open_source
 from weights_convert.videocrafter import BUFFERS, SPATIAL
 from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
 from zerosmooth.bus import Stage, name_modules
@@ -170,12 +170,12 @@ def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
          *diffusers.vae(config.vae).within("vae.", "vae."),
          *diffusers.TEXT.within("text_encoder.", "encoder."),
          *sd.within("sd.model.diffusion_model.", "unet."),
+         *sd.within("model.diffusion_model.", "unet."),  # in LoRAs
          *ldm.VAE.within("sd.first_stage_model.", "vae."), *text, *old],
         dropped={
             "*.pos_encoder.pe": "sines and cosines, computed",
             "*.pos_embed.pe": "sines and cosines, computed",
             "*.position_ids": "0, 1, 2, ..",
-            "sd.model_ema.*": "averages over the training; the weights themselves are taken",
             **{f"sd.{name}": "of the noise schedule, computed" for name in BUFFERS}})
 
 
@@ -207,7 +207,7 @@ class AnimateDiffConversion(Conversion):
         if path.is_dir():
             parts = open_folder(path, ("unet", "vae", "text_encoder"))
         else:
-            parts = {"sd": open_source(path, takes=(AVERAGED,))}
+            parts = {"sd": open_source(path, weights=args.weights)}
         motion: Path | None = args.motion
         if motion is not None and motion.is_dir():
             parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name]

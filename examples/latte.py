@@ -503,7 +503,7 @@ class LatteConversion(Conversion):
         if args.transformer is None:
             parts |= open_folder(path, ("transformer",))
         else:
-            parts["transformer"] = open_source(args.transformer)
+            parts["transformer"] = open_source(args.transformer, weights=args.weights)
         return join(path, parts)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:

@@ -47,7 +47,7 @@ class LaVieConversion(Conversion):
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         sd = open_folder(args.sd, ("vae", "text_encoder"))
-        return join(path, {"unet": open_source(path), **sd})
+        return join(path, {"unet": open_source(path, weights=args.weights), **sd})
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         return replace(config, vae=configs.vae(args.sd / "vae", config.vae),

@@ -165,7 +165,7 @@ class SVDConversion(Conversion):
         if path.is_dir():
             source = join(path, open_folder(path, ("unet", "vae", "image_encoder")))
         else:
-            source = open_source(path)
+            source = open_source(path, weights=args.weights)
             decoder = [name for name in source.shapes if name.startswith(f"{VIDEO}decoder.")]
             if decoder and not any("time_" in name for name in decoder):
                 raise ConversionError(
