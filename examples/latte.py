@@ -60,6 +60,7 @@ from zerosmooth.models import layers
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.kernels import Conv2d, Linear, laid_out
 from zerosmooth.models.layers import TimestepEmbedding, sinusoid
+from zerosmooth.models.tokenizer import mended
 from zerosmooth.models.unet import run_deep
 from zerosmooth.samplers import DDIMConfig
 from zerosmooth.settings import Settings
@@ -435,15 +436,6 @@ def without_tags(text: str) -> str:
     parser.feed(text)
     parser.close()
     return parser.text
-
-
-def mended(text: str) -> str:
-    """By `ftfy`, as in the published pipeline, where it is installed."""
-    try:
-        import ftfy
-    except ImportError:
-        return text
-    return ftfy.fix_text(text)
 
 
 # --- where the tensors of the published folder go
