@@ -43,7 +43,7 @@ def test_pasted_text_has_the_tokens_of_the_keyboards_whatever_is_installed(clip,
 
 
 def test_every_character_is_mended_as_ftfy_does():
-    """But for those that only a wrong encoding gives, and one ligature that is spelt out further."""
+    """But for those that only a wrong encoding gives, and one ligature, spelt out further."""
     ftfy = pytest.importorskip("ftfy")
     for c in map(chr, [*range(0x80), *range(0xa0, 0xd800), *range(0xe000, 0x11000)]):
         ours, theirs = (re.sub(r"\s+", " ", text) for text in (mended(f"a{c}b"),
