@@ -74,8 +74,13 @@ def read(folder: Path, name: str, changed: dict[str, Said] | None = None) -> Mod
         (folder / part).mkdir(exist_ok=True)
         text = json.dumps({**values, **(changed or {}).get(part, {})})
         (folder / part / FILES.get(part, "config.json")).write_text(text)
-    family, names = family_of(name), ["motion_modules.0.pe", "mid_block.motion_modules.0"]
-    source = Source(folder, {names[0]: (1, 32), names[1]: (1,)}, lambda name: None, ())
+    return variant(folder, family_of(name))
+
+
+def variant(folder: Path, family: Family) -> ModelConfig:
+    """The config that a folder's configs give."""
+    names = {"motion_modules.0.pe": (1, 32), "mid_block.motion_modules.0": (1,)}
+    source = Source(folder, names, lambda name: None, ())
     args = argparse.Namespace(sd=folder, motion=None, norms="authors", num_frames=None, unet=None,
                               consistency=False, temporal_decoder=False, text_folder=None)
     return family.conversion.variant(family.config, source, args)
