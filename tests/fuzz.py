@@ -280,8 +280,8 @@ def loras(rng: random.Random, folder: Path) -> Work:
     args = argparse.Namespace(lora=[path], lora_scale=[rng.choice((1.0, 1.0, 0.5, 0.5, math.inf))])
 
     def work() -> None:
-        made = lora.merge(source, Table([("unet.*", "unet.*")]), args).read(*names)
-        assert torch.isfinite(made).all() and made.any() and made.shape == (8, 8)
+        merged = lora.merge(source, Table([("unet.*", "unet.*")]), args).checked(torch.float32)
+        assert merged.read(*names).shape == (8, 8)
 
     return work
 
