@@ -57,6 +57,12 @@ class Recipe:
         """Any scene of its world that the checkpoint can be asked for."""
         return self.world.random_scene(rng, **({"tail": True} if self.tail else {}))
 
+    def words(self) -> list[str]:
+        """Of its world's prompts."""
+        rng = random.Random("words")
+        scenes = [self.random_scene(rng) for _ in range(5000)]
+        return sorted({word for scene in scenes for word in scene.prompt().split()})
+
 
 SMALL_VAE = AutoencoderConfig(channels=16,
                               channel_mult=(1, 2, 3, 4),

@@ -446,7 +446,8 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     config = with_scale(recipe, networks.vae, device).config
     source = f"smallworld.train {name}, step {trainer.step} of {recipe.steps}"
     family = recipes.FAMILIES[config.family]
-    checkpoint.save(to, family, config, networks.state_dict().items(), torch.float16, source, "")
+    checkpoint.save(to, family, config, networks.state_dict().items(), torch.float16, source, "",
+                    recipe.words() if "prompt" in family.takes else ())
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 
