@@ -32,12 +32,13 @@ class Networks(nn.Module):
     """The networks of a checkpoint; their parameters carry the names they have in its file."""
 
     unet: Any  # the family's
+    vae: Any
     encoder: Any
 
     def __init__(self, family: Family, config: ModelConfig) -> None:
         super().__init__()
         self.unet = family.unet(config.unet)
-        self.vae = Autoencoder(config.vae)
+        self.vae = family.autoencoder(config.vae)
         self.encoder = family.encoder(config.encoder)
 
     def cast(self, dtype: torch.dtype) -> Networks:
@@ -66,6 +67,11 @@ class Family:
         project_context(context) as `models.unet.Skeleton` has them. The config needs in_channels,
         out_channels, frames and side, as a `SkeletonConfig` has them."""
         raise NotImplementedError
+
+    def autoencoder(self, config: Any) -> nn.Module:
+        """The autoencoder of a `config.vae`, with encode, decode, decode_raw and dtype as
+        `models.autoencoder.Autoencoder` has them."""
+        return Autoencoder(config)
 
     def encoder(self, config: Any) -> nn.Module:
         """The encoder, of prompts or images, of a `config.encoder`, whose `context_shape` is the
