@@ -55,6 +55,7 @@ class Family:
     converter: str  # module whose `CONVERSION` turns published files into ours
     config: ModelConfig  # of the published checkpoint; smaller ones use the same classes
     takes: tuple[str, ...] = ("prompt",)  # what a video is made from: "prompt", "image", or both
+    dense = True  # whether `Pipeline.sample` makes more than key frames
     idle: tuple[str, ...] = ("motion_bucket_id", "noise_aug_strength", "resize")  # unused Settings
 
     @property

@@ -26,7 +26,7 @@ from .transformer import Transformer, WanConfig
 
 
 class WanFamily(Family):
-    name = "wan"
+    name, dense = "wan", False
     config = ModelConfig(
         "wan", WanConfig(), WanAutoencoderConfig(), UMT5Config(), FlowConfig(),
         Defaults(height=480, width=832, eta=0.0, guidance_scale=5.0, fps=16,

@@ -169,7 +169,7 @@ class CausalConv(nn.Conv3d):
     def __init__(self, channels: int, out: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__(channels, out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Tensor, seen: Seen) -> Tensor:
+    def forward(self, x: Tensor, seen: Seen) -> Tensor:  # type: ignore[override]
         n = self.kernel_size[0] - 1
         before = seen[self] if self in seen else x.new_zeros(*x.shape[:2], n, *x.shape[3:])
         x = torch.cat([before, x], dim=2)

@@ -129,7 +129,7 @@ class UniPC(FlowEuler):
         c2, data = 0.5, m0
         if len(self.past) > 1:
             p = B / -h - 1
-            b1, b2 = p / B, 2 * (p / -h - 0.5) / B
-            c1, c2 = np.linalg.solve([[1, 1], [r, 1]], [b1, b2])
-            data = m0 + float(c1) / r * (self.past[0][2] - m0)
-        return self.towards(i - 1, x, data + float(c2) * (m - m0))
+            b1, b2 = p / B, 2 * (p / -h - 0.5) / B  # c1 + c2 = b1, r c1 + c2 = b2
+            c1 = (b2 - b1) / (r - 1)
+            c2, data = b1 - c1, m0 + c1 / r * (self.past[0][2] - m0)
+        return self.towards(i - 1, x, data + c2 * (m - m0))
