@@ -10,7 +10,7 @@
     python -m tests.full_size modelscope folder/         # 7.3 GB
     python -m tests.full_size latte folder/              # 5 GB, without its text encoder
     python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256, _1024
-    python -m tests.full_size wan folder/                # 6.2 GB: the authors' files; wan_folder alike
+    python -m tests.full_size wan folder/                # 6.2 GB, the authors'; wan_folder alike
     python -m tests.full_size lavie_interpolation folder/        # 4.5 GB, with the SD folder
     python -m tests.full_size ldmvfi ldmvfi.ckpt         # 3.5 GB
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from examples import wan
+from examples.wan.samplers import FlowEuler
 from weights_convert.engine import convert
 from zerosmooth.config import ModelConfig, Sampling
 from zerosmooth.family import Networks
@@ -86,7 +87,7 @@ def check_vae(reference: Reference) -> float:
     return max(errors)
 
 
-def walk(reference: Reference, network: Guidance, sampler: wan.FlowEuler) -> Iterator[Tensor]:
+def walk(reference: Reference, network: Guidance, sampler: FlowEuler) -> Iterator[Tensor]:
     """x after every step."""
     x = sampler.start(frames_first(reference, reference["latents"]))
     for i in range(len(sampler)):

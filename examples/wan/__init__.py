@@ -20,7 +20,7 @@ from zerosmooth.settings import Settings
 
 from .autoencoder import Autoencoder, WanAutoencoderConfig
 from .conversion import WanConversion, table
-from .samplers import FlowConfig, FlowEuler, UniPC
+from .samplers import FlowConfig
 from .text import UMT5_SIZE, PromptEncoder, UMT5Config, folder_of
 from .transformer import Transformer, WanConfig
 

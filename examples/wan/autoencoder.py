@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -206,7 +205,8 @@ class PixelAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = Norm(channels, 2)
-        self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         frames = rearrange(x, "b c f h w -> (b f) c h w")

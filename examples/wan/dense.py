@@ -84,6 +84,11 @@ def noises(shape: Sequence[int], f: int, clips: int, seed: int) -> list[Tensor]:
     return [nested_noise(shape, (f - 1) * 2**s + 1, (), seed, -1 - s) for s in range(clips)]
 
 
+def steps_at(shares: Sequence[float], steps: int) -> set[int]:
+    """The steps that come after these shares of all."""
+    return {min(round(share * steps), steps - 1) for share in shares}
+
+
 def corrected(frames: Tensor, keys: Tensor, lift: Lift = lines) -> Tensor:
     """Frames whose every n-th is a key frame, and whose others are corrected as their neighbours.
 

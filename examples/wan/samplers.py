@@ -80,8 +80,8 @@ class FlowEuler:
 
 
 class UniPC(FlowEuler):
-    """Of order 2, "bh2", on data: each step is corrected once the data of its end is known, then the
-    next one is predicted. It is told whole timesteps.
+    """Of order 2, "bh2", on data: each step is corrected once the data of its end is known, then
+    the next one is predicted. It is told whole timesteps.
 
     It remembers the last steps of the one clip that it samples; at a step that does not follow upon
     the last one it begins anew.
@@ -103,7 +103,7 @@ class UniPC(FlowEuler):
         return self.predicted(i, x, x0)
 
     def way(self, i: int) -> tuple[float, float, float]:
-        """Of step i: its length h in log((1 - s) / s), exp(-h) - 1, and how far back the step before
+        """Of step i: its length h in log((1 - s) / s), exp(-h) - 1, and where the step before
         began, in h."""
         before, now, after = (self.log_ratio(j) for j in (i - 1, i, i + 1))
         h = after - now
