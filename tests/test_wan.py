@@ -15,12 +15,13 @@ from torch.testing import assert_close
 
 from examples import wan
 from examples.wan import dense, text
+from examples.wan.__main__ import main
 from examples.wan.conversion import TEXT
 from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, convert, plan
 from zerosmooth.attention import fusion_matrix, windows
 from zerosmooth.bus import HiddenStateBus
-from zerosmooth.checkpoint import load, tensor_shapes
+from zerosmooth.checkpoint import load, looks_like, tensor_shapes
 from zerosmooth.extensions.motion import carried
 from zerosmooth.extensions.predictions import lines
 from zerosmooth.family import Networks
@@ -114,7 +115,8 @@ def small_folder(request, tmp_path, monkeypatch) -> Path:
 def encoded(monkeypatch) -> None:
     """Prompts have states, without UMT5."""
     def encode(self, prompts, device, dtype):
-        return torch.stack([weight(p, self.config.context_shape) for p in prompts]).to(device)
+        return torch.stack([weight(p, self.config.context_shape) for p in prompts]).to(
+            device, dtype)
 
     monkeypatch.setattr(wan.PromptEncoder, "encode", encode)
 
@@ -135,6 +137,25 @@ def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded):
     assert video.frames[0].shape == (9, 16, 32, 3) and video.fps == [16]
     with pytest.raises(UserError, match="scale=2; of wan"):
         pipeline.sample("a test", scale=2)
+
+
+def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):
+    """The key video is that of `Pipeline.sample`; each correction runs, in bfloat16 too."""
+    out, made = tmp_path / "a.safetensors", tmp_path / "made"
+    assert converted(small_folder, out) == 0
+    asked = [str(out), "--frames", "9", "--height", "16", "--width", "32", "--steps", "2",
+             "--device", "cpu", "--outdir", str(made)]
+    assert main([*asked, "--scale", "4", "--correct", "carried", "--join", "0.5"]) == 0
+    assert sorted(path.name for path in made.iterdir()) == [
+        "wan-0-17.mp4", "wan-0-33.mp4", "wan-0-9.mp4"]
+    for correct in ("none", "averages"):
+        assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--seed", "1"]) == 0
+    capsys.readouterr()
+    for wrong, said in ((["--frames", "8"], "1 + 4m frames"), (["--at", "2"], "are 0 to 1"),
+                        (["--frames", "13"], "use 2 to 3"), (["--height", "20"], "multiple of 16")):
+        assert main([*asked, *wrong]) == 1
+        assert said in capsys.readouterr().err
+    assert looks_like(published("authors")) == looks_like(published("diffusers"))
 
 
 def test_a_folder_without_its_autoencoder_is_refused(small_folder, tmp_path, capsys):
