@@ -41,16 +41,17 @@ class Latents:
     vae: Any
 
     def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:
-        mean, std = self.statistics()
+        mean, std = self.statistics(z)
         return self.vae.decode((z.to(std) * std + mean).movedim(2, 1)).sample.movedim(1, 2)
 
     def encode(self, x: Tensor, chunk: int | None = None) -> Tensor:
-        mean, std = self.statistics()
+        mean, std = self.statistics(x)
         return (self.vae.encode(x.movedim(2, 1)).latent_dist.mode().movedim(1, 2) - mean) / std
 
-    def statistics(self) -> Tensor:
-        c, like = self.vae.config, next(self.vae.parameters())
-        return like.new_tensor([c.latents_mean, c.latents_std])[..., None, None]
+    def statistics(self, like: Tensor) -> Tensor:
+        """On the device of the clip: an autoencoder that is offloaded waits on another."""
+        values = [self.vae.config.latents_mean, self.vae.config.latents_std]
+        return torch.tensor(values, device=like.device, dtype=self.vae.dtype)[..., None, None]
 
 
 class Windows:

@@ -3,6 +3,7 @@ corrections. Its figures are in `tests/golden`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,40 @@ def test_what_the_text_encoder_needs_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("WAN_TEXT", str(tmp_path))
     with pytest.raises(UserError, match=r'pip install "\.\[t5\]"'):
         read("/nowhere")
+
+
+def test_a_real_umt5_is_read_from_both_layouts(tmp_path, monkeypatch):
+    """A tiny one with random weights: the folder, and its authors' file."""
+    transformers = pytest.importorskip("transformers", reason='needs pip install ".[t5]"')
+    sentencepiece = pytest.importorskip("sentencepiece", reason='needs pip install ".[t5]"')
+    for tokenizer in (tmp_path / "folder/tokenizer", tmp_path / "authors/google/umt5-xxl"):
+        tokenizer.mkdir(parents=True)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([f"a {c} circle" for c in ("red", "blue", "green")] * 3),
+            model_prefix=str(tokenizer / "spiece"), vocab_size=25, pad_id=0, eos_id=1, unk_id=2,
+            bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+        (tokenizer / "tokenizer_config.json").write_text(json.dumps({
+            "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>",
+            "unk_token": "<unk>", "extra_ids": 0}))
+    sizes = {"vocab_size": 40, "d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 2,
+             "num_heads": 2, "feed_forward_proj": "gated-gelu"}
+    monkeypatch.setattr(text, "XXL", sizes)
+    with torch.inference_mode(False):
+        umt5 = transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes))
+        umt5.save_pretrained(tmp_path / "folder/text_encoder")
+        state, names = umt5.state_dict(), plan(TEXT, shapes("wan_text_authors"))[0]
+        torch.save({theirs: state[ours] for ours, (theirs,) in names.items() if ours in state},
+                   tmp_path / "authors/models_t5_umt5-xxl-enc-bf16.pth")
+
+    def encode(folder: str, width: int = 12) -> Tensor:
+        encoder = wan.PromptEncoder(wan.UMT5Config(str(tmp_path / folder), 9, width))
+        return encoder.encode(["a  red circle", ""], torch.device("cpu"), torch.float32)
+
+    states = encode("folder")
+    assert states.shape == (2, 9, 12) and states[1, 0].abs().max() > 0
+    assert not states[1, 1:].any() and torch.equal(states, encode("authors"))
+    with pytest.raises(UserError, match="12 channels, not 16"):
+        encode("folder", 16)
 
 
 def test_prompts_are_cleaned_as_published():

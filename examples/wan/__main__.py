@@ -80,8 +80,8 @@ def make(args: argparse.Namespace) -> int:
                      settings, sequential=True)
     through = ThroughFrames(networks.vae, LIFTS.get(args.correct, lines),
                             steps_at(args.at, args.steps), args.rounds, settings.decode_chunk_size)
-    correct: Correct = {"none": keep, "averages": Pairs.averages(config.vae.latent_channels)}.get(
-        args.correct, through)
+    corrections: dict[str, Correct] = {
+        "none": keep, "averages": Pairs.averages(config.vae.latent_channels)}
     clips, side = args.scale.bit_length(), config.vae.factor
     shape = config.unet.in_channels, settings.height // side, settings.width // side
     noise = [e[None].to(device) for e in noises(shape, settings.key_frames, clips, args.seed)]
@@ -93,7 +93,8 @@ def make(args: argparse.Namespace) -> int:
 
     join = min(round(args.join * args.steps), args.steps - 1)
     xs = sample_dense(predict, sampling, args.steps, noise, config.unet.frames,
-                      config.unet.overlap, correct, join, through.begin)
+                      config.unet.overlap, corrections.get(args.correct, through), join,
+                      through.begin)
     args.outdir.mkdir(parents=True, exist_ok=True)
     for s, x in enumerate(xs):
         frames = networks.vae.decode(x[0].float(), settings.decode_chunk_size).clamp(-1, 1)
