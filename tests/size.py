@@ -54,7 +54,7 @@ def sums(files: dict[str, int]) -> dict[str, tuple[int, int]]:
             "all without tests": (own, OWN)}
 
 
-OWN = 12_060  # 9,500, and what came since: exact and far world, motion, peers, Latte, checks
+OWN = 13_090  # 9,500, and what came since: exact and far world, motion, peers, Latte, Wan
 
 
 def long_lines() -> list[str]:

@@ -49,6 +49,8 @@ KINDS = (  # first bytes of a file, and what it is
 LOOKS = {  # parts of tensor names, and the published checkpoint that has them
     "time_stack": "Stable Video Diffusion in its authors' layout (weights_convert svd)",
     "caption_projection": "Latte (weights_convert --family examples/latte.py FOLDER)",
+    "condition_embedder": "Wan 2.1 (weights_convert --family examples.wan FOLDER)",
+    "head.modulation": "Wan 2.1 (weights_convert --family examples.wan FOLDER)",
     "temporal_transformer_blocks":
         "Stable Video Diffusion in diffusers' layout (weights_convert svd FOLDER)",
     "attn_temp": "LaVie (weights_convert lavie)",
