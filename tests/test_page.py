@@ -15,7 +15,9 @@ from zerosmooth.video import read_video, write_video
 from zerosmooth_cli import page
 from zerosmooth_cli.page import Page, results
 
+from . import firefox
 from .chromium import PATH, SHIFT, Chromium
+from .firefox import Firefox
 
 SIZE = 160, 256  # from 256 pixels on videos are not enlarged
 FRAMES, RATES = (16, 32, 64), (8.0, 16.0, 32.0)
@@ -166,6 +168,19 @@ def browser(tmp_path_factory):
         yield browser
 
 
+@pytest.fixture(scope="module")
+def fox(tmp_path_factory):
+    if firefox.PATH is None:
+        pytest.skip("there is no Firefox")
+    with Firefox(tmp_path_factory.mktemp("profile")) as fox:
+        yield fox
+
+
+@pytest.fixture(params=["browser", "fox"], ids=["Chromium", "Firefox"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def opened(browser, folder):
     browser.errors.clear()
@@ -297,6 +312,55 @@ def test_it_fits_on_a_screen(browser, folder, width, dark):
         "rgb(20, 21, 23)" if dark else "rgb(246, 246, 244)"
     )
     assert not browser.errors
+
+
+@pytest.mark.parametrize("height", [768, 640])
+def test_on_a_laptop_the_bar_covers_no_strip(either, tmp_path, height):
+    """Of square videos, the highest that families make; 640 is what the browser's own bars leave of
+    768."""
+    frames = np.zeros((16, 64, 64, 3), np.uint8)
+    panels = [(f"{n} frames", f"{n / 2} fps", frames, n / 2, None) for n in (16, 32, 64)]
+    made = page.entry("square", "a red circle moving right quickly", "seed 0", panels)
+    Page(tmp_path).write([("square", lambda: made | {"command": "python sample.py"})])
+    either.open(tmp_path / page.NAME, 1366, height)
+    ready(either)
+    bottom = "[...document.querySelectorAll('.slice')].map((s) => s.getBoundingClientRect().bottom)"
+    bar = either.run("document.querySelector('footer').getBoundingClientRect().top")
+    assert max(either.run(bottom)) < bar
+    tops = "[...document.querySelectorAll('.view')].map((v) => v.getBoundingClientRect().y)"
+    assert len(set(either.run(tops))) == 1  # side by side
+
+
+def test_a_page_without_videos_says_why(either, tmp_path):
+    Page(tmp_path).write([], page.live("a name", "video 1 of 2", 0.25, None, 8.0))
+    Page(tmp_path).write(results(tmp_path))  # as when a run is interrupted
+    either.open(tmp_path / page.NAME)
+    said = either.run("document.querySelector('main').innerText")
+    assert "The run ended before its first video was finished" in said
+    assert either.run("document.querySelector('footer').offsetHeight") == 0
+
+
+def test_firefox_steps_drags_wraps_and_plays(fox, folder):
+    fox.open(folder / page.NAME)
+    ready(fox)
+    fox.run("set(false), go(0)")
+    for key, shift, number in (("ArrowRight", False, 1), ("ArrowRight", True, 4),
+                               ("ArrowLeft", True, 0), ("ArrowLeft", False, 63),
+                               ("ArrowRight", False, 0)):
+        fox.press(key, shift)
+        assert fox.run(SHOWN % 0) == in_step(number), (key, shift)
+    x, y, width = fox.run("(({x, y, width, height}) => [x, y + height / 2, width])"
+                          "(document.querySelectorAll('.slice')[2].getBoundingClientRect())")
+    fox.drag((x + 0.1 * width, y), (x + 0.5 * width, y), (x + 0.7501 * width, y))
+    assert fox.run(SHOWN % 0) == in_step(48)
+    fox.run("go(62)")
+    fox.press(" ")
+    fox.until("tick > 0 && tick < 32")  # round and round
+    assert fox.run("playing")
+    fox.press("q")
+    assert fox.run("speed") == 0.25
+    fox.press(" ")
+    assert fox.run(SHOWN % 0) == in_step(fox.run("tick")) and not fox.run("playing")
 
 
 def test_while_it_runs_the_page_reads_itself_anew_and_stays_where_it_was(browser, tmp_path):
