@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -13,11 +12,9 @@ import torch
 from zerosmooth.checkpoint import Checkpoint, describe
 from zerosmooth.family import Family
 from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth_cli import main as sample
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-import sample  # noqa: E402
-
 QUICK = ["--steps", "2", "--scale", "2", "--device", "cpu", "--set", "key_frames=4"]
 
 

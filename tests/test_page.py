@@ -75,7 +75,7 @@ def entries(folder: Path) -> list[dict]:
 def test_it_holds_all_videos_the_latest_first(folder):
     second, first = entries(folder)
     assert (first["title"],
-            first["command"]) == ("first", f"python sample.py --again {folder}/first_64f.mp4")
+            first["command"]) == ("first", f"python -m zerosmooth --again {folder}/first_64f.mp4")
     assert (
         first["settings"] == {"preset": "paper", "strength": 0.8, "seed": 0, "torch": "2"}
         and second["title"][0] == "<"

@@ -1,6 +1,8 @@
 """From Python: what a video does by itself, and what is exported."""
 
 import base64
+import configparser
+import importlib
 import json
 import re
 from pathlib import Path
@@ -85,3 +87,22 @@ def test_all_that_is_exported_is_there_and_documented():
     page = (ROOT / "docs/python.md").read_text()
     for name in zerosmooth.__all__:
         assert hasattr(zerosmooth, name) and re.search(rf"\b{name}\b", page), name
+
+
+def test_the_installed_command_is_a_module_of_the_package_and_says_its_own_name(
+        monkeypatch, capsys):
+    written = configparser.ConfigParser()
+    written.read(ROOT / "setup.cfg")
+    assert "py_modules" not in written["options"]  # which others' modules could hide
+    name, _, place = written["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, attribute = place.partition(":")
+    run = getattr(importlib.import_module(module), attribute)
+    monkeypatch.setattr("signal.getsignal", lambda number: None)  # and Ctrl-C stays pytest's
+    for argv, said in {"--help": "zerosmooth --again", "--steps=0": "zerosmooth: steps"}.items():
+        monkeypatch.setattr("sys.argv", ["/usr/bin/zerosmooth", argv])
+        try:
+            assert run() == 1
+        except SystemExit as end:
+            assert end.code == 0
+        spoken = "".join(capsys.readouterr())
+        assert said in spoken and "sample.py" not in spoken and name == "zerosmooth"

@@ -511,7 +511,8 @@ def test_a_reader_that_goes_away_does_not_end_a_run():
 
 
 @pytest.mark.parametrize("command", [
-    ["sample.py"], pytest.param(["-m", "evaluation"], marks=pytest.mark.long)])
+    ["sample.py"], ["-m", "zerosmooth_cli"],
+    pytest.param(["-m", "evaluation"], marks=pytest.mark.long)])
 def test_interrupting_the_imports_is_no_traceback(command):
     process = python("-X", "importtime", *command)
     for line in process.stderr:

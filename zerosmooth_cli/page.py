@@ -28,6 +28,7 @@ from zerosmooth.files import whole
 from zerosmooth.video import VIDEO_SUFFIXES, busiest_line, read_video
 
 NAME = "index.html"
+AGAIN = "python -m zerosmooth --again"  # which works installed and in a clone
 FORMAT = 2  # of an entry: those of another format are made anew
 MOST = 64_000_000  # characters of all entries: what browsers still open quickly
 WIDEST = 512  # pixels: larger videos are shrunk to this
@@ -117,7 +118,7 @@ def _result(path: Path) -> Entry | None:
         return entry(path.stem, prompt or image or path.stem, " · ".join(filter(None, note)),
                      panels, record["enlarged"]) | {
             "settings": {name: value for name, value in listed.items() if value is not None},
-            "command": shlex.join(["python", "sample.py", "--again", str(path.parent / names[-1])])}
+            "command": f"{AGAIN} {shlex.quote(str(path.parent / names[-1]))}"}
     except (OSError, LookupError, TypeError, ValueError, RecursionError):
         return None
 
