@@ -3,7 +3,6 @@ it is missing."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from zerosmooth.config import Sampling  # noqa: E402
 from zerosmooth.families import FAMILIES  # noqa: E402
 from zerosmooth.guidance import Branch, Guidance  # noqa: E402
 from zerosmooth.settings import settings_for  # noqa: E402
-from zerosmooth.video import read_video  # noqa: E402
 
 from .parity import build, read  # noqa: E402
 from .parity_backbones_a import build as build_latte  # noqa: E402
@@ -290,23 +288,3 @@ def test_what_does_not_fit_is_refused(pipeline, reference):
     with pytest.raises(ValueError,
                        match="UNet2DConditionModel is none of"), diffusers_bus.on_bus(other):
         pass
-
-
-def test_the_lines_that_people_copy_run(reference, tmp_path, monkeypatch):
-    from diffusers import AnimateDiffPipeline, AutoencoderKL
-
-    pages = [(GOLDEN.parent.parent / name).read_text() for name in ("README.md", "docs/python.md")]
-    blocks = [block for page in pages for block in re.findall(r"```python\n(.*?)```", page, re.S)
-              if "diffusers_bus import smooth" in block]
-    assert blocks
-    pipeline = animatediff(unet_of(reference), AutoencoderKL(block_out_channels=(32, 32)),
-                           reference.json("scheduler"))
-    plain = AnimateDiffPipeline.__call__
-    monkeypatch.setattr(AnimateDiffPipeline, "encode_prompt", lambda *_, **__: (
-        reference["context"], reference["uncond"]))
-    monkeypatch.setattr(AnimateDiffPipeline, "__call__",
-                        lambda self, *args, **given: plain(self, *args, **{**SIZE, **given}))
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        exec(block, {"pipeline": pipeline})
-        assert len(read_video(tmp_path / "panda.mp4")) == 64
