@@ -252,7 +252,7 @@ def finished(odd) -> dict:
     ("device", "toaster", None),
 ])
 def test_a_record_is_checked_as_flags_are(tmp_path, finished, monkeypatch, path, value, reason):
-    monkeypatch.setattr("sample.check.report", lambda *_: ["checked"])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: ["checked"])
     file, record = tmp_path / "x.json", json.loads(json.dumps(finished))
     *outer, last = path.split(".")
     (record[outer[0]] if outer else record)[last] = value
@@ -264,7 +264,7 @@ def test_a_record_is_checked_as_flags_are(tmp_path, finished, monkeypatch, path,
 
 
 def test_code_that_a_record_names_is_not_run(tmp_path, finished, monkeypatch):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
     changed = finished | {"family": str(tmp_path / "evil.py"), "ckpt": "x", "outdir": "/"}
     (tmp_path / "x.json").write_text(json.dumps(changed))
@@ -348,7 +348,7 @@ def test_a_name_that_is_taken_is_told(tiny, tmp_path, monkeypatch):
 
 def test_how_fast_a_video_plays_is_as_asked_and_is_said(tiny, tmp_path, monkeypatch):
     quick(monkeypatch)
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
     said = make(tiny, "--outdir", tmp_path, "--set", "save_fps=30")
     assert ("note: 8 frames at 30 fps play in 0.267 s, not 0.5 s: 1.88 times faster than the model "
             "is told") in said
@@ -362,7 +362,7 @@ def test_how_fast_a_video_plays_is_as_asked_and_is_said(tiny, tmp_path, monkeypa
 
 
 def test_another_scale_keeps_the_seconds(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
     (file,) = odd.glob("*_8f.mp4")
     for scale, said in ((2, "4 key frames at 3 fps become 8 at 6 fps"),
                         (8, "4 key frames at 3 fps become 32 at 24 fps")):

@@ -10,7 +10,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 
+from zerosmooth.pipeline import Video
+from zerosmooth.settings import Settings
 from zerosmooth.video import read_video, write_video
 from zerosmooth_cli import page
 from zerosmooth_cli.page import Page, results
@@ -77,7 +80,7 @@ def entries(folder: Path) -> list[dict]:
 def test_it_holds_all_videos_the_latest_first(folder):
     second, first = entries(folder)
     assert (first["title"],
-            first["command"]) == ("first", f"python sample.py --again {folder}/first_64f.mp4")
+            first["command"]) == ("first", f"python -m zerosmooth --again {folder}/first_64f.mp4")
     assert (
         first["settings"] == {"preset": "paper", "strength": 0.8, "seed": 0, "torch": "2"}
         and second["title"][0] == "<"
@@ -376,6 +379,23 @@ def test_while_it_runs_the_page_reads_itself_anew_and_stays_where_it_was(browser
     browser.until("typeof page !== 'undefined' && page.live === null && entries.length === 1", 60)
     ready(browser)
     assert browser.run("[playing, document.querySelectorAll('progress').length]") == [False, 0]
+
+
+def test_a_notebook_plays_all_stages_of_a_video_in_step(browser, tmp_path):
+    frames = [torch.from_numpy(moving(n)) for n in FRAMES]
+    video = Video("a <b>", 3, frames, list(RATES), [], Settings(), 0)
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><h1>Above</h1>{video._repr_html_()}")
+    browser.open(tmp_path / "notebook.html", still=True)
+    inside = "document.querySelector('iframe').contentWindow.eval(%s)"
+    browser.until(inside % json.dumps("entries[0].panels.every((panel) => panel.cells)"))
+    for number in (0, 5, 63):
+        shown = inside % json.dumps(f"go({number}), {SHOWN % 0}")
+        assert browser.run(shown) == in_step(number)
+    title, scrolls, header = browser.run(inside % json.dumps(
+        "[document.querySelector('h2').textContent, document.documentElement.scrollHeight - "
+        "innerHeight, document.querySelector('header').offsetHeight]"))
+    assert title == "a <b>" and scrolls <= 0 and header == 0
+    assert not browser.errors
 
 
 def test_a_gif_shows_frames_that_are_alike_as_often_as_they_play(tmp_path):

@@ -220,7 +220,8 @@ def given(tiny, tmp_path_factory) -> dict[str, Path]:
 
 
 MISTAKES = [
-    ("--ckpt none.safetensors", "none.safetensors does not exist"),
+    ("--ckpt none.safetensors", "none.safetensors does not exist; give"),
+    ("--ckpt vc2-smal", "vc2-smal does not exist; did you mean vc2-small?"),
     ("--ckpt no-such-name", "vc2-small"),
     ("--ckpt {here}", "is a folder"),
     ("--ckpt {here}/half.safetensors", "cut off"),
@@ -250,6 +251,8 @@ MISTAKES = [
     # values
     ("--scale 3", "scale=3; use one of 1, 2, 4, 8"),
     ("--preset magic", "use one of paper, anchored"),
+    ("--preset anchord", "preset='anchord'; did you mean anchored?"),
+    ("--method windowd", "method='windowd'; did you mean windowed?"),
     ("--method magic", "use one of zerosmooth, "),
     ("--steps 0", "steps=0; use 1 to 1000"),
     ("--guidance_scale nan", "guidance_scale=nan"),
@@ -277,6 +280,7 @@ MISTAKES = [
     ("--set eta", "--set eta: write eta=VALUE"),
     ("--set jion=0.6", "there is no setting 'jion'; did you mean join?"),
     ("--set frames=8", "there is no setting 'frames'; did you mean"),
+    ("--set seed=3", "seed is no setting but a flag: --seed"),
     ("--set zzz=1", "there is no setting 'zzz'; use one of height, width, "),
     # what does nothing
     ("--scale 1 --set strength=0.8", "strength does nothing at scale 1"),
@@ -511,7 +515,8 @@ def test_a_reader_that_goes_away_does_not_end_a_run():
 
 
 @pytest.mark.parametrize("command", [
-    ["sample.py"], pytest.param(["-m", "evaluation"], marks=pytest.mark.long)])
+    ["sample.py"], ["-m", "zerosmooth_cli"],
+    pytest.param(["-m", "evaluation"], marks=pytest.mark.long)])
 def test_interrupting_the_imports_is_no_traceback(command):
     process = python("-X", "importtime", *command)
     for line in process.stderr:

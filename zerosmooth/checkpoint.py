@@ -24,7 +24,7 @@ from torch import Tensor
 from .config import LETTERS, ModelConfig
 from .families import FAMILIES
 from .family import Family, Networks
-from .fields import UserError
+from .fields import UserError, near
 from .files import one_line, whole
 from .guidance import Guidance, Inputs
 from .pipeline import Pipeline
@@ -173,12 +173,17 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
-def describe(path: Path, family: Family | None = None) -> Checkpoint:
+def describe(path: str | Path, family: Family | None = None) -> Checkpoint:
     """Read a checkpoint's header, and check it against the networks that its config describes.
 
-    family: the file's, if it is not a built-in one. CheckpointError if the file is anything but a
-    whole checkpoint of ours.
+    path: or the name of one that ships; family: the file's, if it is not a built-in one.
+    CheckpointError if the file is anything but a whole checkpoint of ours.
     """
+    asked, path = Path(path), find(path)
+    if not path.exists():
+        own, beside = shipped(), asked.parent.glob("*.safetensors")
+        hint = f"give a converted checkpoint, or one that ships with this: {', '.join(own)}"
+        raise CheckpointError(f"{asked} does not exist; {near(str(asked), [*own, *beside], hint)}")
     header = read_header(path)
     metadata, shapes, dtypes = header.metadata, header.shapes, set(header.dtypes.values())
     known = FAMILIES if family is None else {family.name: family}
@@ -263,7 +268,7 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu",
     dtype: of the networks; None: `default_dtype`. family: see `describe`. CheckpointError if the
     file is no such checkpoint; UserError for a device that is not there, or another dtype.
     """
-    return load_described(describe(find(name), family), device, dtype)
+    return load_described(describe(name, family), device, dtype)
 
 
 def load_described(checkpoint: Checkpoint, device: str | torch.device,

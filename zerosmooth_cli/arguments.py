@@ -15,9 +15,7 @@ import torch
 from zerosmooth.checkpoint import (
     DEFAULT,
     Checkpoint,
-    CheckpointError,
     describe,
-    find,
     load_described,
     sha256,
     shipped,
@@ -95,6 +93,8 @@ class Set(argparse.Action):
                  *_: Any) -> None:
         for text in texts:
             name, equals, value = text.partition("=")
+            if hasattr(args, name) and name not in OPTIONS:
+                raise UserError(f"{name} is no setting but a flag: --{name}")
             known([name], Settings, Running, Output)
             if not equals:
                 raise UserError(f"--set {text}: write {name}=VALUE")
@@ -129,11 +129,7 @@ def as_path(text: str) -> Path:
 def described(args: argparse.Namespace) -> Checkpoint:
     """The checkpoint that is asked for. UserError if it cannot be used."""
     family = None if args.family is None else load_family(args.family, FAMILIES)
-    file = find(args.ckpt or DEFAULT)
-    if not file.exists():
-        raise CheckpointError(f"{file} does not exist; give a converted checkpoint, or one that "
-                              f"ships with this: {', '.join(shipped())}")
-    return describe(file, family)
+    return describe(args.ckpt or DEFAULT, family)
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
