@@ -206,12 +206,16 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     said = {**({} if before is None else _kept(family, config, before, asked)), **asked}
     own = {field.name: getattr(config.defaults, field.name) for field in fields(Sampling)}
     own |= {"key_frames": config.unet.frames, "decode_chunk_size": config.vae.decode_chunk_size}
+    own |= {} if family.dense else {"scale": 1}
     method = said.get("method", Settings.method)
     preset = said.get("preset", config.defaults.preset if method == Settings.method else "paper")
     if method in METHODS:
         own |= METHODS[method].needs
     settings = Settings(**{**own, **PRESETS.get(preset, ("", {}))[1], **said, "preset": preset})
     settings.check(config)
+    if settings.scale > 1 and not family.dense:
+        raise UserError(f"scale={settings.scale}; of {family.name} this makes key frames alone: "
+                        "use 1, and see the head of its file for more")
     refuse(asked, idle(family, config, settings))
     return settings
 
