@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .colors import in_srgb, profile_of
 from .fields import UserError
 from .files import one_line
 
@@ -53,7 +54,7 @@ def by_number(path: Path) -> list[int | str]:
 
 
 def read_image(path: Path) -> Tensor:
-    """An image as uint8 h w 3, turned upright by its EXIF data; transparent pixels become white.
+    """An image as uint8 h w 3 in sRGB, upright by its EXIF data; transparent pixels become white.
 
     Of an animation it is the first frame. Very large images are shrunk, see LARGE. UserError if it
     cannot be read or is too small.
@@ -64,13 +65,14 @@ def read_image(path: Path) -> Tensor:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and odd metadata
-            head = file.read(64)
+            head = file.read(1 << 20)
             for pattern, kind in UNREAD:
                 if re.match(pattern, head, re.DOTALL):
                     raise UserError(f"is {kind}, which is not read here; save it as PNG or JPEG")
             # Opened as a file: by name, Pillow 13 scrambles turned TIFFs.
             with Image.open(file) as image:
-                return torch.from_numpy(_pixels(ImageOps.exif_transpose(image)))
+                profile = profile_of(image, head)
+                return torch.from_numpy(_pixels(ImageOps.exif_transpose(image), profile))
     except UserError as error:
         raise UserError(f"the image {path} {error}") from None
     except Image.DecompressionBombError as error:
@@ -80,7 +82,7 @@ def read_image(path: Path) -> Tensor:
         raise UserError(f"the image {path} cannot be read, or is damaged ({reason})") from error
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, profile: bytes | None) -> np.ndarray:
     """uint8 h w 3 of an opened image. UserError if it cannot be used."""
     width, height = image.size
     if min(width, height) < SMALLEST:
@@ -92,7 +94,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":
         raise UserError(f"has pixels of mode {image.mode}; save it with 8 or 16 bits a channel")
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
+    image = in_srgb(image, mode, profile)
     if (factor := min(image.size) // LARGE) > 1:
         image = image.reduce(factor)
     pixels = np.array(image)
