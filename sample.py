@@ -35,7 +35,7 @@ from zerosmooth_cli.results import Result, check_outputs
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         "sample.py", "python sample.py [options]", __doc__, formatter_class=arguments.Help)
     add = parser.add_argument
     arguments.add_checkpoint(add)

@@ -181,8 +181,12 @@ def check_outputs(folder: Path, settings: Settings, output: Output,
 
 
 def check_folder(folder: Path, settings: Settings) -> None:
-    """Make a folder of results. UserError if it is a file, or if its disk could not hold one result
-    uncompressed."""
+    """Make a folder of results. UserError if it is a file or a link to nothing, or if its disk
+    could not hold one result uncompressed."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"--outdir {folder}: {path} is a link to {path.readlink()}, which is "
+                            "not there; make that folder, or remove the link")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--outdir {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
