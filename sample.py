@@ -1,7 +1,8 @@
 """Smooth video from a prompt or an image: a frozen 16-frame model makes 32 and 64 frames.
 
     python sample.py                                                # a small model that ships
-    python sample.py --ckpt vc2.safetensors --prompt "a panda eating pizza"
+    python sample.py --prompt "a green square moving up"            # of what it knows
+    python sample.py --ckpt vc2.safetensors --prompt "a boat at sea"
     python sample.py --ckpt svd.safetensors --image photo.jpg       # or a folder of images
     python sample.py --check --ckpt vc2.safetensors                 # what it is, what it needs
     python sample.py --again video.mp4 --scale 8                    # remake a video, denser

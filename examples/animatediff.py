@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weights_convert import diffusers, ldm, lora
+from weights_convert import configs, diffusers, ldm, lora
 from weights_convert.conversion import Conversion
 from weights_convert.engine import ConversionError, Shapes, Table
-from weights_convert.source import AVERAGED, Source, join, open_folder, open_source
+from weights_convert.source import Source, join, open_folder, open_source
 from weights_convert.videocrafter import BUFFERS, SPATIAL
 from zerosmooth.attention import ContextStates, TemporalAttention, frame_positions
 from zerosmooth.bus import Stage, name_modules
@@ -148,6 +148,15 @@ MOTION = Table([  # in the authors' names, and in diffusers'
     *ldm.feed_forward(f"{BLOCK}.ff", f"{OURS}.ff"), (f"{BLOCK}.norm3.*", f"{OURS}.norm_ff.*")])
 
 
+MOTION_FIELDS: configs.Fields = {"motion_num_attention_heads": ("motion_heads", None),
+                                 "motion_norm_num_groups": ("motion_groups", None)}
+UNET_FIELDS: configs.Fields = {  # of heads, the older name means their number
+    **configs.SAME, **MOTION_FIELDS, **dict.fromkeys(
+        ("attention_head_dim", "num_attention_heads"), ("heads", None))}
+IMAGE_BETAS = {"beta_start": 0.00085, "beta_end": 0.012,  # of images, in place of which motion
+               "beta_schedule": "scaled_linear"}  # modules have betas of their own
+
+
 def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
     """All networks, of Stable Diffusion, a folder or a file (`sd.`); and of motion (`motion.`)."""
     motion = "motion_modules", "motion", MOTION
@@ -161,12 +170,12 @@ def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
          *diffusers.vae(config.vae).within("vae.", "vae."),
          *diffusers.TEXT.within("text_encoder.", "encoder."),
          *sd.within("sd.model.diffusion_model.", "unet."),
+         *sd.within("model.diffusion_model.", "unet."),  # in LoRAs
          *ldm.VAE.within("sd.first_stage_model.", "vae."), *text, *old],
         dropped={
             "*.pos_encoder.pe": "sines and cosines, computed",
             "*.pos_embed.pe": "sines and cosines, computed",
             "*.position_ids": "0, 1, 2, ..",
-            "sd.model_ema.*": "averages over the training; the weights themselves are taken",
             **{f"sd.{name}": "of the noise schedule, computed" for name in BUFFERS}})
 
 
@@ -198,7 +207,7 @@ class AnimateDiffConversion(Conversion):
         if path.is_dir():
             parts = open_folder(path, ("unet", "vae", "text_encoder"))
         else:
-            parts = {"sd": open_source(path, takes=(AVERAGED,))}
+            parts = {"sd": open_source(path, weights=args.weights)}
         motion: Path | None = args.motion
         if motion is not None and motion.is_dir():
             parts["motion"] = open_folder(motion.parent, (motion.name,))[motion.name]
@@ -208,8 +217,31 @@ class AnimateDiffConversion(Conversion):
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         assert isinstance(config.unet, AnimateDiffConfig)
-        version = version_of(source.shapes)
-        return replace(config, unet=replace(config.unet, version=version, norms=args.norms))
+        version, path = version_of(source.shapes), source.path
+        unet = replace(config.unet, version=version, norms=args.norms)
+        if args.motion is not None and args.motion.is_dir():
+            unet = configs.said(args.motion / "config.json").over(unet, MOTION_FIELDS)
+        if path.is_file():
+            return replace(config, unet=unet)
+        assert isinstance(config.sampler, DDIMConfig)
+        said = configs.said(path / "unet/config.json")
+        said = said.without([key for key, value in said.values.items() if value is None])
+        unet = said.over(unet, UNET_FIELDS, configs.UNET_NEEDS)
+        said = configs.scheduler(path)
+        if IMAGE_BETAS.items() <= said.values.items():
+            said = said.without(IMAGE_BETAS.keys() | {"steps_offset", "set_alpha_to_one"})
+        sampler = said.over(config.sampler, configs.DDIM, configs.DDIM_NEEDS)
+        return replace(config, unet=unet, vae=configs.vae(path / "vae", config.vae),
+                       encoder=configs.text(path, config.encoder), sampler=sampler)
+
+    def check(self, source: Source, config: ModelConfig) -> None:
+        """ConversionError if a file's noise schedule is not Stable Diffusion's: motion modules have
+        another, but what the network predicts may then be another too."""
+        name = "sd.alphas_cumprod"
+        ours = DDIMConfig().alphas_cumprod()
+        if name in source.shapes and not torch.allclose(
+                source.read(name).double(), torch.from_numpy(ours), atol=1e-4):
+            raise ConversionError(f"the source has another noise schedule ({name})")
 
 
 # --- the family

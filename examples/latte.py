@@ -36,7 +36,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from weights_convert import diffusers
+from weights_convert import configs, diffusers
 from weights_convert.conversion import Conversion
 from weights_convert.diffusers import BOTH
 from weights_convert.engine import Rows, Table
@@ -60,6 +60,7 @@ from zerosmooth.models import layers
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.kernels import Conv2d, Linear, laid_out
 from zerosmooth.models.layers import TimestepEmbedding, sinusoid
+from zerosmooth.models.tokenizer import mended
 from zerosmooth.models.unet import run_deep
 from zerosmooth.samplers import DDIMConfig
 from zerosmooth.settings import Settings
@@ -437,15 +438,6 @@ def without_tags(text: str) -> str:
     return parser.text
 
 
-def mended(text: str) -> str:
-    """By `ftfy`, as in the published pipeline, where it is installed."""
-    try:
-        import ftfy
-    except ImportError:
-        return text
-    return ftfy.fix_text(text)
-
-
 # --- where the tensors of the published folder go
 
 
@@ -473,6 +465,14 @@ NETWORK = Table([
     ("scale_shift_table", "table_out"), ("proj_out.*", "proj_out.*")])
 
 
+NETWORK_FIELDS: configs.Fields = {
+    "num_attention_heads": ("heads", None), "attention_head_dim": ("head_dim", None),
+    "sample_size": ("grid", None), "video_length": ("frames", None)}
+NETWORK_NEEDS = {
+    "patch_size": (2,), "activation_fn": ("gelu-approximate",), "norm_type": ("ada_norm_single",),
+    "norm_eps": (1e-6,), "norm_elementwise_affine": (False,)}
+
+
 def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
     vae = diffusers.vae(config.vae, HF_RES if config.vae.temporal else diffusers.RES)
     return Table([*NETWORK.within("transformer.", "unet."), *vae.within("vae.", "vae."),
@@ -495,14 +495,23 @@ class LatteConversion(Conversion):
         if args.transformer is None:
             parts |= open_folder(path, ("transformer",))
         else:
-            parts["transformer"] = open_source(args.transformer)
+            parts["transformer"] = open_source(args.transformer, weights=args.weights)
         return join(path, parts)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         folder = (args.text_folder or source.path).absolute()
         print(f"prompts will be encoded by the T5 in {folder}, which is not a part of the output")
-        return replace(config, vae=TEMPORAL if args.temporal_decoder else config.vae,
-                       encoder=replace(config.encoder, folder=str(folder)))
+        vae = TEMPORAL if args.temporal_decoder else config.vae
+        vae_folder = source.path / ("vae_temporal_decoder" if args.temporal_decoder else "vae")
+        network = configs.said(source.path / "transformer/config.json")
+        if isinstance(side := network.values.get("sample_size"), int):  # of latents
+            tokens = {"sample_size": side // config.unet.patch}
+            network = replace(network, values=network.values | tokens)
+        assert isinstance(config.sampler, DDIMConfig)
+        return replace(config, vae=configs.vae(vae_folder, vae),
+                       unet=network.over(config.unet, NETWORK_FIELDS, NETWORK_NEEDS),
+                       encoder=replace(config.encoder, folder=str(folder)),
+                       sampler=configs.ddim(source.path, config.sampler))
 
 
 # --- the family

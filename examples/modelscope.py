@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from weights_convert import diffusers
+from weights_convert import configs, diffusers
 from weights_convert.conversion import Conversion
 from weights_convert.engine import Table
 from weights_convert.source import Source, join, open_folder
@@ -43,6 +44,15 @@ def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
 class ModelScopeConversion(Conversion):
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         return join(path, open_folder(path, ("unet", "vae", "text_encoder")))
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        assert isinstance(config.sampler, DDIMConfig)
+        path, unet = source.path, configs.said(source.path / "unet/config.json")
+        heads: configs.Fields = {"attention_head_dim": ("head_dim", None), **configs.SAME}
+        return replace(config, unet=unet.over(config.unet, heads, configs.UNET_NEEDS),
+                       vae=configs.vae(path / "vae", config.vae),
+                       encoder=configs.text(path, config.encoder),
+                       sampler=configs.ddim(path, config.sampler))
 
 
 class ModelScope(Family):

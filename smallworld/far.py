@@ -59,6 +59,7 @@ WORDS = {  # of a prompt
     "background": tuple(GREYS),
 }
 WAVES = 8  # of a ground
+SHARES = {"bounce": 0.3, "spin": 0.25, "hide": 0.35, "pan": 0.1}  # of scenes
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def reflected(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
     """Any scene, or one of a kind."""
-    kind = kind or rng.choice(list(KINDS))
+    kind = kind or rng.choices(list(SHARES), list(SHARES.values()))[0]
     color, direction, shape = rng.choice(list(COLORS)), rng.choice(KINDS[kind][0]), rng.choice(
         KINDS[kind][1])
     speed, background = rng.choice(list(SPEEDS)), "" if kind == "pan" else rng.choice(list(GREYS))
@@ -146,6 +147,16 @@ def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
         x, y = x * math.cos(slope), y * math.sin(slope)
     pillar, angle = rng.uniform(0.46, 0.54), rng.uniform(-20, 20) if spin else 0.0
     return Scene(*words, radius, start, (v * x, v * y), angle, spin, pillar)
+
+
+def law(scene: Scene, times: Tensor) -> Tensor:
+    """A shape's place from the middle, x and y, and its angle's cosine and sine at seconds: f 4,
+    NaN for what its kind does not have."""
+    nothing = torch.full((len(times), 2), math.nan)
+    angles = scene.angles(times).deg2rad()
+    turned = torch.stack([angles.cos(), angles.sin()], dim=1) if scene.spin else nothing
+    place = nothing if scene.kind == "pan" else 2 * scene.path(times) - 1
+    return torch.cat([place, turned], dim=1)
 
 
 def parse(prompt: str) -> dict[str, str]:

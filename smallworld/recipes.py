@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from zerosmooth.config import Defaults, ModelConfig
-from zerosmooth.families import FAMILIES
+from zerosmooth.families import FAMILIES as BUILT_IN
 from zerosmooth.models.autoencoder import AutoencoderConfig
 from zerosmooth.models.clip import ImageConfig, TextConfig
 from zerosmooth.models.lavie import LaVieConfig
@@ -17,6 +17,9 @@ from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIMConfig, EulerConfig
 
 from . import draw, far
+from .latte import FAMILY as SMALL_LATTE
+
+FAMILIES = {**BUILT_IN, SMALL_LATTE.name: SMALL_LATTE}
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,23 @@ class Recipe:
     image_steps: int = 2500
     # the last of them are at less noise, where outlines are decided and not where a shape goes
     outline_steps: int = 0
+    # mean and deviation of the logarithm of sigma over alpha that is trained on, where it is
+    # decided where things are; None: all timesteps alike, or more of the noisy ones
+    log_sigma: tuple[float, float] | None = None
+    # weight of how well the law's numbers can be read off the network's middle, which learns where
+    # things are long before pixels teach it
+    law: float = 0.0
     rate: float = 1e-3
 
     def random_scene(self, rng: random.Random) -> Any:
         """Any scene of its world that the checkpoint can be asked for."""
         return self.world.random_scene(rng, **({"tail": True} if self.tail else {}))
+
+    def words(self) -> list[str]:
+        """Of its world's prompts."""
+        rng = random.Random("words")
+        scenes = [self.random_scene(rng) for _ in range(5000)]
+        return sorted({word for scene in scenes for word in scene.prompt().split()})
 
 
 SMALL_VAE = AutoencoderConfig(channels=16,
@@ -118,7 +133,7 @@ RECIPES = {
             encoder=ImageConfig(image_size=56, patch_size=7, width=64, heads=4, layers=2, out=64),
             sampler=EulerConfig(),
             defaults=replace(
-                FAMILIES["svd"].config.defaults,
+                BUILT_IN["svd"].config.defaults,
                 height=64,
                 width=64,
                 guidance_scale=2.0,
@@ -138,11 +153,31 @@ RECIPES = {
         steps=30_000,
         outline_steps=12_000,
     ),
+    "latte-small":
+    Recipe(
+        ModelConfig(
+            family=SMALL_LATTE.name,
+            unet=SMALL_LATTE.config.unet,
+            vae=SMALL_VAE,
+            encoder=SMALL_TEXT,
+            sampler=SMALL_DDIM,
+            defaults=SMALL_DEFAULTS,
+        ),
+        autoencoder_from="vc2-small",
+        clips=4096,
+        dense=0.25,
+        image_steps=1500,
+        steps=9000,
+        log_sigma=(1.0, 1.4),
+    ),
     "far-small":
     Recipe(
         ModelConfig(
             family="vc2",
-            unet=UNetConfig(**SIZE, frames=8, in_channels=12, out_channels=12, head_dim=8),
+            # at the lowest level, of 2x2 places, a frame's whole state meets the other frames'
+            unet=UNetConfig(**{**SIZE, "channel_mult": (1, 2, 3),
+                               "attention_resolutions": (1, 2, 4)},
+                            frames=8, in_channels=12, out_channels=12, head_dim=8),
             # 4 pixels a latent, whose channels keep outlines and colours
             vae=replace(SMALL_VAE, channels=24, channel_mult=(1, 2, 2), latent_channels=12),
             encoder=replace(SMALL_TEXT, context_length=40),
@@ -157,6 +192,9 @@ RECIPES = {
         dense=0.6,
         encoder_steps=500,
         image_steps=900,
-        steps=7000,
+        steps=6000,
+        batch=64,
+        log_sigma=(1.3, 1.4),
+        law=1.0,
     ),
 }

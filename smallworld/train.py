@@ -34,7 +34,6 @@ from tqdm import tqdm
 
 from zerosmooth import checkpoint
 from zerosmooth.attention import TemporalAttention
-from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.clip import ImageTower, TextTower
@@ -152,7 +151,7 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
     """
     torch.manual_seed(2)
     config = recipe.config.encoder
-    tower: Any = FAMILIES[recipe.config.family].encoder(config)
+    tower: Any = recipes.FAMILIES[recipe.config.family].encoder(config)
     still = isinstance(tower, ImageTower)
     words = {
         kind: ["", *values]
@@ -198,7 +197,7 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
 
 def new_networks(recipe: recipes.Recipe, device: str) -> Networks:
     torch.manual_seed(1)
-    networks = Networks(FAMILIES[recipe.config.family], recipe.config).to(device)
+    networks = Networks(recipes.FAMILIES[recipe.config.family], recipe.config).to(device)
     start_as_identity(networks.unet)
     networks.vae.requires_grad_(False)
     return networks
@@ -213,7 +212,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     condition in ten is left out for guidance."""
     trainer = diffusion_trainer(recipe, networks, folder)
     recipe = with_scale(recipe, networks.vae, device)
-    config, family = recipe.config, FAMILIES[recipe.config.family]
+    config, family = recipe.config, recipes.FAMILIES[recipe.config.family]
     stills, endless = without_temporal_layers(networks.unet), with_repeated_ends(networks.unet)
     clips, scenes, rates, starts = draw_clips(recipe, networks.vae, folder.parent, device)
     base, told = config.defaults.fps, family.told_rate(config)
@@ -222,6 +221,19 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     alike: dict[tuple[int, float], list[int]] = {}  # clips by rate and beginning
     for i, kind in enumerate(zip(rates, starts)):
         alike.setdefault(kind, []).append(i)
+
+    if recipe.law:
+        laws = torch.stack([recipe.world.law(scene, frame_times(config.unet.frames, rate, start))
+                            for scene, rate, start in zip(scenes, rates, starts)]).to(device)
+        middle: list[Tensor] = []
+        networks.unet.middle.register_forward_hook(lambda _, x, h: middle.append(h.flatten(1)))
+
+    def told_law(chosen: list[int]) -> Tensor:
+        """How far the law's numbers are from what fixed sums of the middle's features say."""
+        h = middle.pop()
+        sums = torch.randn(h.shape[1], laws.shape[-1], generator=torch.Generator().manual_seed(3))
+        said, true = h @ (sums / h.shape[1] ** 0.5).to(device), laws[chosen].flatten(0, 1)
+        return (said - torch.where(true.isnan(), said.detach(), true)).square().mean()
 
     def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
         """Clips of a step, and their frames' positions where a network has them: then all are of
@@ -275,7 +287,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         early = frames > 1 and step < recipe.steps - recipe.outline_steps
-        t, alpha, sigma = (v.to(device) for v in noise_levels(config.sampler, spread, early))
+        levels = noise_levels(config.sampler, spread, early, recipe.log_sigma)
+        t, alpha, sigma = (v.to(device) for v in levels)
         a, s = alpha[:, None, None, None, None], sigma[:, None, None, None, None]
         context, reference, numbers = tell(chosen, rng, generator)
         shown = a * x0 + s * noise
@@ -284,7 +297,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         placed = {} if positions is None else {"positions": positions}
         unet = stills if frames == 1 else endless if goes_on else networks.unet
         v = unet(shown, t, context, numbers, **placed)
-        return (v - (a * noise - s * x0)).square().mean()
+        loss = (v - (a * noise - s * x0)).square().mean()
+        return loss + recipe.law * told_law(chosen) if recipe.law and frames > 1 else loss
 
     def show(step: int, averaged: Networks) -> None:
         rng = random.Random("show")
@@ -303,21 +317,27 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     trainer.train(loss_at, show, every=100)
 
 
-def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor,
-                 early: bool) -> tuple[Tensor, Tensor, Tensor]:
+def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool,
+                 log_sigma: tuple[float, float] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
 
     early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm
     of sigma is normal, as Stable Video Diffusion was trained; outlines are decided between 3 and
-    0.3.
+    0.3. log_sigma: mean and deviation of a normal one for DDIM, too.
     """
     if isinstance(config, EulerConfig):
         of_log = NormalDist(1.0, 1.6) if early else NormalDist(0.2, 1.2)
         sigma = torch.tensor([math.exp(of_log.inv_cdf(u)) for u in spread.clamp(1e-4).tolist()])
         total = (sigma**2 + 1).sqrt()
         return 0.25 * sigma.log(), 1 / total, sigma / total
+    alphas = torch.from_numpy(config.alphas_cumprod() ** 0.5).float()
     t = ((spread.sqrt() if early else spread) * TRAIN_STEPS).long()
-    alpha = torch.from_numpy(config.alphas_cumprod() ** 0.5).float()[t]
+    if log_sigma is not None:
+        of_log = NormalDist(*log_sigma)
+        wanted = torch.tensor([of_log.inv_cdf(u) for u in spread.clamp(1e-4).tolist()])
+        known = ((1 - alphas**2).sqrt() / alphas).log()
+        t = torch.searchsorted(known, wanted).clamp(max=TRAIN_STEPS - 1)
+    alpha = alphas[t]
     return t, alpha, (1 - alpha**2).sqrt()
 
 
@@ -425,8 +445,9 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
         })
     config = with_scale(recipe, networks.vae, device).config
     source = f"smallworld.train {name}, step {trainer.step} of {recipe.steps}"
-    family = FAMILIES[config.family]
-    checkpoint.save(to, family, config, networks.state_dict().items(), torch.float16, source, "")
+    family = recipes.FAMILIES[config.family]
+    checkpoint.save(to, family, config, networks.state_dict().items(), torch.float16, source, "",
+                    recipe.words() if "prompt" in family.takes else ())
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 

@@ -28,6 +28,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -36,12 +37,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import save
 
 import zerosmooth.checkpoint
 from weights_convert import __main__ as converter
-from weights_convert.source import open_source
+from weights_convert import lora
+from weights_convert.engine import Table
+from weights_convert.source import Source, open_source
+from zerosmooth.colors import PRIMARIES, SRGB, matrix_profile
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
 from zerosmooth.images import find_images, fit, read_image
@@ -49,6 +53,7 @@ from zerosmooth.pipeline import NonFiniteError
 from zerosmooth_cli.command import run_command
 
 from .conftest import TINY_FAMILIES
+from .test_configs import FILES, PUBLISHED, family_of, variant
 from .test_convert import SMALL, published
 
 LONGEST = 20.0  # seconds of a case
@@ -155,6 +160,31 @@ def headers(rng: random.Random, folder: Path) -> Work:
     return lambda: use_checkpoint(path)
 
 
+def tensors(rng: random.Random, folder: Path) -> Work:
+    """Damage inside tensors, in a file of the same size: never used."""
+    header, body = tiny(rng.choice(list(TINY_FAMILIES)))
+    changed, at = bytearray(body), rng.randrange(len(body))
+    end = min(len(body), at + rng.choice((1, 4, 100, len(body))))
+    what = rng.randrange(4)
+    if what == 0:
+        changed[at:end] = bytes(end - at)
+    elif what == 1:
+        changed[at:end] = rng.randbytes(end - at)
+    elif what == 2:
+        changed[at] ^= 1 << rng.randrange(8)
+    else:
+        at = at // 4 * 4
+        changed[at : at + 4] = struct.pack("<f", rng.choice((math.nan, math.inf)))
+    path = folder / "x.safetensors"
+    path.write_bytes(safetensors(header, bytes(changed)))
+
+    def work() -> None:
+        zerosmooth.checkpoint.load(path)
+        assert changed == body, "a damaged checkpoint was loaded"
+
+    return work
+
+
 def configs(rng: random.Random, folder: Path) -> Work:
     header, body = tiny(rng.choice(list(TINY_FAMILIES)))
     text = header["__metadata__"]["config"]
@@ -222,6 +252,102 @@ def conversions(rng: random.Random, folder: Path) -> Work:
     return work
 
 
+def folders(rng: random.Random, folder: Path) -> Work:
+    """What the configs beside weights say: it is followed, and then makes a video, or refused."""
+    name = rng.choice(list(PUBLISHED))
+    part = rng.choice(list(PUBLISHED[name]))
+    values, family = PUBLISHED[name][part], family_of(name)
+    said = damage_json(rng, values) if values else rng.choice(ODD)
+    (folder / part).mkdir()
+    text = json.dumps(said).encode("utf-8", "surrogatepass")
+    file = folder / part / FILES.get(part, "config.json")
+    file.write_bytes(damage_bytes(rng, text) if rng.random() < 0.1 else text)
+
+    def work() -> None:
+        config = variant(folder, family)
+        steps, eta = config.defaults.steps, config.defaults.eta
+        sampler = config.sampler.sampler(steps, eta)
+        assert len(sampler) and all(0 <= sampler.share(i) <= 1 for i in range(len(sampler)))
+        zerosmooth.checkpoint.try_out(family, config)
+
+    return work
+
+
+@cache
+def weights() -> dict[str, torch.Tensor]:
+    """Of a LoRA of one layer, of 8 channels."""
+    return {"down": torch.ones(2, 8), "up": torch.ones(8, 2), "alpha": torch.tensor(2.0)}
+
+
+def loras(rng: random.Random, folder: Path) -> Work:
+    """Factors and alphas of any shape and kind, under names of many kinds."""
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    begins = [f"unet.{layer}", f"lora_unet_{layer.replace('.', '_')}", f"lora_te2_{layer}",
+              f"base_model.model.{layer}", layer, f"diffusion_model.{layer}"]
+    ends = {"down": (".lora_down.weight", ".lora_A.weight", ".lora_A.x.weight", ".hada_w1_a"),
+            "up": (".lora_up.weight", ".lora_B.weight", ".lora_B.x.weight", ".dora_scale"),
+            "alpha": (".alpha",)}
+    state: dict[str, torch.Tensor] = {}
+    for begin in rng.choices(begins, k=rng.choice((1, 1, 1, 2))):
+        which = rng.choices(range(4), (9, 9, 9, 1))[0]
+        for side, x in weights().items():
+            if rng.random() < 0.07:
+                shapes = [(0, 8), (8, 0), (2,), (), (2, 8, 1, 1), (8, 2, 1), (3, 8), (0,)]
+                value = rng.choice((1.0, math.nan, 1e39))
+                x = torch.full(rng.choice(shapes), value, dtype=torch.float64)
+            if rng.random() < 0.07:
+                kinds = torch.int8, torch.float64, torch.complex64, torch.bool, torch.float16
+                x = x.to(rng.choice(kinds))
+            if rng.random() < 0.97:
+                state[begin + ends[side][min(which, len(ends[side]) - 1)]] = x
+    path = folder / "lora.pt"
+    torch.save(state, path)
+    names = {"unet." + layer + ".weight": (8, 8)}
+    source = Source(folder, names, lambda name: torch.zeros(8, 8), ())
+    args = argparse.Namespace(lora=[path], lora_scale=[rng.choice((1.0, 1.0, 0.5, 0.5, math.inf))])
+
+    def work() -> None:
+        merged = lora.merge(source, Table([("unet.*", "unet.*")]), args).checked(torch.float32)
+        assert merged.read(*names).shape == (8, 8)
+
+    return work
+
+
+def profiles(rng: random.Random, folder: Path) -> Work:
+    """A whole image with a damaged colour profile, chunks or EXIF that say odd things of colours,
+    or a grey of more than 8 bits."""
+    kind = rng.choice(("PNG", "JPEG", "TIFF", "WEBP"))
+    if rng.random() < 0.3:
+        kind, depth = rng.choice(("PNG", "TIFF")), rng.choice((np.uint16, np.int32))
+        top = rng.choice((0, 1, 255, 4095, 65535))
+        image = Image.fromarray((np.arange(32 * 24).reshape(24, 32) * top // 767).astype(depth))
+        options: dict[str, Any] = {"transparency": rng.choice(ODD)} if kind == "PNG" else {}
+    else:
+        mode = rng.choice(("RGB", "L", "CMYK" if kind in ("JPEG", "TIFF") else "RGB"))
+        image = Image.new("RGB", (32, 24), (200, 100, 80)).convert(mode)
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        wide = matrix_profile(PRIMARIES[12], rng.choice((SRGB, (1.8,))))
+        exif = image.getexif()
+        interoperable = {1: rng.choice(("R03", "x"))}
+        exif[0x8769] = {0xA001: rng.choice((0, 1, 2, 0xFFFF)), 0xA005: interoperable}
+        options = rng.choice(({"icc_profile": damage_bytes(rng, rng.choice((srgb, wide)))},
+                              {"exif": exif}, {}))
+    path = folder / f"x.{kind.lower()}"
+    try:
+        image.save(path, kind, **options)
+    except Exception:  # what cannot be written needs not be read
+        image.convert("L").save(path, kind)
+    if kind == "PNG":
+        chunks = (b"cICP", 4), (b"gAMA", 4), (b"cHRM", 32)
+        for name, length in rng.sample(chunks, rng.randint(0, 3)):
+            odd = bytes(rng.choice((0, 1, 9, 12, 13, 16, 255)) for _ in range(length))
+            chunk = name + rng.choice((odd, damage_bytes(rng, odd)))
+            content, check = path.read_bytes(), struct.pack(">I", zlib.crc32(chunk))
+            path.write_bytes(content[:33] + struct.pack(">I", len(chunk) - 4) + chunk + check
+                             + content[33:])
+    return lambda: [fit(read_image(path), 16, 16)]
+
+
 @cache
 def pictures() -> list[tuple[str, bytes]]:
     """Name and content of images in the common formats."""
@@ -249,10 +375,14 @@ def images(rng: random.Random, folder: Path) -> Work:
 # what makes a case, and its share of all
 TARGETS: dict[str, tuple[Callable[[random.Random, Path], Work], int]] = {
     "headers": (headers, 4),
+    "tensors": (tensors, 2),
     "configs": (configs, 4),
     "sources": (sources, 5),
     "conversions": (conversions, 1),
     "images": (images, 6),
+    "folders": (folders, 1),
+    "loras": (loras, 3),
+    "profiles": (profiles, 3),
 }
 
 

@@ -54,7 +54,7 @@ def sums(files: dict[str, int]) -> dict[str, tuple[int, int]]:
             "all without tests": (own, OWN)}
 
 
-OWN = 11_710  # 9,500, and what came since: exact world, motion, far world, peers, Latte, Python
+OWN = 12_235  # 9,500, and what came since: exact and far world, motion, peers, Latte, checks
 
 
 def long_lines() -> list[str]:

@@ -29,7 +29,7 @@ from zerosmooth.family import load_family
 from zerosmooth.samplers import DDIMConfig
 
 from .conformance import check, report
-from .full_size import EXAMPLES, Shapes, shapes
+from .full_size import EXAMPLES, Shapes, schedule, shapes
 from .parity import weight
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +139,7 @@ def write(path: Path, image: str, version: str, owner: str) -> list:
     else:
         path.mkdir(parents=True, exist_ok=True)
         source = path / "fine_tune.safetensors"
-        extra = {"model_ema.decay": torch.ones(()), "alphas_cumprod": torch.ones(1000)}
+        extra = {"model_ema.decay": torch.ones(()), **schedule(DDIMConfig())}
         save_file({**part("sd."), **extra}, source)
     if owner == "authors":
         torch.save({"state_dict": {f"module.{name}": x for name, x in part("motion.").items()}},
@@ -277,6 +277,24 @@ NAMINGS: dict[str, tuple[str, str, str, bool]] = {
         "1/2",
         False,
     ),
+    "PEFT with a name of its own": (
+        "base_model.model." + QUERY + ".to_q.lora_{}.my_style.weight",
+        "unet.encoder.1.transformer.blocks.0.self_attn.to_qkv.weight",
+        "0/3",
+        False,
+    ),
+    "ComfyUI": (
+        "diffusion_model.input_blocks.2.1.transformer_blocks.0.attn1.to_k.lora_{}.weight",
+        "unet.encoder.1.transformer.blocks.0.self_attn.to_qkv.weight",
+        "1/3",
+        True,
+    ),
+    "kohya's first text encoder": (
+        "lora_te1_text_model_encoder_layers_3_self_attn_v_proj.lora_{}.weight",
+        "encoder.blocks.3.to_qkv.weight",
+        "2/3",
+        True,
+    ),
     "PEFT in diffusers": (
         "unet." + QUERY + ".to_out.0.lora_{}.weight",
         "unet.encoder.1.transformer.blocks.0.self_attn.to_out.weight",
@@ -335,7 +353,7 @@ def test_a_lora_that_does_not_fit_is_refused():
             f"{QUERY}.to_q.lora_B.weight": torch.zeros(32, 2)}
     middle = "mid_block.motion_modules.0.transformer_blocks.0.attn1.to_q"  # which v3 has not
     for reason, lora in {
-        "1 of its tensors": {**fits, f"{QUERY}.to_q.dora_scale": torch.zeros(32)},
+        "is a DoRA, not a LoRA; 1 of its": {**fits, f"{QUERY}.to_q.dora_scale": torch.zeros(32)},
         "2 of its tensors": {
             **fits,
             f"{middle}.lora_A.weight": torch.zeros(2, 128),
@@ -343,7 +361,18 @@ def test_a_lora_that_does_not_fit_is_refused():
         },
         "for a weight of (32, 32)": {**fits, f"{QUERY}.to_q.lora_A.weight": torch.zeros(2, 16)},
         "1 of its tensors have": {f"{QUERY}.to_q.lora_A.weight": torch.zeros(2, 32)},
-        "0 of its tensors": {},
+        "is no LoRA of these networks; 0 of its tensors": {},
+        "is for Stable Diffusion XL": {**fits, "lora_te2_x.lora_up.weight": torch.zeros(2, 2)},
+        "is a LoHa": {f"{QUERY}.to_q.hada_w1_a": torch.zeros(2, 2)},
+        "(32, 0) times (0, 32), for": {f"{QUERY}.to_q.lora_A.weight": torch.zeros(0, 32),
+                         f"{QUERY}.to_q.lora_B.weight": torch.zeros(32, 0)},
+        "as torch.int8": {name: x.to(torch.int8) for name, x in fits.items()},
+        "has NaN": {name: x + torch.nan for name, x in fits.items()},
+        "alpha of (2,); one finite number": {**fits, f"{QUERY}.to_q.alpha": torch.ones(2)},
+        "alpha of (); one finite number": {**fits, f"{QUERY}.to_q.alpha": torch.tensor(torch.inf)},
+        "twice, by " + QUERY: {**fits, **{f"unet.{name}": x for name, x in fits.items()}},
+        f"twice, by {QUERY}.to_q.lora_A": {**fits, f"{QUERY}.to_q.lora.down.weight":
+                                           torch.zeros(2, 32)},
     }.items():
         with pytest.raises(ConversionError, match=re.escape(reason)):
             merged(source, in_memory(lora), table, 1.0)

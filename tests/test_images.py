@@ -63,6 +63,45 @@ def test_exif_rotation_alpha_and_grey_levels(tmp_path, picture):
                                   if name == "bits" else shown)).abs() <= 1).all()
 
 
+@pytest.mark.parametrize(("suffix", "kind", "top"), [
+    ("tiff", np.int32, 255), ("tiff", np.int32, 4095), ("tiff", np.uint16, 4095),
+    ("png", np.uint16, 4095), ("png", np.uint16, 65535), ("tiff", np.int32, 65535)])
+def test_the_range_of_deep_grey_is_seen_and_said(tmp_path, picture, suffix, kind, top):
+    shown, path = picture[..., 1] + 80, tmp_path / f"x.{suffix}"
+    Image.fromarray((shown.astype(np.int64) * top // 255).astype(kind)).save(path)
+    said: list[str] = []
+    image = read_image(path, said.append)[..., 0].numpy().astype(int)
+    assert np.abs(image - shown).max() <= 1
+    assert len(said) == (top < 65535) and all(f"is taken for 0 to {top};" in text for text in said)
+    if said:
+        with pytest.warns(UserWarning, match="x.* has grey values up to"):
+            read_image(path)
+
+
+def test_black_of_16_bits_is_black(tmp_path):
+    Image.fromarray(np.zeros((24, 40), np.uint16)).save(tmp_path / "x.png")
+    assert not read_image(tmp_path / "x.png", pytest.fail).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_16_bits_is_white(tmp_path, channels):
+    levels = np.full((24, 40, channels), 40_000, ">u2")
+    levels[:, 20:] = 1000
+
+    def part(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(
+            ">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", 40, 24, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    clear = struct.pack(">H", 1000) * channels
+    (tmp_path / "x.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"tRNS", clear)
+        + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b""))
+    image = read_image(tmp_path / "x.png")
+    assert (image[:, 20:] == 255).all() and ((image[:, :20].int() - 156).abs() <= 1).all()
+
+
 # --- colours
 
 PIXEL = (200, 100, 80)

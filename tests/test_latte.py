@@ -231,12 +231,6 @@ def test_prompts_are_cleaned_as_published(row):
     assert latte.cleaned(row["prompt"]) == row["clean"]
 
 
-def test_cleaning_of_plain_prompts_needs_no_ftfy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ftfy", None)
-    rows = [row for row in CAPTIONS if row["clean"] == row["plain"]]
-    assert len(rows) > 4 and all(latte.cleaned(row["prompt"]) == row["clean"] for row in rows)
-
-
 def contexts(prompts: list[str], negative: str = "") -> list[Tensor]:
     encoder = latte.PromptEncoder(TINY.encoder)
     return encoder.encode(prompts, negative, torch.device("cpu"), torch.float32)

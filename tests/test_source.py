@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,6 @@ def test_wrapped_names_and_dicts_are_unwrapped(tmp_path, wrap, kind):
                            "holds a LoRA.*merge it"),
                           ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "holds a LoRA"),
                           ("unet.mid_block.to_q_lora.up.weight", "holds a LoRA"),
-                          ("model.diffusion_model.x model_ema.diffusion_modelx",
-                           "is a training checkpoint that also has averaged weights"),
                           ("model.diffusion_model.out.weight scaled_fp8",
                            "weights scaled to 8-bit floats.*take the file in float16"),
                           ("out.weight out.scale_weight", "weights scaled to 8-bit floats"),
@@ -83,9 +82,9 @@ def test_the_frame_wise_decoder_is_told(tmp_path):
     path = tmp_path / "svd_xt_image_decoder.safetensors"
     save_file({name: torch.ones(1) for name in names}, path)
     with pytest.raises(ConversionError, match="frame-wise decoder .image_decoder.; take the file"):
-        CONVERSION.open(path, argparse.Namespace(unet=None))
+        CONVERSION.open(path, argparse.Namespace(unet=None, weights=None))
     save_file({name: torch.ones(1) for name in [*names, f"{names[1][:33]}.time_stack.x"]}, path)
-    CONVERSION.open(path, argparse.Namespace(unet=None))
+    CONVERSION.open(path, argparse.Namespace(unet=None, weights=None))
 
 
 def test_a_sharded_folder_is_read_by_its_index(tmp_path):
@@ -160,6 +159,59 @@ def test_pickles_of_other_things_are_told(tmp_path):
     assert "is a TorchScript program" in said(jit.getvalue())
     assert "a GGUF file, of quantised weights" in said(b"GGUF\3\0\0\0\0\0\0\0")
     assert "is JSON" in said(b'{"num_frames": 25}')
+
+
+def test_of_weights_and_their_average_one_set_is_taken_as_asked(tmp_path):
+    plain, average = torch.ones(2), torch.zeros(2)
+    inside = {"model.diffusion_model.a.b": plain, "model_ema.diffusion_modelab": average,
+              "model_ema.decay": torch.ones(()), "vae.x": torch.ones(1)}
+    beside = {"ema": {"a": average}, "model": {"a": plain}}
+    for state, name, usual in ((inside, "model.diffusion_model.a.b", "plain"),
+                               (beside, "a", "ema")):
+        torch.save(state, tmp_path / "x.ckpt")
+        for asked in (None, "plain", "ema"):
+            source = open_source(tmp_path / "x.ckpt", weights=asked)
+            assert source.chosen == (asked or usual)
+            assert torch.equal(source.read(name), plain if source.chosen == "plain" else average)
+            assert not any("ema" in name for name in source.shapes)
+    torch.save({"model.diffusion_model.a.c": plain, **inside}, tmp_path / "x.ckpt")
+    with pytest.raises(ConversionError, match="lacks an average of model.diffusion_model.a.c"):
+        open_source(tmp_path / "x.ckpt", weights="ema")
+    torch.save({"model": {"a": plain}}, tmp_path / "x.ckpt")
+    assert open_source(tmp_path / "x.ckpt").chosen == ""
+
+
+@pytest.mark.usefixtures("small_family")
+def test_which_set_of_weights_is_said(tmp_path, monkeypatch, capsys):
+    source, out = published(tmp_path), tmp_path / "out.safetensors"
+    assert convert(monkeypatch, "vc2", source, "-o", out, "--weights", "ema") == 1
+    assert "model.ckpt holds one set of weights alone" in capsys.readouterr().err
+    state = torch.load(source, weights_only=True)["state_dict"]
+    averages = {"model_ema." + name.removeprefix("model.").replace(".", ""): x + 1
+                for name, x in state.items() if name.startswith("model.")}
+    torch.save({"state_dict": state | averages}, source)
+    plain = state[NAME]
+    for asked, taken in ((), plain), (("--weights", "ema"), plain + 1):
+        assert convert(monkeypatch, "vc2", source, "-o", out, "--overwrite", *asked) == 0
+        assert torch.equal(load_file(out)["unet.conv_out.bias"], taken)
+        which, other = ("ema", "plain") if asked else ("plain", "ema")
+        said = f"average (ema): {which} is taken; --weights {other} takes the other"
+        assert said in capsys.readouterr().out
+
+
+def test_a_pickle_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    path, many = tmp_path / "x.ckpt", b"\x80\x02](" + b"}" * 1_000_001 + b"e."
+    bare = b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+    for content in (many, bare):
+        path.write_bytes(content)
+        assert "holds far more than tensors" in refused(path)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", content)
+        assert "holds far more than tensors" in refused(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(100_000_000))
+    assert "is a compressed archive" in refused(path) and path.stat().st_size < 200_000
 
 
 def test_fifos_are_not_waited_for(tmp_path):

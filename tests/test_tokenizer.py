@@ -1,49 +1,57 @@
-"""The reference prompts and cases beyond them, with and without the packages that CLIP cleans text
-by."""
+"""The reference prompts and cases beyond them: a text has the same tokens, whatever is
+installed."""
 
-import importlib.util
 import json
+import re
+import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
 
-from zerosmooth.models.tokenizer import Tokenizer, clip_pieces, plain_pieces
+from zerosmooth.models.tokenizer import Tokenizer, mended, pieces
 
 GOLDEN = Path(__file__).with_name("golden") / "golden_tokenizer.json"
-BROKEN = {
-    "a \ufb01re in the caf\u00c3\u00a9": "a fire in the caf\u00e9",
-    "\uff21\uff22\uff23": "abc",
-    "a\x1b[1mb": "ab",
+CLIP = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # CLIP's own, but for what it tries first
+PASTED = {  # a text, and what CLIP's own tokenizer makes of it with `ftfy`
+    "a \ufb01re in the caf\u00e9": "a fire in the caf\u00e9",
+    "\uff21\uff22\uff23\uff0c \u3000d\uff01": "abc, d!",
+    "\uff76\uff9e": "\u30ac",
+    "a\x1b[1;31mb\x07\ufeff\u206ac": "abc",
+    "it\u2019s \u201cfine\u201d cafe\u0301 &amp;lt;3": 'it\'s "fine" caf\u00e9 <3',
+    "\u0149 \u01c6": "'n d\u017e",
 }
 
 
-@pytest.fixture(params=[plain_pieces, clip_pieces], ids=["without ftfy", "with ftfy"])
-def pieces(request):
-    if request.param is clip_pieces:
-        pytest.importorskip("ftfy")
-        pytest.importorskip("regex")
-    return request.param
-
-
 @pytest.fixture
-def clip(pieces):
-    return tokenizer(pieces)
-
-
-def tokenizer(pieces, *settings) -> Tokenizer:
-    made = Tokenizer(48894, *settings)
-    made.pieces = pieces
-    return made
+def clip():
+    return Tokenizer(48894)
 
 
 @pytest.mark.parametrize(("layout", "pad"), [("openclip", 0), ("sd", 49407)])
-def test_reference_prompts_have_the_reference_tokens_either_way(pieces, layout, pad):
+def test_reference_prompts_have_the_reference_tokens(layout, pad):
     reference = json.loads(GOLDEN.read_text())
-    assert tokenizer(pieces, 77, pad)(reference["prompts"]).tolist() == reference[layout]
+    assert Tokenizer(48894, 77, pad)(reference["prompts"]).tolist() == reference[layout]
 
 
-def test_numbers_of_every_kind_stand_alone(pieces):
+@pytest.mark.parametrize("text", PASTED)
+def test_pasted_text_has_the_tokens_of_the_keyboards_whatever_is_installed(clip, monkeypatch, text):
+    ids = clip.encode(text)
+    for package in ("ftfy", "regex"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert ids == Tokenizer(48894).encode(text) == clip.encode(PASTED[text])
+
+
+def test_every_character_is_mended_as_ftfy_does():
+    """But for those that only a wrong encoding gives, and one ligature, spelt out further."""
+    ftfy = pytest.importorskip("ftfy")
+    for c in map(chr, [*range(0x80), *range(0xa0, 0xd800), *range(0xe000, 0x11000)]):
+        ours, theirs = (re.sub(r"\s+", " ", text) for text in (mended(f"a{c}b"),
+                                                              ftfy.fix_text(f"a{c}b")))
+        assert ours == theirs or c == "\ufb05", hex(ord(c))
+
+
+def test_numbers_of_every_kind_stand_alone():
     assert pieces("h\u2082o m\u00b2 \u2163 24fps \u00bd") == [
         "h",
         "\u2082",
@@ -58,36 +66,20 @@ def test_numbers_of_every_kind_stand_alone(pieces):
     ]
 
 
-def test_letters_of_every_script_stay_together(pieces):
+def test_letters_of_every_script_stay_together():
     assert pieces("caf\u00e9 \u65e5\u672c\u8a9e it's") == ["caf\u00e9", "\u65e5\u672c\u8a9e", "it",
                                                            "'s"]
 
 
-def test_letters_numbers_and_signs_are_told_apart_alike_either_way():
-    """In all that `ftfy` leaves as it is, and of which both Python and `regex` know what it is."""
-    ftfy, regex = pytest.importorskip("ftfy"), pytest.importorskip("regex")
+def test_letters_numbers_and_signs_are_told_apart_as_clips_pattern_does():
+    """In all of which both Python and `regex` know what it is."""
+    regex = pytest.importorskip("regex")
     for c in map(chr, range(0x3100)):
         known = unicodedata.category(c)[0] != "C" and not regex.match(r"\p{C}", c)
+        text = re.sub(r"\s+", " ", mended(f"a{c}1")).strip().lower()
         # A mark that is neither to a `regex` without case.
-        if known and ftfy.fix_text(c) == c and c != "\u0345":
-            assert plain_pieces(f"a{c}1") == clip_pieces(f"a{c}1"), hex(ord(c))
-
-
-def test_curly_quotes_composed_accents_and_entities_are_those_of_the_keyboard(clip):
-    pasted = clip.encode("it\u2019s \u201cfine\u201d cafe\u0301 &amp;lt;3")
-    assert pasted == clip.encode('it\'s "fine" caf\u00e9 <3')
-
-
-@pytest.mark.parametrize("text", BROKEN)
-def test_broken_text_is_mended_as_clip_mends_it_where_ftfy_is_at_hand(clip, text):
-    assert (clip.encode(text) == clip.encode(BROKEN[text])) == (clip.pieces is clip_pieces)
-
-
-def test_a_tokenizer_takes_clips_way_where_it_can(monkeypatch):
-    installed = all(importlib.util.find_spec(name) for name in ("ftfy", "regex"))
-    assert Tokenizer(10).pieces is (clip_pieces if installed else plain_pieces)
-    monkeypatch.setattr("zerosmooth.models.tokenizer.find_spec", lambda name: None)
-    assert Tokenizer(10).pieces is plain_pieces
+        if known and c not in "&\u0345":
+            assert pieces(f"a{c}1") == regex.findall(CLIP, text, regex.IGNORECASE), hex(ord(c))
 
 
 def test_special_tokens_are_single(clip):

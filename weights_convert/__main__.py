@@ -29,12 +29,13 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from zerosmooth.checkpoint import save, tensor_shapes
+from zerosmooth.checkpoint import save, try_out
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Family, load_family
 from zerosmooth_cli.command import run_command
 
 from .engine import ConversionError
+from .source import SETS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,6 +59,8 @@ def parse(argv: list[str]) -> tuple[Family, argparse.Namespace]:
     add("--dtype", choices=DTYPES, default="float32",
         help="of the written tensors (default: float32)")
     add("--overwrite", action="store_true", help="replace the output file if it exists")
+    add("--weights", choices=SETS, help="which ones, of a file that holds both the weights and "
+                                        "their running average")
     if family is not None:
         family.conversion.add_arguments(parser)
     args = parser.parse_args(argv)
@@ -81,8 +84,17 @@ def convert_to_file(family: Family, args: argparse.Namespace) -> int:
     source = family.conversion.open(args.source, args)
     if output.exists() and any(output.samefile(file) for file in source.files):
         raise ConversionError(f"{output} is the source itself; write to another file")
+    if args.weights and not source.chosen:
+        raise ConversionError(f"{source.name} holds one set of weights alone; leave --weights out")
+    if source.chosen:
+        other = SETS[source.chosen == "plain"]
+        print(f"{source.name} holds the weights and their running average (ema): {source.chosen} "
+              f"is taken; --weights {other} takes the other")
     config = family.conversion.variant(family.config, source, args)
-    shapes = tensor_shapes(family, config)
+    try:
+        shapes = try_out(family, config)
+    except ValueError as error:
+        raise ConversionError(f"the configs of {source.path} do not fit: {error}") from error
     size = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
     free = shutil.disk_usage(output.absolute().parent).free
     if free < size * 1.01:

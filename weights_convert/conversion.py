@@ -30,7 +30,7 @@ class Conversion:
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         """The source, whatever files it lies in. ConversionError if something is missing."""
-        return open_source(path)
+        return open_source(path, weights=args.weights)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         """The config of the source's variant, of the family's own. ConversionError if nothing tells

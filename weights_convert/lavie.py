@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import diffusers
+from . import configs, diffusers
 from .conversion import Conversion
 from .engine import ConversionError, Table
 from .ldm import BLOCK, OURS, PROJECTIONS, cross_attention, feed_forward, norms, self_attention
@@ -46,7 +47,11 @@ class LaVieConversion(Conversion):
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         sd = open_folder(args.sd, ("vae", "text_encoder"))
-        return join(path, {"unet": open_source(path), **sd})
+        return join(path, {"unet": open_source(path, weights=args.weights), **sd})
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        return replace(config, vae=configs.vae(args.sd / "vae", config.vae),
+                       encoder=configs.text(args.sd, config.encoder))
 
     def check(self, source: Source, config: ModelConfig) -> None:
         """ConversionError unless the frequencies of the rotary embedding, which are dropped, are

@@ -6,21 +6,36 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from math import prod
+from dataclasses import replace
+from math import isfinite, prod
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .engine import ConversionError, Table
 from .source import LISTED, LORA, Source, open_source
 
 Named = Callable[[Source, Source], tuple[Source, Source]]
-FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
+FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.[^.]+)?\.weight")
 ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha")
 WORDS = (  # of layers' names, where kohya's have no dots
     "down_blocks up_blocks mid_block transformer_blocks motion_modules temporal_transformer "
     "attention_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj conv_shortcut conv_in "
     "conv_out text_model self_attn q_proj k_proj v_proj out_proj").split()
+
+TWICE = "{} updates one weight twice, by {} and {}; save one of them"
+BEGINS = {"lora_unet_": "unet.", "lora_te_": "text_encoder.", "lora_te1_": "text_encoder.",
+          "diffusion_model.": "model.diffusion_model."}  # of names that begin otherwise here
+OTHERS = {  # a pattern that some name matches, and whose file it is
+    r"^(lora_te2_|conditioner\.|text_encoder_2\.)": "for Stable Diffusion XL, another network",
+    r"^(lora_transformer_|transformer\.|diffusion_model\.(double_|single_|joint_)?blocks\.)":
+        "for a diffusion transformer, another network",
+    r"[._]hada[._]": "a LoHa, not a LoRA", r"[._]lokr[._]": "a LoKr, not a LoRA",
+    r"[._]b?oft[._]": "an OFT, not a LoRA", r"\.lora_mid\.": "a LoCon of three factors, not a LoRA",
+    r"\.dora_scale$|lora_magnitude_vector": "a DoRA, not a LoRA",
+    r"\.diff(_b)?$": "made of whole differences, not a LoRA",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +52,8 @@ def merge(source: Source, table: Table, args: argparse.Namespace,
     if len(scales) != len(args.lora):
         raise ConversionError(
             f"{len(args.lora)} --lora and {len(scales)} --lora_scale; give one scale for each")
+    if any(not isfinite(scale) for scale in scales):
+        raise ConversionError("--lora_scale is no finite number; the default is 1")
     for path, scale in zip(args.lora, scales):
         source = merged(*named(source, open_source(path, takes=(LORA, LISTED))), table, scale)
     return source
@@ -46,13 +63,15 @@ def layer_of(name: str) -> str:
     """The weight that a layer of a LoRA updates, named as in a folder of Stable Diffusion, or as in
     latent diffusion.
 
-    name: as kohya's scripts, diffusers of any year, PEFT or AnimateDiff's authors write it.
+    name: as kohya's scripts, ComfyUI, diffusers of any year, PEFT or AnimateDiff's authors write
+    it.
     """
-    for kohya, part in {"lora_unet_": "unet.", "lora_te_": "text_encoder."}.items():
-        if name.startswith(kohya):
-            name = part + name.removeprefix(kohya).replace("_", ".")
-            for word in WORDS:
-                name = name.replace(word.replace("_", "."), word)
+    begin = next((begin for begin in BEGINS if name.startswith(begin)), "")
+    name = BEGINS.get(begin, "") + name.removeprefix(begin)
+    if begin.endswith("_"):  # kohya's have no dots
+        name = name.replace("_", ".").replace("text.encoder.", "text_encoder.", 1)
+        for word in WORDS:
+            name = name.replace(word.replace("_", "."), word)
     name = name.removeprefix("base_model.model.").replace(".processor.", ".")
     if not name.startswith(("unet.", "text_encoder.", "model.diffusion_model.")):
         name = f"unet.{name}"
@@ -64,21 +83,23 @@ def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
 
     alpha is the rank where the file has none. PEFT keeps it in another file: scale is then
     lora_alpha / r. Updates of weights that the table drops are ignored. ConversionError if a tensor
-    of the LoRA has no place, or another shape.
+    of the LoRA has no place, or another shape or kind of numbers, or a weight has two updates.
     """
-    layers: dict[str, dict[str, str]] = {}
+    layers: dict[str, dict[str, str]] = {}  # by what is before a factor's name, and its adapter
     unknown = []
     for name in lora.shapes:
         if match := FACTOR.fullmatch(name) or ALPHA.fullmatch(name):
             kind = match[2] if match.re is FACTOR else "alpha"
             kind = {"A": "down", "B": "up"}.get(kind, kind)
-            layers.setdefault(layer_of(match[1]), {})[kind] = name
+            layers.setdefault(match[1], {})
+            if (other := layers[match[1]].setdefault(kind, name)) != name:
+                raise ConversionError(TWICE.format(lora.name, other, name))
         else:
             unknown.append(name)
     places = {place: name for name in source.shapes if (place := table.place(name)) is not None}
-    updates = {}
-    for layer, names in layers.items():
-        if table.drops(layer):
+    updates: dict[str, dict[str, str]] = {}
+    for begin, names in layers.items():
+        if table.drops(layer := layer_of(begin)):
             continue
         place = table.place(layer)
         changed = None if place is None else places.get(place)
@@ -87,20 +108,43 @@ def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
             continue
         down, up = lora.shapes[names["down"]], lora.shapes[names["up"]]
         shape = source.shapes[changed]
-        if (up[0], prod(up[1:]), prod(down[1:])) != (shape[0], down[0], prod(shape[1:])):
+        if (not down or not up or not down[0]
+                or (up[0], prod(up[1:]), prod(down[1:])) != (shape[0], down[0], prod(shape[1:]))):
             raise ConversionError(
                 f"{lora.name} has {layer} as {up} times {down}, for a weight of {shape}")
+        if changed in updates:
+            raise ConversionError(TWICE.format(lora.name, updates[changed]["up"], names["up"]))
         updates[changed] = names
     if unknown or not updates:
-        raise ConversionError(f"{lora.name} is no LoRA of these networks; {len(unknown)} of its "
-                              f"tensors have no place: {unknown[:3]}")
+        kinds = (what for pattern, what in OTHERS.items()
+                 if any(re.search(pattern, name) for name in lora.shapes))
+        why = next(kinds, "no LoRA of these networks")
+        raise ConversionError(f"{lora.name} is {why}; {len(unknown)} of its tensors have no place: "
+                              f"{unknown[:3]}")
+    factors = lora.checked(torch.float32)
+    alphas = {}
+    for changed, names in updates.items():
+        for side in ("down", "up"):
+            factors.read(names[side])
+        if "alpha" in names:
+            alphas[changed] = _number(lora, names["alpha"])
 
     def read(name: str) -> Tensor:
         weight = source.read(name)
         if name not in updates:
             return weight
         down, up = (lora.read(updates[name][side]).float().flatten(1) for side in ("down", "up"))
-        alpha = float(lora.read(updates[name]["alpha"])) if "alpha" in updates[name] else len(down)
+        alpha = alphas.get(name, float(len(down)))
         return weight.float() + (scale * alpha / len(down)) * (up @ down).reshape(weight.shape)
 
-    return Source(source.path, source.shapes, read, (*source.files, *lora.files))
+    return replace(source, read=read, files=(*source.files, *lora.files))
+
+
+def _number(lora: Source, name: str) -> float:
+    """An alpha. ConversionError if it is not one finite number."""
+    if prod(lora.shapes[name]) == 1:
+        alpha = lora.read(name)
+        if not alpha.is_complex() and isfinite(value := float(alpha)):
+            return value
+    raise ConversionError(f"{lora.name} has {name} of {lora.shapes[name]}; one finite number is "
+                          "needed")

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +40,16 @@ ENDS = (  # the first one found is taken; an index names the shards that a file 
 WRAPPERS = ("ema", "state_dict", "module", "model")  # keys of dicts around the weights
 # in names of networks that were wrapped for training, or compiled
 WRAPPED = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module)\.")
-AVERAGED = r"^model_ema\."
+AVERAGED = "model_ema."
+SETS = ("plain", "ema")  # of weights: as training left them, and their running average
 LORA = r"(^|[._])(lora|hada|lokr)[._]"
 LISTED = r"^\d+$"  # of tensors in a list
+BARE = ("builtins bytearray", "__builtin__ bytearray")  # in a pickle: memory of any size
+STEPS = 1_000_000  # of a pickle: a checkpoint takes some 40 a tensor, each up to 300 bytes
 BETTER = "take the file in float16 or float32"
 UNFIT = {  # a pattern that some name in a file matches, and what such a file is
     LORA: "holds a LoRA, not a whole checkpoint; merge it into its checkpoint and convert that",
     LISTED: "holds a list of tensors, without names; give the file with the network's weights",
-    AVERAGED: "is a training checkpoint that also has averaged weights (model_ema.*); save one of "
-              "the two sets, under the names of the others, and convert that",
     r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale)$":
         f"has weights scaled to 8-bit floats (fp8); {BETTER}",
     r"\.(absmax|quant_map|quant_state\..*|qweight|qzeros)$": f"has quantised weights; {BETTER}",
@@ -53,12 +58,14 @@ UNFIT = {  # a pattern that some name in a file matches, and what such a file is
 
 @dataclass(frozen=True)
 class Source:
-    """A published checkpoint. shapes: of its tensors; read: returns one of them; files: its own."""
+    """A published checkpoint. shapes: of its tensors; read: returns one of them; files: its own;
+    chosen: which of SETS it is, where there are both."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
     files: tuple[Path, ...]
+    chosen: str = ""
 
     @property
     def name(self) -> str:
@@ -114,7 +121,8 @@ def with_unet(source: Source, path: Path, prefixes: Mapping[str, str]) -> Source
     def read(name: str) -> Tensor:
         return unet.read(theirs[name]) if name in theirs else source.read(name)
 
-    return Source(source.path, shapes, read, (*source.files, *unet.files))
+    return Source(source.path, shapes, read, (*source.files, *unet.files),
+                  source.chosen or unet.chosen)
 
 
 def join(path: Path, sources: dict[str, Source]) -> Source:
@@ -127,28 +135,48 @@ def join(path: Path, sources: dict[str, Source]) -> Source:
         return sources[part].read(rest)
 
     return Source(path, shapes, read,
-                  tuple(file for source in sources.values() for file in source.files))
+                  tuple(file for source in sources.values() for file in source.files),
+                  next((source.chosen for source in sources.values() if source.chosen), ""))
 
 
-def open_source(path: Path, takes: tuple[str, ...] = ()) -> Source:
+def open_source(path: Path, takes: tuple[str, ...] = (), weights: str | None = None) -> Source:
     """ConversionError, which says what it looks like, if a file is no whole checkpoint. takes: keys
-    of UNFIT that are allowed."""
-    source = _open(path)
+    of UNFIT that are allowed; weights: which of SETS, if a file has both (None: those that its kind
+    is published for)."""
+    source = one_set(_open(path, weights), weights)
     for pattern, what in UNFIT.items():
         if pattern not in takes and any(re.search(pattern, name) for name in source.shapes):
             raise ConversionError(f"{path} {what}")
     return source
 
 
-def _open(path: Path) -> Source:
+def one_set(source: Source, weights: str | None) -> Source:
+    """Without the averages that a file holds beside its weights, as latent diffusion names them; or
+    with them instead. ConversionError if those of its network are not all there."""
+    shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith(AVERAGED)}
+    if len(shapes) == len(source.shapes):
+        return source
+    if weights != "ema":
+        return replace(source, shapes=shapes, chosen="plain")
+    twins = {name: AVERAGED + name.removeprefix("model.").replace(".", "") for name in shapes
+             if name.startswith("model.")}
+    for name, twin in twins.items():
+        if source.shapes.get(twin) != source.shapes[name]:
+            raise ConversionError(f"{source.name} lacks an average of {name}, {twin}; take its "
+                                  "plain weights")
+    return replace(source, shapes=shapes, chosen="ema",
+                   read=lambda name: source.read(twins.get(name, name)))
+
+
+def _open(path: Path, weights: str | None = None) -> Source:
     try:
         kind = file_kind(path)
         if kind == PICKLE:
-            return _open_pickle(path)
+            return _open_pickle(path, weights)
         if kind == SAFETENSORS:
             return _open_safetensors(path)
         if kind == JSON and ".index." in path.name:
-            return _open_shards(path)
+            return _open_shards(path, weights)
     except ConversionError:
         raise
     except CheckpointError as error:
@@ -165,15 +193,18 @@ def _open_safetensors(path: Path) -> Source:
     return _unwrapped(path, found.shapes, safe_open(path, "pt").get_tensor)
 
 
-def _open_pickle(path: Path) -> Source:
+def _open_pickle(path: Path, weights: str | None) -> Source:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     try:
+        _measure(path, zipped)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        tensors = _state_dict(content)
+        tensors, chosen = _state_dict(content, weights)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    except ConversionError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         raise ConversionError(f"{path} {_unreadable(error)}") from error
     if not tensors:
@@ -181,19 +212,46 @@ def _open_pickle(path: Path) -> Source:
         what = f"a {type(content).__name__}{keys and f' of {keys}'}"
         raise ConversionError(f"{path} holds no tensors by name, but {what}; give the file with "
                               "the network's weights")
-    return _unwrapped(path, shapes, tensors.__getitem__)
+    return replace(_unwrapped(path, shapes, tensors.__getitem__), chosen=chosen)
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors by name in what a pickle holds, taken out of the dicts around them."""
+def _measure(path: Path, zipped: bool) -> None:
+    """ConversionError for a pickle that would take far more memory than its file: it is looked
+    through before anything of it is made."""
+    with path.open("rb") as file:
+        streams: list[Any] = [file] * 5  # the older format has five, then the tensors
+        if zipped:
+            archive = zipfile.ZipFile(file)
+            held = [x for x in archive.infolist() if re.search(r"(^|/)data(/|\.pkl$)", x.filename)]
+            if any(entry.compress_type for entry in held):
+                raise ConversionError(f"{path} is a compressed archive, as torch.save writes none; "
+                                      "download it again, or load it and torch.save it")
+            streams = [archive.open(x) for x in held if x.filename.endswith("data.pkl")]
+        try:
+            steps = chain.from_iterable(map(pickletools.genops, streams))
+            large = any(i > STEPS or argument in BARE for i, (_, argument, _) in enumerate(steps))
+        except (ValueError, pickle.UnpicklingError):
+            return  # it is damaged, which reading it tells better
+    if large:
+        raise ConversionError(f"{path} holds far more than tensors (a pickle of over {STEPS:,} "
+                              "steps, or bare memory); torch.save its state_dict alone")
+
+
+def _state_dict(content: Any, weights: str | None) -> tuple[dict[str, Tensor], str]:
+    """The tensors by name in what a pickle holds, taken out of the dicts around them; and which of
+    SETS they are, if it holds both."""
+    chosen = ""
     for _ in WRAPPERS:  # and no more: a dict may hold itself
         around = content if isinstance(content, dict) else {}
-        inner = (around.get(key) for key in WRAPPERS)
-        content = next((x for x in inner if isinstance(x, dict) and x), content)
+        inner = [x for key in WRAPPERS if isinstance(x := around.get(key), dict) and x]
+        if len(inner) > 1 and inner[0] is around.get("ema"):
+            chosen = weights or "ema"
+            inner = inner[chosen == "plain" :]
+        content = inner[0] if inner else content
     if isinstance(content, list):
         content = {str(i): x for i, x in enumerate(content)}
     items = content.items() if isinstance(content, dict) else ()
-    return {name: x for name, x in items if isinstance(name, str) and isinstance(x, Tensor)}
+    return {name: x for name, x in items if isinstance(name, str) and isinstance(x, Tensor)}, chosen
 
 
 def _unreadable(error: Exception) -> str:
@@ -208,7 +266,7 @@ def _unreadable(error: Exception) -> str:
     return f"cannot be read, it is cut off or damaged ({first[:200]}); download it again"
 
 
-def _open_shards(path: Path) -> Source:
+def _open_shards(path: Path, weights: str | None) -> Source:
     """The files that an index names, as one."""
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -218,7 +276,7 @@ def _open_shards(path: Path) -> Source:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(
             f"{path} is no index of shards ({error}); download it again") from error
-    shards = [open_source(path.parent / name) for name in names]
+    shards = [_open(path.parent / name, weights) for name in names]
     owner = {name: shard for shard in shards for name in shard.shapes}
     if missing := [name for name in places if WRAPPED.sub("", name) not in owner]:
         raise ConversionError(f"{path} names tensors that its files lack, {missing[0][:80]} for "

@@ -4,7 +4,6 @@ folder."""
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from zerosmooth.samplers import EulerConfig
 
-from . import diffusers, ldm
+from . import configs, diffusers, ldm
 from .conversion import Conversion
 from .engine import ConversionError, Rows, Table
 from .ldm import BLOCK, OURS, PROJECTIONS, feed_forward, norms, self_attention
@@ -29,6 +28,10 @@ NETWORK, VIDEO = "model.diffusion_model.", "first_stage_model."  # in the author
 CLIP, OWN = "conditioner.embedders.0.open_clip.model.", "conditioner.embedders.3.encoder."
 UNETS = {"down_blocks.": "unet.", "input_blocks.": NETWORK}  # a name in a UNet's file -> our prefix
 MIX = ("time_mixer.mix_factor", "mix.factor")
+UNET_NEEDS = {"num_attention_heads": ([5, 10, 20, 20],)}
+TOWER_NEEDS = {"hidden_act": ("gelu",), "layer_norm_eps": (1e-5,)}
+IMAGE_NEEDS = {"image_mean": ([0.48145466, 0.4578275, 0.40821073],),
+               "image_std": ([0.26862954, 0.26130258, 0.27577711],)}
 TEXT_TOWER = ("positional_embedding", "text_projection", "token_embedding.weight", "ln_final.*",
               "transformer.*", "attn_mask", "logit_scale")
 
@@ -132,16 +135,13 @@ def frames_of(path: Path, asked: int | None) -> tuple[int, str]:
     its folder's config, or its name. ConversionError if nothing does."""
     if asked is not None:
         return asked, "as --num_frames says"
-    config = path / "unet" / "config.json"
-    if config.exists():
-        try:
-            frames = json.loads(config.read_text(encoding="utf-8"))["num_frames"]
-            if type(frames) is not int or not 2 <= frames <= 1024:
-                raise ValueError(f"num_frames is {frames!r:.40}")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ConversionError(f"{config} has no usable num_frames ({error}); "
-                                  "add --num_frames 14 or 25") from error
-        return frames, f"as {config} says"
+    config = configs.said(path / "unet" / "config.json")
+    if config.values:
+        frames = config.values.get("num_frames")
+        if type(frames) is not int or not 2 <= frames <= 1024:
+            raise ConversionError(f"{config.file} has no usable num_frames (num_frames is "
+                                  f"{frames!r:.40}); add --num_frames 14 or 25")
+        return frames, f"as {config.file} says"
     name = re.sub(r"(\.(safetensors|ckpt|pth?|bin))*$", "", path.absolute().name.lower())
     for pattern, frames in NAMES.items():
         if re.fullmatch(pattern, name):
@@ -165,7 +165,7 @@ class SVDConversion(Conversion):
         if path.is_dir():
             source = join(path, open_folder(path, ("unet", "vae", "image_encoder")))
         else:
-            source = open_source(path)
+            source = open_source(path, weights=args.weights)
             decoder = [name for name in source.shapes if name.startswith(f"{VIDEO}decoder.")]
             if decoder and not any("time_" in name for name in decoder):
                 raise ConversionError(
@@ -177,9 +177,20 @@ class SVDConversion(Conversion):
         frames, why = frames_of(source.path, args.num_frames)
         print(f"taken for a model of {frames} frames, {why}")
         config = replace(config, unet=replace(config.unet, frames=frames))
+        assert isinstance(config.sampler, EulerConfig)
+        if (path := source.path).is_dir():
+            configs.said(path / "unet/config.json").over(config.unet, {}, UNET_NEEDS)
+            configs.said(path / "feature_extractor/preprocessor_config.json").over(
+                config.encoder, {}, IMAGE_NEEDS)
+            tower = configs.said(path / "image_encoder/config.json")
+            config = replace(
+                config, vae=configs.vae(path / "vae", config.vae),
+                encoder=tower.over(config.encoder, {"num_attention_heads": ("heads", None)},
+                                   TOWER_NEEDS),
+                sampler=configs.euler(path, config.sampler))
+            assert isinstance(config.sampler, EulerConfig)
         if not args.consistency:
             return config
-        assert isinstance(config.sampler, EulerConfig)
         return replace(config, sampler=replace(config.sampler, consistency=40),  # as its authors do
                        defaults=replace(config.defaults, steps=4, eta=1.0, guidance_scale=1.2))
 

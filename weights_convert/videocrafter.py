@@ -147,7 +147,7 @@ class DistillableConversion(VideoCrafterConversion):
                             help="another UNet's weights, in a file of their own (T2V-Turbo-v2)")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
-        source = open_source(path)
+        source = open_source(path, weights=args.weights)
         if args.unet is not None:
             source = with_unet(source, args.unet, {"input_blocks.": NETWORK})
         return lora.merge(source, Table(UNET.within(NETWORK, "unet.")), args, named)

@@ -21,7 +21,7 @@ from einops import EinopsError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import ModelConfig
+from .config import LETTERS, ModelConfig
 from .families import FAMILIES
 from .family import Family, Networks
 from .fields import UserError
@@ -143,6 +143,12 @@ class Checkpoint:
     source_sha256: str
     tensors_sha256: str  # of the tensors' bytes; empty in files of older versions
     start: int  # of the tensors' bytes in the file
+    words: tuple[str, ...] = ()  # of the prompts that it was trained on; none if it knows any
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that it was not trained on, each once."""
+        said = dict.fromkeys(re.findall(r"\w+", prompt.lower()))
+        return [word for word in said if word not in self.words] if self.words else []
 
     def sha256(self) -> str:
         """The digest that identifies the file: of its header, which holds the tensors' digest, so
@@ -205,7 +211,8 @@ def describe(path: Path, family: Family | None = None) -> Checkpoint:
     source, source_sha256, tensors_sha256 = (
         metadata.get(key, "") for key in ("source", "source_sha256", "tensors_sha256"))
     return Checkpoint(path, known[name], config, shapes, dtypes.pop(), path.stat().st_size,
-                      source, source_sha256, tensors_sha256, header.start)
+                      source, source_sha256, tensors_sha256, header.start,
+                      tuple(re.findall(r"\w+", metadata.get("words", "")[:LETTERS])))
 
 
 def try_out(family: Family, config: ModelConfig) -> Shapes:
@@ -244,20 +251,16 @@ def check_digest(checkpoint: Checkpoint) -> None:
 
 
 def read_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a file, by name. CheckpointError, at once, as `check_digest`; where the file
-    has no digest, for a matrix of zeros, as damage leaves it."""
+    """All tensors of a file, by name. CheckpointError, first, as `check_digest`; where the file has
+    no digest, for a matrix of zeros, as damage leaves it."""
     check_digest(checkpoint)
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        with safe_open(checkpoint.path, "pt") as file:
-            for name in checkpoint.shapes:
-                x = file.get_tensor(name)
-                if not checkpoint.tensors_sha256 and x.ndim > 1 and not x.any():
-                    raise CheckpointError(f"{checkpoint.path} has zeros alone in {name}, and no "
-                                          "digest that tells whether it is whole; convert it again")
-                yield name, x
-
-    return tensors()
+    with safe_open(checkpoint.path, "pt") as file:
+        for name in checkpoint.shapes:
+            x = file.get_tensor(name)
+            if not checkpoint.tensors_sha256 and x.ndim > 1 and not x.any():
+                raise CheckpointError(f"{checkpoint.path} has zeros alone in {name}, and no digest "
+                                      "that tells whether it is whole; convert it again")
+            yield name, x
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
@@ -301,16 +304,16 @@ def load_described(checkpoint: Checkpoint, device: str | torch.device,
 
 
 def save(path: Path, family: Family, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]],
-         dtype: torch.dtype, source: str, source_sha256: str) -> None:
+         dtype: torch.dtype, source: str, source_sha256: str, words: Iterable[str] = ()) -> None:
     """Write a checkpoint tensor by tensor, so that it need not fit into memory.
 
-    tensors: all of `tensor_shapes(family, config)`, in its order. Nothing is left at `path` if it
-    fails.
+    tensors: all of `tensor_shapes(family, config)`, in its order; words: see `Checkpoint`. Nothing
+    is left at `path` if it fails.
     """
     header: dict[str, object] = {"__metadata__": {
         "format": FORMAT, "format_version": VERSION, "family": family.name,
         "config": config.to_json(), "source": source, "source_sha256": source_sha256,
-        "tensors_sha256": PENDING}}
+        "tensors_sha256": PENDING, **({"words": " ".join(words)} if words else {})}}
     shapes, offset = tensor_shapes(family, config), 0
     for name, shape in shapes.items():
         end = offset + prod(shape) * dtype.itemsize

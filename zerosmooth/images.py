@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ UNREAD = (  # first bytes of files that people take for an image, and what they 
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself"),
 )
 SMALLEST = 16  # pixels a side: less holds nothing to animate
+RANGES = 255, 4095, 65535  # grey values of more than 8 bits a pixel end at one of them
 LARGE = 4096  # pixels of the shorter side: from twice this on, images are shrunk when they are read
 
 
@@ -53,12 +55,13 @@ def by_number(path: Path) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, note: Callable[[str], object] = warnings.warn) -> Tensor:
     """An image as uint8 h w 3 in sRGB, upright by its EXIF data; transparent pixels become white.
 
-    Of an animation it is the first frame. Very large images are shrunk, see LARGE. UserError if it
-    cannot be read or is too small.
+    Of an animation it is the first frame. Very large images are shrunk, see LARGE. note: is told
+    what had to be assumed of it. UserError if it cannot be read or is too small.
     """
+    assumed: list[str] = []
     if not path.is_file():  # a pipe might never end
         what = "is no regular file" if path.exists() else "does not exist"
         raise UserError(f"the image {path} {what}")
@@ -72,7 +75,7 @@ def read_image(path: Path) -> Tensor:
             # Opened as a file: by name, Pillow 13 scrambles turned TIFFs.
             with Image.open(file) as image:
                 profile = profile_of(image, head)
-                return torch.from_numpy(_pixels(ImageOps.exif_transpose(image), profile))
+                pixels = _pixels(ImageOps.exif_transpose(image), profile, assumed)
     except UserError as error:
         raise UserError(f"the image {path} {error}") from None
     except Image.DecompressionBombError as error:
@@ -80,19 +83,31 @@ def read_image(path: Path) -> Tensor:
     except Exception as error:  # decoders of some formats raise anything
         reason = one_line(error)
         raise UserError(f"the image {path} cannot be read, or is damaged ({reason})") from error
+    for text in assumed:
+        note(f"the image {path} {text}")
+    return torch.from_numpy(pixels)
 
 
-def _pixels(image: Image.Image, profile: bytes | None) -> np.ndarray:
+def _pixels(image: Image.Image, profile: bytes | None, assumed: list[str]) -> np.ndarray:
     """uint8 h w 3 of an opened image. UserError if it cannot be used."""
     width, height = image.size
     if min(width, height) < SMALLEST:
         raise UserError(f"has {width}x{height} pixels; at least {SMALLEST} a side are needed")
     if image.mode.startswith("I"):  # grey, more than 8 bits a pixel
-        values = np.asarray(image).astype(np.int32)
-        if 0 <= values.min() and values.max() <= 65535:
-            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if 0 <= values.min() and (most := values.max()) <= 65535:
+            top = next(x for x in RANGES if most <= x) if most else 65535
+            if top < 65535:
+                assumed.append(f"has grey values up to {most} and is taken for 0 to {top}; if it "
+                               "has another range, save it with 8 bits a channel")
+            levels = (values * 255 + top // 2) // top
+            levels[values == image.info.get("transparency", -1)] = 255
+            image = Image.fromarray(levels.astype(np.uint8))
     if image.mode[0] in "IF":
         raise UserError(f"has pixels of mode {image.mode}; save it with 8 or 16 bits a channel")
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, when the colours have 8 left
+        image.info["transparency"] = tuple(x >> 8 for x in clear)
     mode = "RGBA" if image.has_transparency_data else "RGB"
     image = in_srgb(image, mode, profile)
     if (factor := min(image.size) // LARGE) > 1:

@@ -283,7 +283,8 @@ class Shown:
     image: Path | None = None
 
     def load(self) -> Subject:
-        return Subject(self.prompt, None if self.image is None else read_image(self.image))
+        image = None if self.image is None else read_image(self.image, note=str)  # said before
+        return Subject(self.prompt, image)
 
 
 def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Shown]:
@@ -307,17 +308,32 @@ def read_subjects(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Show
         prompts = list(dict.fromkeys(read_prompts(args.prompt_file) if args.prompt_file else own))
     for text in prompts:
         check_text("a prompt", text or "")
+    say_unknown(checkpoint, [text for text in prompts if text is not None])
     shown = []
     for image in [None] if args.image is None else find_images(args.image):
         facts = {}
         if image is not None:
-            read_image(image)  # checked and let go: there may be thousands
+            # checked and let go: there may be thousands
+            read_image(image, note=lambda text: print(f"note: {text}"))
             facts = {"image": image.name, "image_sha256": sha256(image)}
         for text in prompts:
             name = " ".join(part for part in (image and image.name, text) if part)
             identity = facts if text is None else {"prompt": text, **facts}
             shown.append(Shown(name, identity, text, image))
     return shown
+
+
+def say_unknown(checkpoint: Checkpoint, prompts: Sequence[str]) -> None:
+    """Print what of the prompts the checkpoint cannot show, because it was not trained on it."""
+    name, words = checkpoint.path.stem, checkpoint.words
+    outside = list(dict.fromkeys(word for text in prompts for word in checkpoint.unknown(text)))
+    fits = f"; it was trained on such as {checkpoint.config.defaults.prompt!r}, of the words " \
+           f"{', '.join(words)}" if words else ""
+    if any(not text.strip() for text in prompts):
+        print(f"note: a prompt is empty: {name} shows what it likes{'' if outside else fits}")
+    if outside:
+        more = f" and {len(outside) - 5} more words" if len(outside) > 5 else ""
+        print(f"note: {name} cannot show {', '.join(outside[:5])}{more}{fits}")
 
 
 def _read(file: Path) -> bytes:

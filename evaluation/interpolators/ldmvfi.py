@@ -4,7 +4,7 @@ of VQ-FIGAN."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weights_convert.engine import ConversionError, Table, convert
 from weights_convert.ldm import RES, VAE_RES
-from weights_convert.source import AVERAGED, Source, open_source
+from weights_convert.source import open_source
 from weights_convert.videocrafter import BUFFERS
 from zerosmooth.attention import ContextStates
 from zerosmooth.bus import Stage
@@ -172,29 +172,17 @@ TABLE = Table(
         "cond_stage_model.*": "the autoencoder under a second name",
         "first_stage_model.decoder.up.{}.cross_attn.out_conv.*": "never called",
         f"*.{COUNTER}": "counted in training",
-        **dict.fromkeys(("model_ema.decay", "model_ema.num_updates"), "of the running average"),
         **dict.fromkeys(BUFFERS, "the schedule's, computed"),
     },
 )
 
 
-def averaged(source: Source) -> Source:
-    """The source with the UNet's weights replaced by their running average, which is what samples.
-    ConversionError if it has none, or that of another network."""
-    average = {name: "model_ema." + name.removeprefix("model.").replace(".", "")
-               for name in source.shapes if name.startswith("model.diffusion_model.")}
-    shapes = dict(source.shapes)
-    for trained, name in average.items():
-        if name not in shapes:
-            raise ConversionError(f"{source.name} is not LDMVFI: {name}, an average, is missing")
-        shapes[trained] = shapes.pop(name)
-    return replace(source, shapes=shapes, read=lambda name: source.read(average.get(name, name)))
-
-
 def load(path: Path, device: str | torch.device = "cpu") -> LDMVFI:
     """LDMVFI from its authors' file, `ldmvfi-vqflow-f32-c256-concat_max.ckpt`. ConversionError if
-    it is another file."""
-    source = averaged(open_source(path, takes=(AVERAGED,)))
+    it is another file, or lacks the running average of the UNet's weights, which samples."""
+    source = open_source(path, weights="ema")
+    if source.chosen != "ema":
+        raise ConversionError(f"{source.name} is not LDMVFI: the running average is missing")
     with torch.device("meta"):
         network = LDMVFI(UNetConfig(), VQFIGANConfig())
     state = {name: tuple(x.shape) for name, x in network.state_dict().items()}

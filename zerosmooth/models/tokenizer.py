@@ -4,10 +4,8 @@ Text is lower-cased and cut into words, single digits and runs of other signs. E
 as bytes, and neighbouring symbols are merged in the order in which CLIP learnt the merges. A
 tokenizer with fewer merges takes the first ones of the list.
 
-Where `ftfy` and `regex` are installed (extra `text`), they clean and cut text as in CLIP's own
-tokenizer. Elsewhere the standard library does, with the same tokens for ordinary prompts; what only
-`ftfy` mends stays as it is: text decoded with the wrong encoding (cafÃ©), ligatures, fullwidth
-letters, control characters.
+Text is mended as `ftfy` does for CLIP's own tokenizer, but for what was decoded with the wrong
+encoding (cafÃ©), and always here, whatever is installed: a prompt has the same tokens everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import re
 import unicodedata
 from functools import lru_cache
 from importlib.resources import files
-from importlib.util import find_spec
 from itertools import groupby
 
 import torch
@@ -26,29 +23,27 @@ from torch import Tensor
 
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 FIRST = "|".join((*SPECIAL, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"))  # tried first
-CLIP_PIECES = FIRST + r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 # Python's `re` has no Unicode categories: `_letters_and_numbers` tells letters from numbers.
 PIECES = re.compile(FIRST + r"|[^\W_]+|(?:[^\s\w]|_)+")
-QUOTES = str.maketrans(dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'")  # as people paste them
-                       | dict.fromkeys("\u201c\u201d\u201e\u201f", '"'))
+TERMINAL = re.compile(r"\x1b\[[\d;]*[a-zA-Z]")  # colours of a terminal
+# Ligatures of Latin letters, and the letters of other widths in Chinese and Japanese fonts.
+WIDE = re.compile("[\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u3000\ufb00-\ufb06\uff01-\uffee]")
+KEYBOARD = str.maketrans(dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'")  # from what is pasted
+                         | dict.fromkeys("\u201c\u201d\u201e\u201f", '"'))
+CONTROLS = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
 
 
-def clip_pieces(text: str) -> list[str]:
-    """Clean a text and cut it as CLIP does. ImportError without `ftfy` and `regex`."""
-    import ftfy
-    import regex
+def mended(text: str) -> str:
+    """A text as a keyboard gives it: plain quotes, letters and widths; composed accents; no control
+    characters."""
+    text = WIDE.sub(lambda c: unicodedata.normalize("NFKC", c[0]), TERMINAL.sub("", text))
+    return unicodedata.normalize("NFC", CONTROLS.sub("", text.translate(KEYBOARD)))
 
-    return regex.findall(CLIP_PIECES, _plain(ftfy.fix_text(text)), regex.IGNORECASE)
 
-
-def plain_pieces(text: str) -> list[str]:
-    """Nearly the same with the standard library: see above."""
-    text = _plain(unicodedata.normalize("NFC", text).translate(QUOTES))
+def pieces(text: str) -> list[str]:
+    """A text cut as CLIP does."""
+    text = re.sub(r"\s+", " ", mended(html.unescape(html.unescape(text)))).strip().lower()
     return [part for piece in PIECES.findall(text) for part in _letters_and_numbers(piece)]
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip().lower()
 
 
 class Tokenizer:
@@ -66,12 +61,11 @@ class Tokenizer:
         vocabulary = [*alphabet, *(s + "</w>" for s in alphabet), *map("".join, self.rank)]
         self.ids = {token: i for i, token in enumerate(vocabulary)}
         self.start, self.end = len(vocabulary), len(vocabulary) + 1
-        self.pieces = clip_pieces if find_spec("ftfy") and find_spec("regex") else plain_pieces
         self.encode_piece = lru_cache(maxsize=4096)(self._encode_piece)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start, end and padding."""
-        return [i for piece in self.pieces(text) for i in self.encode_piece(piece)]
+        return [i for piece in pieces(text) for i in self.encode_piece(piece)]
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Ids of prompts: n context_length. Longer prompts are cut off; see `overflow`."""
