@@ -49,8 +49,8 @@ VIDEOS = Range(1, 1_000_000)  # of an evaluation: all that was measured of them 
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m evaluation", "python -m evaluation [options]",
-                                     __doc__, formatter_class=arguments.Help)
+    parser = arguments.Parser("python -m evaluation", "python -m evaluation [options]",
+                              __doc__, formatter_class=arguments.Help)
     parser.set_defaults(seed=0)
     add, path = parser.add_argument, arguments.as_path
     arguments.add_checkpoint(add)

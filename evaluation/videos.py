@@ -18,6 +18,7 @@ from zerosmooth.video import read_video
 
 STAMP = re.compile(r"\[Parsed_showinfo.*\] n: *\d+ pts: *(-?\d+) .* s:(\d+)x(\d+) ")
 BASE = re.compile(r"\[Parsed_showinfo.*\] config in time_base: (\d+)/(\d+)")
+WIDE = re.compile(r"color_trc:(smpte2084|arib-std-b67)|color_primaries:(bt2020|smpte43[12])")
 GIF, OTHER = 0.0051, 0.0006  # seconds: how far a time stamp may be from the true time
 HELD = 4  # frames that one stands for, in the mean, at most
 
@@ -84,6 +85,8 @@ def _others(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     if done.returncode or not stamps or base is None:
         lines = [line for line in said.splitlines() if line.strip()] or ["it has no frames"]
         raise ValueError(lines[-1][:200])
+    if wide := WIDE.search(said):  # a matrix is converted as tagged, primaries and transfer are not
+        raise ValueError(f"its colours, {wide[0]}, are not BT.709's; convert it first")
     times = np.array([int(pts) for pts, *_ in stamps]) * int(base[1]) / int(base[2])
     width, height = map(int, stamps[0][1:])
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)

@@ -28,6 +28,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -44,6 +45,7 @@ from weights_convert import __main__ as converter
 from weights_convert import lora
 from weights_convert.engine import Table
 from weights_convert.source import Source, open_source
+from zerosmooth.colors import PRIMARIES, SRGB, matrix_profile
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import Networks
 from zerosmooth.images import find_images, fit, read_image
@@ -156,6 +158,31 @@ def headers(rng: random.Random, folder: Path) -> Work:
     path = folder / "x.safetensors"
     path.write_bytes(content)
     return lambda: use_checkpoint(path)
+
+
+def tensors(rng: random.Random, folder: Path) -> Work:
+    """Damage inside tensors, in a file of the same size: never used."""
+    header, body = tiny(rng.choice(list(TINY_FAMILIES)))
+    changed, at = bytearray(body), rng.randrange(len(body))
+    end = min(len(body), at + rng.choice((1, 4, 100, len(body))))
+    what = rng.randrange(4)
+    if what == 0:
+        changed[at:end] = bytes(end - at)
+    elif what == 1:
+        changed[at:end] = rng.randbytes(end - at)
+    elif what == 2:
+        changed[at] ^= 1 << rng.randrange(8)
+    else:
+        at = at // 4 * 4
+        changed[at : at + 4] = struct.pack("<f", rng.choice((math.nan, math.inf)))
+    path = folder / "x.safetensors"
+    path.write_bytes(safetensors(header, bytes(changed)))
+
+    def work() -> None:
+        zerosmooth.checkpoint.load(path)
+        assert changed == body, "a damaged checkpoint was loaded"
+
+    return work
 
 
 def configs(rng: random.Random, folder: Path) -> Work:
@@ -287,7 +314,8 @@ def loras(rng: random.Random, folder: Path) -> Work:
 
 
 def profiles(rng: random.Random, folder: Path) -> Work:
-    """A whole image with a damaged colour profile, or a grey of more than 8 bits."""
+    """A whole image with a damaged colour profile, chunks or EXIF that say odd things of colours,
+    or a grey of more than 8 bits."""
     kind = rng.choice(("PNG", "JPEG", "TIFF", "WEBP"))
     if rng.random() < 0.3:
         kind, depth = rng.choice(("PNG", "TIFF")), rng.choice((np.uint16, np.int32))
@@ -297,13 +325,26 @@ def profiles(rng: random.Random, folder: Path) -> Work:
     else:
         mode = rng.choice(("RGB", "L", "CMYK" if kind in ("JPEG", "TIFF") else "RGB"))
         image = Image.new("RGB", (32, 24), (200, 100, 80)).convert(mode)
-        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        options = {"icc_profile": damage_bytes(rng, profile)}
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        wide = matrix_profile(PRIMARIES[12], rng.choice((SRGB, (1.8,))))
+        exif = image.getexif()
+        interoperable = {1: rng.choice(("R03", "x"))}
+        exif[0x8769] = {0xA001: rng.choice((0, 1, 2, 0xFFFF)), 0xA005: interoperable}
+        options = rng.choice(({"icc_profile": damage_bytes(rng, rng.choice((srgb, wide)))},
+                              {"exif": exif}, {}))
     path = folder / f"x.{kind.lower()}"
     try:
         image.save(path, kind, **options)
     except Exception:  # what cannot be written needs not be read
         image.convert("L").save(path, kind)
+    if kind == "PNG":
+        chunks = (b"cICP", 4), (b"gAMA", 4), (b"cHRM", 32)
+        for name, length in rng.sample(chunks, rng.randint(0, 3)):
+            odd = bytes(rng.choice((0, 1, 9, 12, 13, 16, 255)) for _ in range(length))
+            chunk = name + rng.choice((odd, damage_bytes(rng, odd)))
+            content, check = path.read_bytes(), struct.pack(">I", zlib.crc32(chunk))
+            path.write_bytes(content[:33] + struct.pack(">I", len(chunk) - 4) + chunk + check
+                             + content[33:])
     return lambda: [fit(read_image(path), 16, 16)]
 
 
@@ -334,6 +375,7 @@ def images(rng: random.Random, folder: Path) -> Work:
 # what makes a case, and its share of all
 TARGETS: dict[str, tuple[Callable[[random.Random, Path], Work], int]] = {
     "headers": (headers, 4),
+    "tensors": (tensors, 2),
     "configs": (configs, 4),
     "sources": (sources, 5),
     "conversions": (conversions, 1),

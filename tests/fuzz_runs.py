@@ -10,18 +10,24 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import random
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from zerosmooth.pipeline import Pipeline
+from zerosmooth.video import read_video, write_video
 from zerosmooth_cli.arguments import FLAGS, OPTIONS
 
-from .command import contents, grey, sample
+from .command import contents, grey, records, sample
 
 VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "-inf", "1e39", "9" * 40, "9" * 5000, "0.5", "x",
           "é\u2028", "true", "false", "none", "S", "{seed}", "{0", "\udcff"]
@@ -48,6 +54,25 @@ def prompts(rng: random.Random) -> bytes:
         if content:
             content[rng.randrange(len(content))] = rng.randrange(256)
     return bytes(content)
+
+
+def beyond(rng: random.Random, record: dict[str, Any]) -> dict[str, Any]:
+    """A record that asks for more than flags may, or says what a terminal would obey."""
+    record = json.loads(json.dumps(record))
+    for _ in range(rng.randint(1, 3)):
+        of = rng.choice((record, record["settings"], record["running"], record["versions"]))
+        most = (8, 256, 1000, 8192, 1 << 20, 1 << 40, -1, 0.5, "\x1b[2J\x07\n\r", "caf\udce9")
+        of[rng.choice(list(of))] = rng.choice((*most, rng.choice(JSON)))
+    return record
+
+
+def containers(rng: random.Random, folder: Path) -> None:
+    """Two processes of one number write one file, which is then whole."""
+    path = folder / f"x{rng.choice(('.gif', '.mp4'))}"
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+    with patch.object(os, "getpid", lambda: 1), ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: write_video(path, frames, 8), range(2)))
+    assert len(read_video(path, 2)) == 2
 
 
 def damage(rng: random.Random, folder: Path) -> None:
@@ -82,19 +107,30 @@ def fuzz(checkpoint: Path, folder: Path, cases: int, seed: int) -> list[str]:
     record = [*common, "--prompt", "a cat", "--outdir", str(folder / "record")]
     run(record)
     whole = contents(folder / "record")
+    (kept,) = records(folder / "record")
     for i in range(cases):
-        began, what = time.process_time(), rng.choice(("flags", "prompts", "record"))
-        if what == "flags":
+        kinds = ("flags", "prompts", "record", "again", "containers")
+        began, what = time.process_time(), rng.choices(kinds, (4, 4, 4, 4, 1))[0]
+        if what == "again":
+            (folder / "again.json").write_text(json.dumps(beyond(rng, kept)))
+            given = ["--again", str(folder / "again.json"), "--device", "cpu", "--outdir",
+                     str(folder / "remade")]
+        elif what == "flags":
             given = [*common, "--outdir", str(folder / "flags"), *flags(rng)]
         elif what == "prompts":
             (folder / "prompts").write_bytes(prompts(rng))
             given = [*common, "--prompt_file", str(folder / "prompts"), "--outdir",
                      str(folder / "made")]
-        else:
+        elif what == "record":
             damage(rng, folder / "record")
             given = record
         try:
+            if what == "containers":
+                containers(rng, folder)
+                continue
             status, said = run(given)
+            if not all(line.isprintable() for line in said.split("\n")):
+                problems.append(f"case {i}: {given}: said {said!r}")
             if status not in (0, 1, 2) or (status and not said.strip()):
                 problems.append(f"case {i}: {given}: status {status}, said {said!r}")
             if what == "record" and (status or contents(folder / "record") != whole):

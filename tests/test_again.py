@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from zerosmooth import video
-from zerosmooth.comments import as_comment, read_comment
 from zerosmooth.config import build
 from zerosmooth.families import FAMILIES
 from zerosmooth.fields import UserError
 from zerosmooth.settings import Settings, settings_for
-from zerosmooth.video import read_video, side_by_side, write_picture, write_video
+from zerosmooth.video import as_comment, read_video, side_by_side, write_picture, write_video
 from zerosmooth_cli import again
+from zerosmooth_cli.comments import read_comment
 
 from .command import QUICK, contents, make, quick, records, run
 
@@ -240,6 +240,8 @@ def finished(odd) -> dict:
     ("seed", True, "seed=True is bool"),
     ("prompt", "x" * 10_001, "10,001 letters"),
     ("prompt", 3, "prompt=3 is int"),
+    ("prompt", "caf\udce9", "a prompt is no whole Unicode"),
+    ("settings.negative_prompt", "\udce9", "negative_prompt is no whole Unicode"),
     ("play_fps", [1e5], "cannot play at"),
     ("play_fps", 8, "play_fps=8"),
     ("versions", {"torch": 1}, "torch=1 is int"),
@@ -261,6 +263,42 @@ def test_a_record_is_checked_as_flags_are(tmp_path, finished, monkeypatch, path,
     last = said.splitlines()[-1]
     assert last == "checked" if reason is None else reason in last
     assert last.startswith("sample.py: ") or reason is None
+
+
+@pytest.mark.parametrize(("changes", "times", "flags"), [
+    ({"height": 512}, 32, "--height 512"),
+    ({"height": 8192, "width": 8184, "scale": 8}, 349_184, "--height 8192 --width 8184 --scale 8"),
+    ({"height": 8192, "steps": 1000}, 128_000, "--height 8192 --steps 1000"),
+])
+def test_a_record_that_asks_for_much_is_asked_about(tmp_path, finished, monkeypatch, changes, times,
+                                                   flags):
+    sampled = quick(monkeypatch)
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
+    record = finished | {"settings": finished["settings"] | {"steps": 4, "scale": 2} | changes}
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    new = ["--again", tmp_path / "x.json", *CPU, "--outdir", tmp_path / "out"]
+    said = run(*new, status=1)
+    assert f"asks for {times:,} times the work" in said and said.endswith(f"say so: {flags}\n")
+    assert not sampled and not (tmp_path / "out").exists()
+    run(*new, "--check")
+    run(*new, "--height", 16, "--width", 24, "--steps", 2)
+    assert len(sampled) == 1
+    monkeypatch.setattr("zerosmooth_cli.main.make", lambda *_: 0)
+    run(*new, *flags.split())
+
+
+def test_nothing_in_a_record_reaches_a_terminal_as_it_is(tmp_path, finished, monkeypatch):
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
+    evil = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\nsample.py: all is well\r"
+    record = finished | {"versions": {"torch": evil, "zerosmooth": evil}, "device": evil,
+                         "family": evil, "image": evil, "converted_from": evil}
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    said = run("--again", tmp_path / "x.json", *CPU, "--check")
+    assert r"torch \x1b]52;c;ZXZpbA==\x07" in said and "\nsample.py" not in said
+    assert all(line.isprintable() for line in said.split("\n"))
+    (tmp_path / "x.json").write_text(json.dumps(record | {"checkpoint": evil}))
+    said = run("--again", tmp_path / "x.json", *CPU, "--check", status=1)
+    assert all(line.isprintable() for line in said.split("\n")) and "\nsample.py: all" not in said
 
 
 def test_code_that_a_record_names_is_not_run(tmp_path, finished, monkeypatch):

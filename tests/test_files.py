@@ -140,11 +140,13 @@ def test_errors_of_something_else_are_left_alone(tmp_path):
 def test_what_dead_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
     remove_left.cache_clear()
     left = [tmp_path / name
-            for name in (".x.1234.part.mp4", ".vc2.safetensors.77.part", ".x.5.part.png")]
+            for name in (".x.1234.part.mp4", ".vc2.safetensors.77.part", ".x.5.part.png",
+                         ".x.0123456789abcdef.part.gif")]
     kept = [tmp_path / name for name in ("x.mp4", "x.part", ".x.part", ".hidden", ".x.one.part")]
     for path in left + kept:
         path.touch()
         os.utime(path, (0, 0))
+    os.utime(left[0], (2**32, 2**32))  # of a clock that was far ahead
     with scratch(tmp_path / "other.mp4") as writing:
         assert sorted(tmp_path.iterdir()) == sorted([*kept, writing])
         os.utime(writing, (0, 0))
@@ -152,6 +154,16 @@ def test_what_dead_processes_left_is_removed_and_what_living_ones_write_is_not(t
         remove_left(tmp_path)
         assert writing.exists()
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_processes_of_one_number_write_beside_each_other(tmp_path, monkeypatch):
+    """As in two containers, in each of which they are process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with whole(tmp_path / "x.mp4") as one, whole(tmp_path / "x.mp4") as other:
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+        assert one.read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.mp4"]
 
 
 CHILD = """

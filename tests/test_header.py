@@ -184,6 +184,20 @@ def test_all_tensors_can_be_checked(tiny_file, pipeline, tmp_path):
         load(path)
 
 
+def test_zeros_are_damage_only_where_no_digest_tells(tiny_file, pipeline, tmp_path):
+    state = {name: x.clone() for name, x in pipeline.networks.state_dict().items()}
+    state["unet.conv_out.weight"].zero_()  # as a network may begin
+    path = tmp_path / "zeros.safetensors"
+    save(path, FAMILIES["vc2"], TINY_CONFIG, state.items(), torch.float32, "a test", "0" * 64)
+    assert not load(path).networks.unet.conv_out.weight.any()
+    header, body = parts(path)
+    del header["__metadata__"]["tensors_sha256"]
+    with pytest.raises(CheckpointError, match="zeros alone in .*, and no digest"):
+        load(write(path, header, body))
+    with pytest.raises(CheckpointError, match="zeros alone in .*, and no digest"):
+        check_tensors(describe(path))
+
+
 def test_values_beyond_float16_are_told_when_loaded_as_that(pipeline, tmp_path):
     state = {name: x.clone() for name, x in pipeline.networks.state_dict().items()}
     state["unet.conv_out.bias"][0] = 1e6

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from zerosmooth import images
+from zerosmooth.colors import ADOBE, PRIMARIES, SRGB, matrix_profile
+from zerosmooth.fields import UserError
 from zerosmooth.images import find_images, fit, read_image
 from zerosmooth.models.clip import shrink
 
@@ -98,6 +100,100 @@ def test_a_transparent_colour_of_16_bits_is_white(tmp_path, channels):
         + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b""))
     image = read_image(tmp_path / "x.png")
     assert (image[:, 20:] == 255).all() and ((image[:, :20].int() - 156).abs() <= 1).all()
+
+
+# --- colours
+
+PIXEL = (200, 100, 80)
+DISPLAY_P3 = matrix_profile(PRIMARIES[12], SRGB)
+P3, FROM_P3 = struct.pack(">4B", 12, 13, 0, 1), (215, 93, 73)  # by Apple's own profile
+FROM_ADOBE, LINEAR = (227, 100, 78), (229, 168, 152)
+CHRM = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)  # of P3
+BT709 = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+
+
+def flat(path, mode="RGB", color=PIXEL, chunks=(), **options):
+    """An image of one colour. chunks: name and content of those that a PNG gets."""
+    Image.new(mode, (20, 24), color).save(path, **options)
+    content = path.read_bytes()
+    for name, data in chunks:
+        chunk = struct.pack(">I", len(data)) + name + data
+        content = content[:33] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + content[33:]
+    path.write_bytes(content)
+    return path
+
+
+def colour(path) -> list[int]:
+    pixels = read_image(path).reshape(-1, 3)
+    assert (pixels.int() - pixels[0].int()).abs().max() <= 1
+    return pixels[0].tolist()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "avif"])
+def test_a_profile_is_converted_to_srgb(tmp_path, suffix):
+    options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True},
+               "avif": {"quality": 100}}.get(suffix, {})
+    path = flat(tmp_path / f"x.{suffix}", icc_profile=DISPLAY_P3, **options)
+    assert np.abs(np.subtract(colour(path), FROM_P3)).max() <= 2 * (suffix in ("jpg", "avif"))
+
+
+@pytest.mark.parametrize(("mode", "pixel", "expected"), [
+    ("RGBA", (*PIXEL, 255), FROM_P3), ("L", 128, (128, 128, 128)),
+    ("RGBA", (*PIXEL, 0), (255, 255, 255)), ("P", 0, (0, 0, 0))])
+def test_a_profile_goes_with_every_way_to_store_pixels(tmp_path, mode, pixel, expected):
+    path = flat(tmp_path / "x.png", mode, pixel, icc_profile=DISPLAY_P3)
+    assert colour(path) == list(expected)
+
+
+def test_a_grey_profile_goes_with_grey_pixels_alone(tmp_path):
+    linear = matrix_profile(PRIMARIES[1], (1.0,)).replace(b"RGB ", b"GRAY").replace(b"rTRC",
+                                                                                   b"kTRC")
+    assert colour(flat(tmp_path / "x.png", "L", 128, icc_profile=linear)) == [188] * 3
+    assert colour(flat(tmp_path / "x.png", "LA", (128, 255), icc_profile=linear)) == [188] * 3
+    with pytest.raises(UserError, match="x.png has a colour profile that does not fit it .GRAY for "
+                                        "pixels of mode RGB.; save it as sRGB"):
+        read_image(flat(tmp_path / "x.png", icc_profile=linear))
+
+
+@pytest.mark.parametrize(("chunks", "expected"), [
+    ([(b"cICP", P3)], FROM_P3),
+    ([(b"cICP", bytes((1, 13, 0, 1)))], PIXEL),
+    ([(b"cICP", bytes((1, 13, 0, 1))), (b"gAMA", struct.pack(">I", 100_000))], PIXEL),
+    ([(b"cHRM", CHRM)], FROM_P3),
+    ([(b"cHRM", CHRM), (b"gAMA", struct.pack(">I", 45455))], FROM_P3),
+    ([(b"cHRM", CHRM), (b"sRGB", b"\0")], PIXEL),
+    ([(b"cHRM", BT709), (b"gAMA", struct.pack(">I", 45455))], PIXEL),
+    ([(b"gAMA", struct.pack(">I", 100_000))], LINEAR),
+])
+def test_what_the_chunks_of_a_png_say_is_converted(tmp_path, chunks, expected):
+    assert np.abs(np.subtract(colour(flat(tmp_path / "x.png", chunks=chunks)), expected)).max() <= 1
+
+
+@pytest.mark.parametrize("inner", [{0xA001: 2}, {0xA001: 0xFFFF, 0xA005: {1: "R03", 2: b"0100"}},
+                                   {0xA001: 1}, {0xA001: 0xFFFF}])
+def test_adobes_colours_are_known_from_exif_alone(tmp_path, inner):
+    exif = Image.Exif()
+    exif[0x8769] = inner
+    for suffix in ("png", "jpg"):
+        path = flat(tmp_path / f"x.{suffix}", exif=exif,
+                    **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+        expected = FROM_ADOBE if inner[0xA001] == 2 or 0xA005 in inner else PIXEL
+        assert np.abs(np.subtract(colour(path), expected)).max() <= 2
+    icc = matrix_profile(ADOBE, SRGB)  # which goes before it
+    assert colour(flat(tmp_path / "x.png", exif=exif, icc_profile=icc)) != colour(path)
+
+
+def test_colours_that_cannot_be_converted_are_told(tmp_path):
+    for profile in (b"no profile", DISPLAY_P3[:200], DISPLAY_P3.replace(b"RGB ", b"CMYK")):
+        with pytest.raises(UserError, match="x.png has a colour profile that does not fit it .*"
+                                            "save it as sRGB"):
+            read_image(flat(tmp_path / "x.png", icc_profile=profile))
+    for chunk in ((b"cICP", bytes((9, 16, 0, 1))), (b"cICP", bytes((99, 13, 0, 1)))):
+        with pytest.raises(UserError, match="x.png has colours such as HDR's .primaries .*sRGB"):
+            read_image(flat(tmp_path / "x.png", chunks=[chunk]))
+    for chunk in ((b"cHRM", bytes(32)), (b"gAMA", bytes(4))):
+        with pytest.raises(UserError, match="x.png has colours of no known space; save it"):
+            read_image(flat(tmp_path / "x.png", chunks=[chunk]))
 
 
 def test_images_that_cannot_be_used_are_told(tmp_path, picture):

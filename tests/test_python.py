@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import zerosmooth
-from zerosmooth.comments import read_comment
 from zerosmooth.fields import UserError
 from zerosmooth.video import enlargement, read_video
+from zerosmooth_cli.comments import read_comment
 
 from .conftest import tiny_pipeline
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from zerosmooth_cli.arguments import read_prompts
 from zerosmooth_cli.command import run_command
 from zerosmooth_cli.results import Result
 
-from .command import QUICK, ROOT, contents, make, quick, sample
+from .command import QUICK, ROOT, contents, make, quick, run, sample
 from .fuzz_runs import fuzz
 from .kills import MOMENTS, Case, cases
 
@@ -92,9 +93,11 @@ def test_ten_million_videos_begin_with_the_first(tiny, tmp_path, monkeypatch):
     assert set(looked) == {0}
 
 
-def test_a_whole_checkpoint_is_not_read_to_find_nothing_to_do(tiny, tmp_path, monkeypatch):
+def test_a_large_checkpoint_is_not_read_again_to_find_nothing_to_do(tiny, tmp_path, monkeypatch):
     quick(monkeypatch)
-    flags = ["--set", "gif=true", "--outdir", tmp_path]
+    monkeypatch.setattr(sample.arguments, "READ", 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = ["--set", "gif=true", "--outdir", tmp_path / "out"]
     make(tiny, *flags)
     size, read, opened = (tiny / "vc2.safetensors").stat().st_size, [], Path.open
 
@@ -110,6 +113,39 @@ def test_a_whole_checkpoint_is_not_read_to_find_nothing_to_do(tiny, tmp_path, mo
     monkeypatch.setattr(Path, "open", counting)
     make(tiny, *flags)
     assert 0 < sum(read) < size / 2
+
+
+def zero_the_end(content: bytes) -> bytes:
+    return content[: len(content) * 6 // 10] + bytes(len(content) - len(content) * 6 // 10)
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    at = len(content) * 3 // 4
+    return content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [zero_the_end, flip_a_bit, lambda content: content[:-1]])
+@pytest.mark.parametrize("read", [1000, 10**9])
+def test_a_damaged_checkpoint_makes_nothing_and_has_made_nothing(tiny, tmp_path, monkeypatch,
+                                                                damage, read):
+    sampled = quick(monkeypatch)
+    monkeypatch.setattr(sample.arguments, "READ", read)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file, whole = tmp_path / "own.safetensors", (tiny / "vc2.safetensors").read_bytes()
+    flags = ["--ckpt", file, *QUICK, "gif=true", "page=false", "--outdir", tmp_path / "out"]
+    file.write_bytes(whole)
+    run(*flags)
+    made = contents(tmp_path / "out")
+    for more in ([], ["--seed", 7], ["--check"], ["--again", min(tmp_path.glob("out/*.gif"))]):
+        file.write_bytes(damage(whole))
+        said = run(*flags, *more, status=1).splitlines()[-1]
+        assert re.match(r"sample.py: .*own.safetensors is (damaged: it has other tensors than were "
+                        "written to it|cut off or damaged).*; download or convert it again", said)
+        with pytest.raises(zerosmooth.CheckpointError, match="damaged"):
+            zerosmooth.load(file)
+    assert len(sampled) == 1 and contents(tmp_path / "out") == made
+    file.write_bytes(whole)
+    assert "1 of 1 videos are in" in run(*flags)
 
 
 # --- records of an evaluation
@@ -215,6 +251,7 @@ def given(tiny, tmp_path_factory) -> dict[str, Path]:
     (folder / "cut").mkdir()
     (folder / "cut/a.png").write_bytes((folder / "a.png").read_bytes()[:60])
     (folder / "half.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (folder / "link").symlink_to(folder / "gone")
     return {"here": folder, "svd": f"--ckpt {tiny}/svd.safetensors",
             "lavie": f"--ckpt {tiny}/lavie.safetensors"}
 
@@ -232,11 +269,15 @@ MISTAKES = [
     ("--set device=toaster", "is no device"),
     ("--outdir {here}/a.png", "is a file; name a folder"),
     ("--outdir {here}/a.png/x", "a.png"),
+    ("--outdir {here}/link", "gone, which is not there; make that folder, or remove the link"),
+    ("--outdir {here}/link/x", "gone, which is not there"),
     # subjects
     ("--prompt_file none.txt", "none.txt does not exist"),
     ("--prompt_file {here}", "is a folder"),
     ("--prompt a --prompt_file b", "exclude each other"),
     (f"--prompt {'x' * 10_001}", "a prompt has 10,001 letters"),
+    ("--prompt caf\udce9", "a prompt is no whole Unicode at '\\udce9'; write it in UTF-8"),
+    ("--set negative_prompt=caf\udce9", "negative_prompt is no whole Unicode"),
     ("--image {here}/a.png", "--image does not fit"),
     ("{svd}", "add --image"),
     ("{svd} --prompt ''", "--prompt does not fit"),
@@ -335,6 +376,59 @@ def test_an_empty_path_is_not_the_working_directory(tiny, flag):
     assert "it is empty" in make(tiny, flag, "", status=2)
 
 
+@pytest.mark.parametrize(("flags", "reason"), [
+    (["--promt", "x"], "unrecognized arguments: --promt x; did you mean --prompt?"),
+    (["--overlap=2"], "did you mean --set overlap=VALUE?"),
+    (["--xyzzy"], "unrecognized arguments: --xyzzy; --help lists all"),
+    (["--seed", "1,2,3"], "'1,2,3' is no whole number; --seed N --num_videos M"),
+])
+def test_a_flag_that_is_meant_is_named(tiny, flags, reason):
+    said = make(tiny, *flags, status=2)
+    assert reason in said and len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("environment", "reason"), [
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc' in the environment is no number; unset it"),
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK and LOCAL_RANK; start several processes by"),
+    ({"RANK": "x"}, "RANK='x' in the environment is no number"),
+    ({"RANK": "1"}, "RANK=1 of WORLD_SIZE=None"),
+    ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK=2 of WORLD_SIZE=2"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "the 2 processes do not meet"),
+])
+@pytest.mark.parametrize("command", ["sample", "evaluation"])
+def test_processes_that_do_not_fit_together_are_told(tiny, tmp_path, monkeypatch, capsys,
+                                                    environment, reason, command):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if command == "sample":
+        assert reason in make(tiny, "--outdir", tmp_path / "out", status=1)
+    else:
+        from evaluation import __main__ as evaluation
+        assert evaluation.main(["--outdir", str(tmp_path / "out")]) == 1
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("steps", "said"), [
+    (48, None), (50, None), (20, None), (25, None),
+    (10, "10 steps begin at timestep 901 of 1000, where noise is not yet all; more steps would"),
+    (2, "2 steps begin at timestep 501 of 1000, where noise is not yet all; more steps would"),
+    (1, "1 steps begin at timestep 1 of 1000")])
+def test_what_is_said_of_steps_is_true_of_their_number(tiny, monkeypatch, steps, said):
+    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    got = make(tiny, "--check", "--steps", steps)
+    assert "divisor" not in got
+    assert "begin at" not in got if said is None else said in got
+
+
+def test_small_networks_have_a_rate(tiny):
+    said = make(tiny, "--check", "--steps", 50)
+    numbers = re.findall(r"([\d.e-]+) TFLOP", said)
+    assert len(numbers) == 2 and all(float(number) > 0 for number in numbers)
+
+
 # --- mistakes in Python
 
 
@@ -346,6 +440,8 @@ def test_an_empty_path_is_not_the_working_directory(tiny, flag):
     (lambda p: p.sample([]), "nothing to make"),
     (lambda p: p.sample(Subject(3)), "a prompt=3 is int"),
     (lambda p: p.sample("x" * 10_001), "10,001 letters"),
+    (lambda p: p.sample("caf\udce9"), "a prompt is no whole Unicode"),
+    (lambda p: p.sample("a", negative_prompt="\ud800"), "negative_prompt is no whole Unicode"),
     (lambda p: p.sample(np.zeros((20, 20, 3), np.uint8)), "from prompt, not from image"),
     (lambda p: p.sample("a", seeds=1.5), "seeds=1.5; whole numbers"),
     (lambda p: p.sample("a", seeds=None), "seeds=None; whole numbers"),
@@ -457,6 +553,19 @@ def test_a_mistake_of_the_user_is_one_line(mistake, said, capsys):
     assert run_command("test", mistake, "") == 1
     err = capsys.readouterr().err
     assert err.startswith(said) and err.count("\n") == 1
+
+
+def test_what_a_terminal_would_obey_is_written_out(capsys):
+    def work():
+        print("a\x1b[2Jb\rc\x9dd\u202ee\n\tf")
+        print("\r 50% of a bar", end="", file=sys.stderr)
+        raise UserError("\x1b]52;c;eA==\x07")
+
+    assert run_command("test", work, "") == 1
+    said = capsys.readouterr()
+    assert said.out == "a\\x1b[2Jb\\rc\\x9dd\\u202ee\n\\tf\n"
+    assert said.err == "\r 50% of a bartest: \\x1b]52;c;eA==\\x07\n"
+    assert str(UserError("a\x1b\n")) == "a\\x1b\\n"  # where Python prints it
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

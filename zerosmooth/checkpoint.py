@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from math import prod
@@ -249,16 +249,33 @@ def tensor_shapes(family: Family, config: ModelConfig) -> Shapes:
         return {name: tuple(x.shape) for name, x in Networks(family, config).state_dict().items()}
 
 
-def check_tensors(checkpoint: Checkpoint) -> None:
-    """Read all tensors of a file. CheckpointError if they were changed since they were written, or
-    hold NaN or infinity."""
+def check_digest(checkpoint: Checkpoint) -> None:
+    """CheckpointError if the tensors are not those that were written, as far as the file tells."""
     path, written = checkpoint.path, checkpoint.tensors_sha256
     if written and written != sha256(path, checkpoint.start):
-        raise CheckpointError(f"{path} has other tensors than were written to it; convert it again")
-    with safe_open(path, "pt") as file:
+        raise CheckpointError(f"{path} is damaged: it has other tensors than were written to it; "
+                              f"{AGAIN}")
+
+
+def read_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a file, by name. CheckpointError, first, as `check_digest`; where the file has
+    no digest, for a matrix of zeros, as damage leaves it."""
+    check_digest(checkpoint)
+    with safe_open(checkpoint.path, "pt") as file:
         for name in checkpoint.shapes:
-            if not torch.isfinite(file.get_tensor(name)).all():
-                raise CheckpointError(f"{path} has NaN or infinity in {name}; convert it again")
+            x = file.get_tensor(name)
+            if not checkpoint.tensors_sha256 and x.ndim > 1 and not x.any():
+                raise CheckpointError(f"{checkpoint.path} has zeros alone in {name}, and no digest "
+                                      "that tells whether it is whole; convert it again")
+            yield name, x
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Read all tensors of a file. CheckpointError as `read_tensors`, and for NaN or infinity."""
+    for name, x in read_tensors(checkpoint):
+        if not torch.isfinite(x).all():
+            raise CheckpointError(
+                f"{checkpoint.path} has NaN or infinity in {name}; convert it again")
 
 
 def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu",
@@ -273,7 +290,7 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu",
 
 def load_described(checkpoint: Checkpoint, device: str | torch.device,
                    dtype: torch.dtype | None = None) -> Pipeline:
-    """As `load`, from what `describe` returned."""
+    """As `load`, from what `describe` returned. CheckpointError as `read_tensors`, too."""
     device = device_of(device)
     dtype = getattr(torch, default_dtype(device)) if dtype is None else dtype
     if dtype not in NAMES:
@@ -282,14 +299,13 @@ def load_described(checkpoint: Checkpoint, device: str | torch.device,
         networks = Networks(checkpoint.family, checkpoint.config).cast(dtype)
     dtypes = {name: x.dtype for name, x in networks.state_dict().items()}
     tensors = {}
-    with safe_open(checkpoint.path, "pt") as file:
-        for name in checkpoint.shapes:  # cast on the CPU: a GPU holds `dtype` alone
-            tensors[name] = x = file.get_tensor(name).to(dtypes[name]).to(device)
-            if not torch.isfinite(x).all():
-                raise CheckpointError(
-                    f"{checkpoint.path}: {name} has NaN, infinity or values beyond the range of "
-                    f"{x.dtype}; sample.py --check tells which: convert it again, or use --dtype "
-                    "bfloat16 or float32")
+    for name, x in read_tensors(checkpoint):  # cast on the CPU: a GPU holds `dtype` alone
+        tensors[name] = x = x.to(dtypes[name]).to(device)
+        if not torch.isfinite(x).all():
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has NaN, infinity or values beyond the range of "
+                f"{x.dtype}; sample.py --check tells which: convert it again, or use --dtype "
+                "bfloat16 or float32")
     networks.load_state_dict(tensors, assign=True)
     return Pipeline(checkpoint.family, checkpoint.config, networks)
 

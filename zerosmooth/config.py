@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -14,12 +15,20 @@ SIDE, GUIDANCE, RATES = Range(1, 8192), Range(-1000, 1000), Range(1, 1000)
 LETTERS = 10_000  # of a text
 
 
-def check_text(name: str, text: str) -> None:
-    """UserError for a text that cannot be a prompt."""
+def check_letters(name: str, text: str) -> None:
+    """UserError for a text that nothing here takes."""
     check(name, text, str)
     if len(text) > LETTERS or "\0" in text:
         what = "a NUL" if "\0" in text else f"{len(text):,} letters"
         raise UserError(f"{name} has {what}; use up to {LETTERS:,} letters of text")
+
+
+def check_text(name: str, text: str) -> None:
+    """UserError for a text that cannot be a prompt."""
+    check_letters(name, text)
+    if odd := re.search("[\ud800-\udfff]", text):  # half a character, or a byte of another code
+        raise UserError(f"{name} is no whole Unicode at {text[odd.start() :][:20]!r}; write it in "
+                        "UTF-8")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class Defaults(Sampling):
 
     prompt: str = "A panda eats a pizza, wearing space suit, closeup, photorealistic"
     preset: str = "paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_text("prompt", self.prompt)
 
 
 @dataclass(frozen=True)
@@ -143,5 +156,5 @@ def _read(hint: Any, value: Any, where: str, limit: Range | None) -> Any:
         value = float(value)
     check(where, value, hint, limit or {int: INT, float: FLOAT}.get(hint))
     if hint is str:
-        check_text(where, value)
+        check_letters(where, value)
     return value

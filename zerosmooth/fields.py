@@ -10,8 +10,18 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
+def printable(text: str) -> str:
+    """A text as a terminal may have it: one line, in which what files bring along, such as escape
+    codes, is written as Python would."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(ValueError):
-    """Something that a user gave cannot be used; the text says what, and what can."""
+    """Something that a user gave cannot be used; the text, which is `printable`, says what, and
+    what can."""
+
+    def __init__(self, text: object) -> None:
+        super().__init__(printable(str(text)))
 
 
 class Range(NamedTuple):

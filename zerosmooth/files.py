@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +16,8 @@ try:
 except ImportError:  # on Windows, what a killed process left behind stays
     fcntl = None  # type: ignore[assignment]
 
-PART = re.compile(r"\..+\.\d+\.part(\.\w+)?")  # names of files that are being written
+PART = re.compile(r"\..+\.(\d+|[0-9a-f]{16})\.part(\.\w+)?")  # files that are being written
+DAY = 86_400  # seconds
 FULL = {
     errno.ENOSPC: "the disk is full; make room, or write elsewhere",
     errno.EDQUOT: "the disk quota is used up; make room, or write elsewhere",
@@ -40,9 +41,10 @@ def scratch(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, with its suffix, removed at the end. OSError as `whole`.
 
     It is locked while it is in use: unlocked ones were left by killed processes, and are removed.
+    Its name is drawn: in containers and on other machines, others have this process's number.
     """
     remove_left(path.absolute().parent)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         with part.open("wb") as file:
             _lock(file.fileno())
@@ -62,8 +64,8 @@ def remove_left(folder: Path) -> None:
     """Remove the unfinished files of killed processes from a folder, once in a process."""
     for part in folder.iterdir() if folder.is_dir() else ():
         with suppress(OSError):  # it is gone, or another user's
-            if not PART.fullmatch(part.name) or time.time() - part.stat().st_mtime < 1:
-                continue  # a file of less than a second may not be locked yet
+            if not PART.fullmatch(part.name) or -DAY < time.time() - part.stat().st_mtime < 1:
+                continue  # a new file may not be locked yet; another machine's clock may be ahead
             with part.open("rb") as file:
                 if _lock(file.fileno()):
                     part.unlink(missing_ok=True)

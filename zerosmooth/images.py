@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .colors import in_srgb, profile_of
 from .fields import UserError
 from .files import one_line
 
@@ -55,7 +56,7 @@ def by_number(path: Path) -> list[int | str]:
 
 
 def read_image(path: Path, note: Callable[[str], object] = warnings.warn) -> Tensor:
-    """An image as uint8 h w 3, turned upright by its EXIF data; transparent pixels become white.
+    """An image as uint8 h w 3 in sRGB, upright by its EXIF data; transparent pixels become white.
 
     Of an animation it is the first frame. Very large images are shrunk, see LARGE. note: is told
     what had to be assumed of it. UserError if it cannot be read or is too small.
@@ -67,13 +68,14 @@ def read_image(path: Path, note: Callable[[str], object] = warnings.warn) -> Ten
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and odd metadata
-            head = file.read(64)
+            head = file.read(1 << 20)
             for pattern, kind in UNREAD:
                 if re.match(pattern, head, re.DOTALL):
                     raise UserError(f"is {kind}, which is not read here; save it as PNG or JPEG")
             # Opened as a file: by name, Pillow 13 scrambles turned TIFFs.
             with Image.open(file) as image:
-                pixels = _pixels(ImageOps.exif_transpose(image), assumed)
+                profile = profile_of(image, head)
+                pixels = _pixels(ImageOps.exif_transpose(image), profile, assumed)
     except UserError as error:
         raise UserError(f"the image {path} {error}") from None
     except Image.DecompressionBombError as error:
@@ -86,7 +88,7 @@ def read_image(path: Path, note: Callable[[str], object] = warnings.warn) -> Ten
     return torch.from_numpy(pixels)
 
 
-def _pixels(image: Image.Image, assumed: list[str]) -> np.ndarray:
+def _pixels(image: Image.Image, profile: bytes | None, assumed: list[str]) -> np.ndarray:
     """uint8 h w 3 of an opened image. UserError if it cannot be used."""
     width, height = image.size
     if min(width, height) < SMALLEST:
@@ -107,7 +109,7 @@ def _pixels(image: Image.Image, assumed: list[str]) -> np.ndarray:
     if isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, when the colours have 8 left
         image.info["transparency"] = tuple(x >> 8 for x in clear)
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
+    image = in_srgb(image, mode, profile)
     if (factor := min(image.size) // LARGE) > 1:
         image = image.reduce(factor)
     pixels = np.array(image)

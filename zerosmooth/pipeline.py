@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .bus import HiddenStateBus, Stage
 from .cascade import keep, nested_noise
-from .comments import as_comment
 from .config import ModelConfig, check_text
 from .extensions import LIFTS, METHODS
 from .extensions.color import ColorCorrected
@@ -33,7 +32,7 @@ from .models.compiled import compiled
 from .models.layers import frame_chunks
 from .offload import Memory
 from .settings import AT_A_TIME, Running, Settings, known, settings_for
-from .video import picture, write_picture, write_video
+from .video import as_comment, picture, write_picture, write_video
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # in a notebook without widgets tqdm warns: its bar is text

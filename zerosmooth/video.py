@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,14 +11,15 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 from einops import rearrange
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
-from .comments import png_text
 from .fields import UserError
 from .files import FULL, one_line, scratch, whole
 from .images import by_number, find_images, read_image
@@ -28,8 +30,25 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 # then, on its code for some CPUs (AVX-512).
 EXACT = ("-threads", "1", "-x264-params", "cpu-independent=1")
 CODEC = (*"-an -vcodec libx264 -pix_fmt yuv420p -crf 16 -movflags +faststart".split(), *EXACT)
+# Players take BT.601 for small videos and BT.709 for large ones, unless a video says what it is.
+BT709 = ("-vf", "scale=ceil(iw/2)*2:ceil(ih/2)*2:out_color_matrix=bt709:out_range=tv,"
+                "setparams=color_primaries=bt709:color_trc=bt709", "-colorspace", "bt709",
+         "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
+KEY = "Comment"  # PNG's name for the text beside the frames, which mp4 and GIF call comment
 XFSZ = getattr(signal, "SIGXFSZ", 25)  # the signal of a file beyond `ulimit -f`
 INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def as_comment(record: dict[str, Any]) -> str:
+    """A record as one line of valid Unicode: half a surrogate pair stays JSON's escape."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def png_text(comment: str) -> PngInfo | None:
+    """A comment as Pillow writes it into a PNG; None for an empty one."""
+    info = PngInfo()
+    info.add_text(KEY, comment)
+    return info if comment else None
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
@@ -103,10 +122,9 @@ def _run_ffmpeg(part: Path, frames: np.ndarray, fps: float, path: Path, comment:
     height, width = frames.shape[1:3]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
               "-r", str(Fraction(fps).limit_denominator(65535)), "-i", "-"]
-    even = ["-vf", "scale=ceil(iw/2)*2:ceil(ih/2)*2"] if width % 2 or height % 2 else []
-    tag = ["-metadata", f"comment={comment}"] if comment else []
+    told = ["-metadata", f"comment={comment}"] if comment else []
     try:
-        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *CODEC, *even, *tag]
+        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *CODEC, *BT709, *told]
         done = subprocess.run([*command, str(part)], input=np.ascontiguousarray(frames).data,
                               capture_output=True, start_new_session=True)
     except (RuntimeError, OSError) as error:

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zerosmooth.checkpoint import Checkpoint, find, sha256
-from zerosmooth.comments import read_comment
 from zerosmooth.config import build
-from zerosmooth.fields import UserError
+from zerosmooth.fields import UserError, printable
 from zerosmooth.settings import Output, Running, Settings, device_of
 
+from .comments import read_comment
 from .results import versions
+
+WORK = 16  # times what a checkpoint's own settings take: a stranger's record asks for no more
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,18 @@ def recall(args: Namespace, record: Record, said: dict[str, Any]) -> Output:
     return Output(**own)
 
 
+def check_work(file: Path, settings: Settings, own: Settings, said: Collection[str]) -> None:
+    """UserError if a record, not the command line, asks for over WORK times the work of the
+    checkpoint's own settings."""
+    times = {name: getattr(settings, name) / getattr(own, name)
+             for name in ("height", "width", "steps", "scale") if name not in said}
+    if (work := prod(max(1, x) for x in times.values())) > WORK:
+        flags = " ".join(f"--{k} {getattr(settings, k)}" for k, x in times.items() if x > 1)
+        raise UserError(f"the record in {file} asks for {work:,.0f} times the work of this "
+                        "checkpoint's own settings. Add --check to see what it takes; if you want "
+                        f"it, say so: {flags}")
+
+
 def _image(file: Path, record: Record) -> Path:
     """The image that a record names, where it was or beside the file."""
     name = Path(record.image or "").name
@@ -128,4 +143,5 @@ def notes(file: Path, record: Record, checkpoint: Checkpoint, named: bool,
         then["threads"], now["threads"] = str(record.threads), str(torch.get_num_threads())
     if differ := [key for key in then if then[key] != now[key]]:
         was, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (then, now))
-        yield f"it was made with {was}, here with {here}: frames may differ by rounding"
+        yield printable(
+            f"it was made with {was}, here with {here}: frames may differ by rounding")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from zerosmooth.checkpoint import (
     DEFAULT,
     Checkpoint,
+    check_digest,
     describe,
     load_described,
     sha256,
@@ -23,7 +28,7 @@ from zerosmooth.checkpoint import (
 from zerosmooth.config import Defaults, check_text
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import load_family
-from zerosmooth.fields import SEED, Range, UserError, check
+from zerosmooth.fields import SEED, Range, UserError, check, short
 from zerosmooth.images import find_images, read_image
 from zerosmooth.pipeline import Pipeline, Subject
 from zerosmooth.samplers import TRAIN_STEPS
@@ -41,11 +46,12 @@ from zerosmooth.settings import (
     settings_for,
 )
 
-from .again import Record, notes, recall
+from .again import Record, check_work, notes, recall
 from .command import once
 
 STDIN = Path("-")
 LARGEST = 64_000_000  # bytes of a prompt file
+READ = 500_000_000  # bytes of a checkpoint that are read at every start, which takes a second
 OPTIONS = {option.name: option for of in (Settings, Running, Output) for option in options(of)}
 FLAGS = ("scale", "preset", "method", "steps", "guidance_scale", "fps", "height", "width", "device")
 OWN = [option.name for option in options(Defaults)] + ["key_frames", "decode_chunk_size", "preset"]
@@ -59,6 +65,18 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=100)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says which flag may be meant by one that there is not."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"unrecognized arguments:.*? ?--(\w+)", message):
+            flags = [flag.lstrip("-") for flag in self._option_string_actions]
+            close = difflib.get_close_matches(found[1], [*flags, *OPTIONS], 1)
+            flag = "".join(f"--{x}" if x in flags else f"--set {x}=VALUE" for x in close)
+            message += f"; did you mean {flag}?" if close else "; --help lists all"
+        super().error(message)
+
+
 def add_checkpoint(add: Any) -> None:
     names = ", ".join(shipped())
     add("--ckpt", metavar="FILE", help=f"converted checkpoint, or {names} (default: {DEFAULT})")
@@ -69,7 +87,7 @@ def add_subjects(add: Any) -> None:
     """What videos are made from."""
     add("--prompt_file", type=as_path, metavar="FILE", help="prompts, one a line; - reads stdin")
     add("--image", type=as_path, metavar="FILE", help="image to video: an image, or a folder")
-    add("--seed", type=int, metavar="N", help="seed of the noise (default: 0)")
+    add("--seed", type=as_seed, metavar="N", help="seed of the noise (default: 0)")
     add("--num_videos", type=int, default=1, metavar="N",
         help="videos of each subject, with seeds --seed, --seed + 1, .. (default: 1)")
 
@@ -126,10 +144,39 @@ def as_path(text: str) -> Path:
     return Path(text)
 
 
+def as_seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{short(text)} is no whole number; --seed N --num_videos M makes M videos, with seeds "
+            "from N on") from None
+
+
 def described(args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint that is asked for. UserError if it cannot be used."""
+    """The checkpoint that is asked for. UserError if it cannot be used, or is damaged."""
     family = None if args.family is None else load_family(args.family, FAMILIES)
-    return describe(args.ckpt or DEFAULT, family)
+    checkpoint = describe(args.ckpt or DEFAULT, family)
+    check_whole(checkpoint)
+    return checkpoint
+
+
+def check_whole(checkpoint: Checkpoint) -> None:
+    """CheckpointError if a file's tensors are not those that were written. Larger ones than READ
+    are read once as they are: an empty file in the user's cache tells that they were whole."""
+    facts, mark = checkpoint.path.stat(), None
+    if facts.st_size > READ:
+        stamp = (str(checkpoint.path.resolve()), facts.st_size, facts.st_mtime_ns,
+                 facts.st_ctime_ns, checkpoint.tensors_sha256)
+        name = hashlib.sha256(repr(stamp).encode("utf-8", "backslashreplace")).hexdigest()
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        mark = Path(cache) / f"zerosmooth/{name[:32]}.whole"
+    if mark is None or not mark.exists():
+        check_digest(checkpoint)
+    if mark is not None:
+        with suppress(OSError):  # then it is read again
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -158,9 +205,10 @@ def read_settings(args: argparse.Namespace, checkpoint: Checkpoint, before: Sett
     if len(sampler) != settings.steps:
         print(f"note: {len(sampler)} steps are taken, not {settings.steps}: one at each of evenly "
               "spaced timesteps")
-    elif TRAIN_STEPS % settings.steps and sampler.share(0) < 0.95:
+    elif sampler.share(0) < 0.95:
+        better = f"a divisor of {TRAIN_STEPS}" if TRAIN_STEPS % settings.steps else "more steps"
         print(f"note: {len(sampler)} steps begin at timestep {sampler.timestep(0)} of "
-              f"{TRAIN_STEPS}, where noise is not yet all; a divisor of {TRAIN_STEPS} does better")
+              f"{TRAIN_STEPS}, where noise is not yet all; {better} would begin nearer to it")
     return settings, running
 
 
@@ -173,6 +221,9 @@ def resolve(args: argparse.Namespace, record: Record | None
     checkpoint = described(args)
     before = () if record is None else (record.settings, record.running)
     settings, running = read_settings(args, checkpoint, *before)
+    if record is not None and not getattr(args, "check", False):
+        own = settings_for(checkpoint.family, checkpoint.config)
+        check_work(args.again, settings, own, said)
     output = replace(output, **of_kind(Output, said))
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running, output))
     print(settings.summary())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from zerosmooth.checkpoint import Checkpoint, check_tensors
+from zerosmooth.fields import printable
 from zerosmooth.settings import Running, Settings
 
 from .estimate import FLOP_SHARE, matrix_rate, needs
@@ -19,7 +20,8 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     yield f"{checkpoint.path}: a whole {family.name} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
     count = f"{checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
     yield f"  {len(checkpoint.shapes)} tensors, {count}"
-    yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}".rstrip()
+    made_from = f"{checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
+    yield f"  made from {printable(made_from)}".rstrip()
     frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
     size = f"{settings.height}x{settings.width}"
     where = f"on {running.device} as {settings.dtype}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from zerosmooth.fields import UserError
+from zerosmooth.fields import UserError, printable, short
+from zerosmooth.files import one_line
 from zerosmooth.settings import device_of
 
 T = TypeVar("T")
@@ -65,12 +67,11 @@ def told(error: BaseException) -> str | None:
 
 
 def text_of(error: Exception) -> str:
-    """In one line: what damaged files bring into a message, such as a terminal's escape codes, is
-    shown escaped."""
+    """In one line, `printable`."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -137,7 +138,9 @@ def _patient_output() -> Iterator[None]:
 
 class _Patient:
     """A text stream that no writing to fails: what it cannot encode is escaped, and what nobody
-    takes any more (a pipe whose reader is gone, a full disk) is dropped."""
+    takes any more (a pipe whose reader is gone, a full disk) is dropped. What a terminal would obey
+    is escaped, too: names and records are strangers'. It obeys the ends of lines, and what begins
+    with a carriage return, as progress bars do."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -145,7 +148,9 @@ class _Patient:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
+        begin = "\r" * text.startswith("\r")
+        shown = begin + "\n".join(map(printable, text[len(begin) :].split("\n")))
+        self._try(lambda: self._stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
@@ -168,7 +173,7 @@ class _Patient:
 
 def first() -> bool:
     """Whether this process is the one that speaks for all; the only one if there are no others."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _several() -> bool:
@@ -184,20 +189,36 @@ def said_once() -> Iterator[None]:
 
 @contextmanager
 def processes(args: Namespace) -> Iterator[tuple[int, int]]:
-    """This process's number and how many there are, as torchrun says it; each on its own GPU."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
+    """This process's number and how many there are, as torchrun says it; each on its own GPU.
+    UserError if that does not fit together."""
+    rank, world, local = (_told(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    hint = "start several processes by torchrun, or unset RANK and WORLD_SIZE"
+    if (rank or 0) >= (world or 1):
+        raise UserError(f"RANK={rank} of WORLD_SIZE={world}; {hint}")
+    if world in (None, 1):
         yield 0, 1
         return
     device = device_of(args.device)
+    if None in (rank, local):
+        raise UserError(f"WORLD_SIZE={world} without RANK and LOCAL_RANK; {hint}")
     if device.type == "cuda":
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        args.device = f"cuda:{local}"
         torch.cuda.set_device(device_of(args.device))
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for Python objects
     try:
-        yield distributed.get_rank(), world
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for Python objects
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the {world} processes do not meet ({one_line(error)}); {hint}") from error
+    try:
+        yield distributed.get_rank(), distributed.get_world_size()
     finally:
         distributed.destroy_process_group()
+
+
+def _told(name: str) -> int | None:
+    """A number in the environment. UserError if it is none."""
+    if (text := os.environ.get(name)) is not None and not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"{name}={short(text)} in the environment is no number; unset it")
+    return None if text is None else int(text)
 
 
 def together(value: T) -> list[T]:

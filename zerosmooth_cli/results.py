@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zerosmooth import __version__
-from zerosmooth.comments import as_comment, read_comment
 from zerosmooth.fields import UserError
 from zerosmooth.files import remove_left, whole
 from zerosmooth.pipeline import Video
 from zerosmooth.settings import Output, Settings
 from zerosmooth.video import (
+    as_comment,
     check_writer,
     enlargement,
     picture,
@@ -33,6 +33,7 @@ from zerosmooth.video import (
     write_video,
 )
 
+from .comments import read_comment
 from .page import Page
 
 MOST_NAMES = 5_000_000  # without digests
@@ -181,8 +182,12 @@ def check_outputs(folder: Path, settings: Settings, output: Output,
 
 
 def check_folder(folder: Path, settings: Settings) -> None:
-    """Make a folder of results. UserError if it is a file, or if its disk could not hold one result
-    uncompressed."""
+    """Make a folder of results. UserError if it is a file or a link to nothing, or if its disk
+    could not hold one result uncompressed."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"--outdir {folder}: {path} is a link to {path.readlink()}, which is "
+                            "not there; make that folder, or remove the link")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--outdir {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,38 +1,21 @@
-"""The text that a file carries beside its frames: mp4's and GIF's comment, PNG's text "Comment".
-
-`video.write_video` and `video.write_picture` write it; players, ffprobe and exiftool show it.
-"""
+"""Reads the text that a file carries beside its frames, see `video.write_video`."""
 
 from __future__ import annotations
 
-import json
 import re
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from .fields import UserError
-from .files import one_line
+from zerosmooth.fields import UserError
+from zerosmooth.files import one_line
+from zerosmooth.video import KEY
 
-KEY = "Comment"  # PNG's name for it
 LARGEST = 4_000_000  # bytes of a comment, or of a json
 # An mp4's comment: the name of its box, then a box of size, name, type and locale, and the text.
 MP4 = re.compile(rb"\xa9cmt(....)data\0\0\0.....", re.DOTALL)
-
-
-def as_comment(record: dict[str, Any]) -> str:
-    """A record as one line of valid Unicode: half a surrogate pair stays JSON's escape."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-
-
-def png_text(comment: str) -> PngInfo | None:
-    """A comment as Pillow writes it into a PNG; None for an empty one."""
-    info = PngInfo()
-    info.add_text(KEY, comment)
-    return info if comment else None
 
 
 def read_comment(path: Path) -> str:
