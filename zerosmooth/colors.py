@@ -48,8 +48,8 @@ def profile_of(image: Image.Image, head: bytes) -> bytes | None:
     gamma: float | None = image.info.get("gamma")  # of PNG
     xy: tuple[float, ...] | None = image.info.get("chromaticity")
     if gamma is not None or xy is not None:
-        known = gamma is None or 0.45 < gamma < 0.46  # which stands for sRGB's curve
-        curve = SRGB if known else (1 / max(gamma, 1e-6),)
+        same = gamma is None or 0.45 < gamma < 0.46  # which stands for sRGB's curve
+        curve = SRGB if same else (1 / max(gamma or 0, 1e-6),)
         return matrix_profile(BT709 if xy is None else (*zip(xy[2::2], xy[3::2]), xy[:2]), curve)
     exif = image.getexif()
     inner = exif.get_ifd(0x8769)  # Adobe RGB is 2 in it, or as cameras say it, interoperable as R03
