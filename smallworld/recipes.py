@@ -166,8 +166,8 @@ RECIPES = {
         autoencoder_from="vc2-small",
         clips=4096,
         dense=0.25,
-        image_steps=1500,
-        steps=9000,
+        image_steps=700,
+        steps=5500,
         log_sigma=(1.0, 1.4),
     ),
     "far-small":

@@ -3,21 +3,18 @@
 import contextlib
 import io
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 
-from zerosmooth.checkpoint import Checkpoint, describe
+from zerosmooth.checkpoint import Checkpoint, describe, find
 from zerosmooth.family import Family
 from zerosmooth.pipeline import Pipeline, Video
+from zerosmooth_cli import main as sample
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-import sample  # noqa: E402
-
 QUICK = ["--steps", "2", "--scale", "2", "--device", "cpu", "--set", "key_frames=4"]
 
 
@@ -26,9 +23,11 @@ def described(path: Path, family: Family | None, changed: int) -> Checkpoint:
     return describe(path, family)
 
 
-def described_once(path: Path, family: Family | None = None) -> Checkpoint:
+def described_once(name: str | Path, family: Family | None = None) -> Checkpoint:
     """As `describe`, which tries the networks out, but once for a file as it is."""
-    return described(path, family, path.stat().st_mtime_ns)
+    path = find(name)
+    return described(path if path.exists() else name, family,
+                     path.stat().st_mtime_ns if path.exists() else 0)
 
 
 def run(*arguments, status=0) -> str:

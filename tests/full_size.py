@@ -10,6 +10,7 @@
     python -m tests.full_size modelscope folder/         # 7.3 GB
     python -m tests.full_size latte folder/              # 5 GB, without its text encoder
     python -m tests.full_size dynamicrafter_512 model.ckpt --dtype float16   # 5.2 GB; _256, _1024
+    python -m tests.full_size wan folder/                # 6.2 GB, the authors'; wan_folder alike
     python -m tests.full_size lavie_interpolation folder/        # 4.5 GB, with the SD folder
     python -m tests.full_size ldmvfi ldmvfi.ckpt         # 3.5 GB
 
@@ -76,6 +77,12 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {  # of families in examples/ 
         "transformer/diffusion_pytorch_model.safetensors": ("latte_transformer_authors",),
         "vae/diffusion_pytorch_model.safetensors": ("lavie_vae_diffusers",),
         "vae_temporal_decoder/diffusion_pytorch_model.safetensors": ("svd_vae_diffusers",),
+    },
+    "wan": {"diffusion_pytorch_model.safetensors": ("wan_transformer_authors",),
+            "Wan2.1_VAE.pth": ("wan_vae_authors",)},
+    "wan_folder": {
+        "transformer/diffusion_pytorch_model.safetensors": ("wan_transformer_diffusers",),
+        "vae/diffusion_pytorch_model.safetensors": ("wan_vae_diffusers",),
     },
     **{f"dynamicrafter_{model}": {"": (f"dynamicrafter_{unet}_unet", *DYNAMICRAFTER)}
        for model, unet in UNETS.items()},

@@ -487,7 +487,7 @@ def check(path: Path, device: str | torch.device = "cpu",
     kind, family = reference.kind, reference.family
     runs = "pipeline", "cascade", "sampling", "interpolation", "consistency"
     bound = RUN_BOUND if kind in runs else BOUND
-    for module in ("backbones_a", "backbones_b", "consistency", "interpolators"):  # they need this
+    for module in ("backbones_a", "backbones_b", "consistency", "interpolators", "wan"):  # after it
         checks = importlib.import_module(f".parity_{module}", __package__).CHECKS
         if own := checks.get((family, kind)):
             return own(reference), bound

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from zerosmooth import video
-from zerosmooth.comments import as_comment, read_comment
+from zerosmooth.comments import as_comment
 from zerosmooth.config import build
 from zerosmooth.families import FAMILIES
 from zerosmooth.fields import UserError
 from zerosmooth.settings import Settings, settings_for
 from zerosmooth.video import read_video, side_by_side, write_picture, write_video
 from zerosmooth_cli import again
+from zerosmooth_cli.comments import read_comment
 
 from .command import QUICK, contents, make, quick, records, run
 
@@ -254,7 +255,7 @@ def finished(odd) -> dict:
     ("device", "toaster", None),
 ])
 def test_a_record_is_checked_as_flags_are(tmp_path, finished, monkeypatch, path, value, reason):
-    monkeypatch.setattr("sample.check.report", lambda *_: ["checked"])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: ["checked"])
     file, record = tmp_path / "x.json", json.loads(json.dumps(finished))
     *outer, last = path.split(".")
     (record[outer[0]] if outer else record)[last] = value
@@ -273,7 +274,7 @@ def test_a_record_is_checked_as_flags_are(tmp_path, finished, monkeypatch, path,
 def test_a_record_that_asks_for_much_is_asked_about(tmp_path, finished, monkeypatch, changes, times,
                                                    flags):
     sampled = quick(monkeypatch)
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.check.report", lambda *_: [])
     record = finished | {"settings": finished["settings"] | {"steps": 4, "scale": 2} | changes}
     (tmp_path / "x.json").write_text(json.dumps(record))
     new = ["--again", tmp_path / "x.json", *CPU, "--outdir", tmp_path / "out"]
@@ -283,12 +284,12 @@ def test_a_record_that_asks_for_much_is_asked_about(tmp_path, finished, monkeypa
     run(*new, "--check")
     run(*new, "--height", 16, "--width", 24, "--steps", 2)
     assert len(sampled) == 1
-    monkeypatch.setattr("sample.make", lambda *_: 0)
+    monkeypatch.setattr("zerosmooth_cli.main.make", lambda *_: 0)
     run(*new, *flags.split())
 
 
 def test_nothing_in_a_record_reaches_a_terminal_as_it_is(tmp_path, finished, monkeypatch):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.check.report", lambda *_: [])
     evil = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\nsample.py: all is well\r"
     record = finished | {"versions": {"torch": evil, "zerosmooth": evil}, "device": evil,
                          "family": evil, "image": evil, "converted_from": evil}
@@ -302,7 +303,7 @@ def test_nothing_in_a_record_reaches_a_terminal_as_it_is(tmp_path, finished, mon
 
 
 def test_code_that_a_record_names_is_not_run(tmp_path, finished, monkeypatch):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
     changed = finished | {"family": str(tmp_path / "evil.py"), "ckpt": "x", "outdir": "/"}
     (tmp_path / "x.json").write_text(json.dumps(changed))
@@ -386,7 +387,7 @@ def test_a_name_that_is_taken_is_told(tiny, tmp_path, monkeypatch):
 
 def test_how_fast_a_video_plays_is_as_asked_and_is_said(tiny, tmp_path, monkeypatch):
     quick(monkeypatch)
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
     said = make(tiny, "--outdir", tmp_path, "--set", "save_fps=30")
     assert ("note: 8 frames at 30 fps play in 0.267 s, not 0.5 s: 1.88 times faster than the model "
             "is told") in said
@@ -400,7 +401,7 @@ def test_how_fast_a_video_plays_is_as_asked_and_is_said(tiny, tmp_path, monkeypa
 
 
 def test_another_scale_keeps_the_seconds(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.main.check.report", lambda *_: [])
     (file,) = odd.glob("*_8f.mp4")
     for scale, said in ((2, "4 key frames at 3 fps become 8 at 6 fps"),
                         (8, "4 key frames at 3 fps become 32 at 24 fps")):

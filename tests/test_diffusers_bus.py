@@ -3,19 +3,28 @@ it is missing."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel  # noqa: E402
+from diffusers import (  # noqa: E402
+    AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
+)
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0  # noqa: E402
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection  # noqa: E402
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # noqa: E402
 
 from zerosmooth.bus import Correction, HiddenStateBus  # noqa: E402
 from zerosmooth.cascade import Cascade, nested_noise, sample_cascade  # noqa: E402
@@ -34,6 +43,7 @@ from .parity_diffusers import (  # noqa: E402
     encoded_svd,
     filled,
     latte,
+    svd,
     unet_of,
 )
 
@@ -288,3 +298,36 @@ def test_what_does_not_fit_is_refused(pipeline, reference):
     with pytest.raises(ValueError,
                        match="UNet2DConditionModel is none of"), diffusers_bus.on_bus(other):
         pass
+
+
+def test_the_readmes_lines_run(monkeypatch, tmp_path):
+    """As they stand, on a small Stable Video Diffusion of random weights in place of the published
+    one."""
+    root = Path(__file__).parent.parent
+    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), flags=re.DOTALL)
+    (lines,) = (block for block in blocks if "diffusers_bus" in block)
+    torch.manual_seed(0)
+    unet = UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64), num_attention_heads=(2, 4), layers_per_block=1, num_frames=14,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=32, addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96)
+    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(
+        hidden_size=32, projection_dim=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=37))
+    vae = AutoencoderKLTemporalDecoder(down_block_types=("DownEncoderBlock2D",) * 2,
+                                       block_out_channels=(32, 32))
+    small = svd(unet, vae, vision)
+    kind, plain = type(small), type(small).__call__
+    size = {"height": 16, "width": 16, "num_inference_steps": 1}
+    monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: small)
+    monkeypatch.setattr(kind, "to", lambda pipeline, *_, **__: pipeline)  # no GPU here
+    monkeypatch.setattr(kind, "__call__", lambda *args, **more: plain(*args, **size, **more))
+    written = []
+    monkeypatch.setattr("diffusers.utils.export_to_video",
+                        lambda frames, path, fps: written.append((len(frames), path, fps)))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "first.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(lines, "README.md", "exec"), {})
+    assert written == [(56, "smooth.mp4", 28)]

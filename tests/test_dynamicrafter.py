@@ -22,6 +22,7 @@ from zerosmooth.family import load_family
 from zerosmooth.guidance import Inputs
 from zerosmooth.pipeline import Subject
 from zerosmooth.settings import settings_for
+from zerosmooth_cli import main as command
 
 from .conformance import check, report
 from .conftest import FRAMES, SIZE
@@ -259,11 +260,9 @@ def test_sample_py_takes_an_image_and_a_prompt(tmp_path, small_models, monkeypat
     source, out = small_file("512", tmp_path / "model.ckpt"), tmp_path / "dc.safetensors"
     cli.main(["--family", str(FILE), str(source), "-o", str(out)])
     iio.imwrite(tmp_path / "x.png", np.zeros((20, 30, 3), np.uint8))
-    import sample
-
-    command = ["sample.py", "--family", FILE, "--ckpt", out, "--image", tmp_path / "x.png",
-               "--prompt", "a ship", "--outdir", tmp_path, "--set", "scale=2", "save_fps=16"]
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    assert sample.main() == 0
+    argv = ["sample.py", "--family", FILE, "--ckpt", out, "--image", tmp_path / "x.png",
+            "--prompt", "a ship", "--outdir", tmp_path, "--set", "scale=2", "save_fps=16"]
+    monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+    assert command.main() == 0
     assert len(list(tmp_path.glob("*.mp4"))) == 2
     assert "16 key frames at 8 fps become 32 at 16 fps" in capsys.readouterr().out

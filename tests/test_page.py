@@ -10,12 +10,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 
+from zerosmooth.pipeline import Video
+from zerosmooth.settings import Settings
 from zerosmooth.video import read_video, write_video
 from zerosmooth_cli import page
 from zerosmooth_cli.page import Page, results
 
+from . import firefox
 from .chromium import PATH, SHIFT, Chromium
+from .firefox import Firefox
 
 SIZE = 160, 256  # from 256 pixels on videos are not enlarged
 FRAMES, RATES = (16, 32, 64), (8.0, 16.0, 32.0)
@@ -75,7 +80,7 @@ def entries(folder: Path) -> list[dict]:
 def test_it_holds_all_videos_the_latest_first(folder):
     second, first = entries(folder)
     assert (first["title"],
-            first["command"]) == ("first", f"python sample.py --again {folder}/first_64f.mp4")
+            first["command"]) == ("first", f"python -m zerosmooth --again {folder}/first_64f.mp4")
     assert (
         first["settings"] == {"preset": "paper", "strength": 0.8, "seed": 0, "torch": "2"}
         and second["title"][0] == "<"
@@ -164,6 +169,19 @@ def browser(tmp_path_factory):
         pytest.skip("there is no Chromium")
     with Chromium(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def fox(tmp_path_factory):
+    if firefox.PATH is None:
+        pytest.skip("there is no Firefox")
+    with Firefox(tmp_path_factory.mktemp("profile")) as fox:
+        yield fox
+
+
+@pytest.fixture(params=["browser", "fox"], ids=["Chromium", "Firefox"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -299,6 +317,55 @@ def test_it_fits_on_a_screen(browser, folder, width, dark):
     assert not browser.errors
 
 
+@pytest.mark.parametrize("height", [768, 640])
+def test_on_a_laptop_the_bar_covers_no_strip(either, tmp_path, height):
+    """Of square videos, the highest that families make; 640 is what the browser's own bars leave of
+    768."""
+    frames = np.zeros((16, 64, 64, 3), np.uint8)
+    panels = [(f"{n} frames", f"{n / 2} fps", frames, n / 2, None) for n in (16, 32, 64)]
+    made = page.entry("square", "a red circle moving right quickly", "seed 0", panels)
+    Page(tmp_path).write([("square", lambda: made | {"command": "python sample.py"})])
+    either.open(tmp_path / page.NAME, 1366, height)
+    ready(either)
+    bottom = "[...document.querySelectorAll('.slice')].map((s) => s.getBoundingClientRect().bottom)"
+    bar = either.run("document.querySelector('footer').getBoundingClientRect().top")
+    assert max(either.run(bottom)) < bar
+    tops = "[...document.querySelectorAll('.view')].map((v) => v.getBoundingClientRect().y)"
+    assert len(set(either.run(tops))) == 1  # side by side
+
+
+def test_a_page_without_videos_says_why(either, tmp_path):
+    Page(tmp_path).write([], page.live("a name", "video 1 of 2", 0.25, None, 8.0))
+    Page(tmp_path).write(results(tmp_path))  # as when a run is interrupted
+    either.open(tmp_path / page.NAME)
+    said = either.run("document.querySelector('main').innerText")
+    assert "The run ended before its first video was finished" in said
+    assert either.run("document.querySelector('footer').offsetHeight") == 0
+
+
+def test_firefox_steps_drags_wraps_and_plays(fox, folder):
+    fox.open(folder / page.NAME)
+    ready(fox)
+    fox.run("set(false), go(0)")
+    for key, shift, number in (("ArrowRight", False, 1), ("ArrowRight", True, 4),
+                               ("ArrowLeft", True, 0), ("ArrowLeft", False, 63),
+                               ("ArrowRight", False, 0)):
+        fox.press(key, shift)
+        assert fox.run(SHOWN % 0) == in_step(number), (key, shift)
+    x, y, width = fox.run("(({x, y, width, height}) => [x, y + height / 2, width])"
+                          "(document.querySelectorAll('.slice')[2].getBoundingClientRect())")
+    fox.drag((x + 0.1 * width, y), (x + 0.5 * width, y), (x + 0.7501 * width, y))
+    assert fox.run(SHOWN % 0) == in_step(48)
+    fox.run("go(62)")
+    fox.press(" ")
+    fox.until("tick > 0 && tick < 32")  # round and round
+    assert fox.run("playing")
+    fox.press("q")
+    assert fox.run("speed") == 0.25
+    fox.press(" ")
+    assert fox.run(SHOWN % 0) == in_step(fox.run("tick")) and not fox.run("playing")
+
+
 def test_while_it_runs_the_page_reads_itself_anew_and_stays_where_it_was(browser, tmp_path):
     frames = moving(16)[:, ::8, ::8]
     Page(tmp_path).write([], page.live("a name", "video 1 of 2, 3 s left", 0.25, frames, 8.0))
@@ -312,6 +379,23 @@ def test_while_it_runs_the_page_reads_itself_anew_and_stays_where_it_was(browser
     browser.until("typeof page !== 'undefined' && page.live === null && entries.length === 1", 60)
     ready(browser)
     assert browser.run("[playing, document.querySelectorAll('progress').length]") == [False, 0]
+
+
+def test_a_notebook_plays_all_stages_of_a_video_in_step(browser, tmp_path):
+    frames = [torch.from_numpy(moving(n)) for n in FRAMES]
+    video = Video("a <b>", 3, frames, list(RATES), [], Settings(), 0)
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><h1>Above</h1>{video._repr_html_()}")
+    browser.open(tmp_path / "notebook.html", still=True)
+    inside = "document.querySelector('iframe').contentWindow.eval(%s)"
+    browser.until(inside % json.dumps("entries[0].panels.every((panel) => panel.cells)"))
+    for number in (0, 5, 63):
+        shown = inside % json.dumps(f"go({number}), {SHOWN % 0}")
+        assert browser.run(shown) == in_step(number)
+    title, scrolls, header = browser.run(inside % json.dumps(
+        "[document.querySelector('h2').textContent, document.documentElement.scrollHeight - "
+        "innerHeight, document.querySelector('header').offsetHeight]"))
+    assert title == "a <b>" and scrolls <= 0 and header == 0
+    assert not browser.errors
 
 
 def test_a_gif_shows_frames_that_are_alike_as_often_as_they_play(tmp_path):

@@ -1,6 +1,7 @@
 """From Python: what a video does by itself, and what is exported."""
 
-import base64
+import configparser
+import importlib
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 from PIL import Image
 
 import zerosmooth
-from zerosmooth.comments import read_comment
 from zerosmooth.fields import UserError
 from zerosmooth.video import enlargement, read_video
+from zerosmooth_cli.comments import read_comment
 
 from .conftest import tiny_pipeline
 
@@ -68,20 +69,53 @@ def test_other_names_are_refused(video, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_notebook_plays_key_frames_beside_the_smoothest(video, tmp_path):
-    source = re.search(r'src="data:video/mp4;base64,([^"]+)"', video._repr_html_())
-    (tmp_path / "x.mp4").write_bytes(base64.b64decode(source[1]))
-    played = read_video(tmp_path / "x.mp4")
-    assert len(played) == len(video.frames[-1]) and played.shape[2] > 2 * played.shape[1] * 0.8
-
-
 def test_a_bar_shows_progress_where_it_is_asked_for(capsys):
     for asked in (True, False):
         tiny_pipeline("vc2").sample("a cat", scale=1, steps=2, progress=asked)
         assert bool(capsys.readouterr().err) is asked
 
 
+@pytest.mark.parametrize(("asked", "hint"), [
+    ({"seed": 7}, "there is no setting 'seed'; did you mean seeds?"),
+    ({"offload": True}, "there is no setting 'offload'; write running=Running(offload=..)"),
+    ({"step": 5}, "there is no setting 'step'; did you mean steps?"),
+    ({"preset": "anchord"}, "preset='anchord'; did you mean anchored?"),
+    ({"scale": 16}, "scale=16; use one of 1, 2, 4, 8")])
+def test_errors_name_what_is_near(asked, hint):
+    with pytest.raises(UserError, match=re.escape(hint)):
+        tiny_pipeline("vc2").sample("a cat", **asked)
+
+
+def test_a_missing_checkpoint_is_told_with_what_is_near(tmp_path):
+    (tmp_path / "model-fp16.safetensors").touch()
+    near = {"svd-smal": "svd-small",
+            tmp_path / "model.safetensors": tmp_path / "model-fp16.safetensors"}
+    for name, meant in near.items():
+        for of in (zerosmooth.load, zerosmooth.describe):
+            with pytest.raises(UserError, match=re.escape(f"did you mean {meant}?")):
+                of(name)
+
+
 def test_all_that_is_exported_is_there_and_documented():
     page = (ROOT / "docs/python.md").read_text()
     for name in zerosmooth.__all__:
         assert hasattr(zerosmooth, name) and re.search(rf"\b{name}\b", page), name
+
+
+def test_the_installed_command_is_a_module_of_the_package_and_says_its_own_name(
+        monkeypatch, capsys):
+    written = configparser.ConfigParser()
+    written.read(ROOT / "setup.cfg")
+    assert "py_modules" not in written["options"]  # which others' modules could hide
+    name, _, place = written["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, attribute = place.partition(":")
+    run = getattr(importlib.import_module(module), attribute)
+    monkeypatch.setattr("signal.getsignal", lambda number: None)  # and Ctrl-C stays pytest's
+    for argv, said in {"--help": "zerosmooth --again", "--steps=0": "zerosmooth: steps"}.items():
+        monkeypatch.setattr("sys.argv", ["/usr/bin/zerosmooth", argv])
+        try:
+            assert run() == 1
+        except SystemExit as end:
+            assert end.code == 0
+        spoken = "".join(capsys.readouterr())
+        assert said in spoken and "sample.py" not in spoken and name == "zerosmooth"

@@ -70,13 +70,40 @@ def _source(thing: object) -> str:
     return source
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+RESULTS = sorted((ROOT / "docs/results").glob("*.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *RESULTS], ids=lambda path: path.stem)
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
         if not target.startswith("http"):
-            assert ((ROOT / page).parent / target).exists(), target
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda path: path.stem)
+def test_results_have_a_picture_each(page):
+    assert f"]({page.stem}.png)" in page.read_text()
+
+
+@pytest.mark.parametrize(("pages", "most"), [([ROOT / "README.md"], 900), (PAGES, 12_000)],
+                         ids=["README", "docs"])
+def test_pages_are_short_enough_to_be_read(pages, most):
+    assert sum(len(page.read_text().split()) for page in pages) <= most
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+def test_code_on_a_page_fits_a_line(page):
+    for block in re.findall(r"```.*?\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        assert max(map(len, block.splitlines())) <= 100
 
 
 @pytest.mark.long

@@ -257,7 +257,8 @@ def given(tiny, tmp_path_factory) -> dict[str, Path]:
 
 
 MISTAKES = [
-    ("--ckpt none.safetensors", "none.safetensors does not exist"),
+    ("--ckpt none.safetensors", "none.safetensors does not exist; give"),
+    ("--ckpt vc2-smal", "vc2-smal does not exist; did you mean vc2-small?"),
     ("--ckpt no-such-name", "vc2-small"),
     ("--ckpt {here}", "is a folder"),
     ("--ckpt {here}/half.safetensors", "cut off"),
@@ -291,6 +292,8 @@ MISTAKES = [
     # values
     ("--scale 3", "scale=3; use one of 1, 2, 4, 8"),
     ("--preset magic", "use one of paper, anchored"),
+    ("--preset anchord", "preset='anchord'; did you mean anchored?"),
+    ("--method windowd", "method='windowd'; did you mean windowed?"),
     ("--method magic", "use one of zerosmooth, "),
     ("--steps 0", "steps=0; use 1 to 1000"),
     ("--guidance_scale nan", "guidance_scale=nan"),
@@ -318,6 +321,7 @@ MISTAKES = [
     ("--set eta", "--set eta: write eta=VALUE"),
     ("--set jion=0.6", "there is no setting 'jion'; did you mean join?"),
     ("--set frames=8", "there is no setting 'frames'; did you mean"),
+    ("--set seed=3", "seed is no setting but a flag: --seed"),
     ("--set zzz=1", "there is no setting 'zzz'; use one of height, width, "),
     # what does nothing
     ("--scale 1 --set strength=0.8", "strength does nothing at scale 1"),
@@ -413,7 +417,7 @@ def test_processes_that_do_not_fit_together_are_told(tiny, tmp_path, monkeypatch
     (2, "2 steps begin at timestep 501 of 1000, where noise is not yet all; more steps would"),
     (1, "1 steps begin at timestep 1 of 1000")])
 def test_what_is_said_of_steps_is_true_of_their_number(tiny, monkeypatch, steps, said):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.check.report", lambda *_: [])
     got = make(tiny, "--check", "--steps", steps)
     assert "divisor" not in got
     assert "begin at" not in got if said is None else said in got
@@ -620,7 +624,8 @@ def test_a_reader_that_goes_away_does_not_end_a_run():
 
 
 @pytest.mark.parametrize("command", [
-    ["sample.py"], pytest.param(["-m", "evaluation"], marks=pytest.mark.long)])
+    ["sample.py"], ["-m", "zerosmooth_cli"],
+    pytest.param(["-m", "evaluation"], marks=pytest.mark.long)])
 def test_interrupting_the_imports_is_no_traceback(command):
     process = python("-X", "importtime", *command)
     for line in process.stderr:

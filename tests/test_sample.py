@@ -59,7 +59,7 @@ def test_the_page_shows_the_videos_and_says_how_they_were_made(made):
     (text,) = re.findall(r'class="entry".*?>(.*)</script>', (folder / "index.html").read_text())
     entry, (stem,) = json.loads(text), (path.stem for path in folder.glob("*.json"))
     assert entry["title"] == "a green square moving up"
-    assert entry["command"] == f"python sample.py --again {folder / stem}_8f.mp4"
+    assert entry["command"] == f"python -m zerosmooth --again {folder / stem}_8f.mp4"
     assert entry["settings"]["steps"] == 2 and entry["settings"]["preset"] == "paper"
     shown = [(panel["frames"], panel["fps"], panel["file"]) for panel in entry["panels"]]
     assert shown == [(4, 8, f"{stem}_4f.mp4"), (8, 16, f"{stem}_8f.mp4")]

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     ["sample.py"],
+    ["-m", "zerosmooth_cli"],
     ["-m", "evaluation"],
     ["-m", "weights_convert"],
     ["-m", "smallworld.train"],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import sample
 from smallworld import far, recipes
 from zerosmooth.checkpoint import DEFAULT, describe, find
+from zerosmooth_cli import main as sample
 
 FAR = Path(recipes.__file__).with_name("far-small.safetensors")
 EXAMPLE = "a red circle moving left quickly on a gray background"

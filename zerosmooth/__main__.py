@@ -1,6 +1,6 @@
-"""`python -m zerosmooth`: the command `sample.py`."""
+"""`python -m zerosmooth`: the command."""
 
 if __name__ == "__main__":
-    from sample import main
+    from zerosmooth_cli.__main__ import command
 
-    raise SystemExit(main())
+    raise SystemExit(command())

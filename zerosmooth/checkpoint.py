@@ -24,7 +24,7 @@ from torch import Tensor
 from .config import LETTERS, ModelConfig
 from .families import FAMILIES
 from .family import Family, Networks
-from .fields import UserError
+from .fields import UserError, near
 from .files import one_line, whole
 from .guidance import Guidance, Inputs
 from .pipeline import Pipeline
@@ -49,6 +49,8 @@ KINDS = (  # first bytes of a file, and what it is
 LOOKS = {  # parts of tensor names, and the published checkpoint that has them
     "time_stack": "Stable Video Diffusion in its authors' layout (weights_convert svd)",
     "caption_projection": "Latte (weights_convert --family examples/latte.py FOLDER)",
+    "condition_embedder": "Wan 2.1 (weights_convert --family examples.wan FOLDER)",
+    "head.modulation": "Wan 2.1 (weights_convert --family examples.wan FOLDER)",
     "temporal_transformer_blocks":
         "Stable Video Diffusion in diffusers' layout (weights_convert svd FOLDER)",
     "attn_temp": "LaVie (weights_convert lavie)",
@@ -171,12 +173,17 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
-def describe(path: Path, family: Family | None = None) -> Checkpoint:
+def describe(path: str | Path, family: Family | None = None) -> Checkpoint:
     """Read a checkpoint's header, and check it against the networks that its config describes.
 
-    family: the file's, if it is not a built-in one. CheckpointError if the file is anything but a
-    whole checkpoint of ours.
+    path: or the name of one that ships; family: the file's, if it is not a built-in one.
+    CheckpointError if the file is anything but a whole checkpoint of ours.
     """
+    asked, path = Path(path), find(path)
+    if not path.exists():
+        own, beside = shipped(), asked.parent.glob("*.safetensors")
+        hint = f"give a converted checkpoint, or one that ships with this: {', '.join(own)}"
+        raise CheckpointError(f"{asked} does not exist; {near(str(asked), [*own, *beside], hint)}")
     header = read_header(path)
     metadata, shapes, dtypes = header.metadata, header.shapes, set(header.dtypes.values())
     known = FAMILIES if family is None else {family.name: family}
@@ -278,7 +285,7 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu",
     dtype: of the networks; None: `default_dtype`. family: see `describe`. CheckpointError if the
     file is no such checkpoint; UserError for a device that is not there, or another dtype.
     """
-    return load_described(describe(find(name), family), device, dtype)
+    return load_described(describe(name, family), device, dtype)
 
 
 def load_described(checkpoint: Checkpoint, device: str | torch.device,

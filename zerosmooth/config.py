@@ -9,8 +9,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from .fields import PART, SEED, Range, UserError, check, check_fields, short
-from .models.autoencoder import AutoencoderConfig
-from .samplers import STEPS, DDIMConfig, EulerConfig
+from .samplers import STEPS
 
 SIDE, GUIDANCE, RATES = Range(1, 8192), Range(-1000, 1000), Range(1, 1000)
 LETTERS = 10_000  # of a text
@@ -77,13 +76,14 @@ class Defaults(Sampling):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """unet: as `Family.unet` takes it. encoder: of prompts or images, as `Family.encoder` does."""
+    """unet, vae, encoder: as `Family.unet`, `autoencoder` and `encoder` take them. sampler: a
+    `DDIMConfig`, an `EulerConfig`, or what has their method `sampler`."""
 
     family: str
     unet: Any
-    vae: AutoencoderConfig
+    vae: Any
     encoder: Any
-    sampler: DDIMConfig | EulerConfig
+    sampler: Any
     defaults: Defaults
 
     def __post_init__(self) -> None:

@@ -32,12 +32,13 @@ class Networks(nn.Module):
     """The networks of a checkpoint; their parameters carry the names they have in its file."""
 
     unet: Any  # the family's
+    vae: Any
     encoder: Any
 
     def __init__(self, family: Family, config: ModelConfig) -> None:
         super().__init__()
         self.unet = family.unet(config.unet)
-        self.vae = Autoencoder(config.vae)
+        self.vae = family.autoencoder(config.vae)
         self.encoder = family.encoder(config.encoder)
 
     def cast(self, dtype: torch.dtype) -> Networks:
@@ -54,6 +55,7 @@ class Family:
     converter: str  # module whose `CONVERSION` turns published files into ours
     config: ModelConfig  # of the published checkpoint; smaller ones use the same classes
     takes: tuple[str, ...] = ("prompt",)  # what a video is made from: "prompt", "image", or both
+    dense = True  # whether `Pipeline.sample` makes more than key frames
     idle: tuple[str, ...] = ("motion_bucket_id", "noise_aug_strength", "resize")  # unused Settings
 
     @property
@@ -66,6 +68,11 @@ class Family:
         project_context(context) as `models.unet.Skeleton` has them. The config needs in_channels,
         out_channels, frames and side, as a `SkeletonConfig` has them."""
         raise NotImplementedError
+
+    def autoencoder(self, config: Any) -> nn.Module:
+        """The autoencoder of a `config.vae`, with encode, decode, decode_raw and dtype as
+        `models.autoencoder.Autoencoder` has them."""
+        return Autoencoder(config)
 
     def encoder(self, config: Any) -> nn.Module:
         """The encoder, of prompts or images, of a `config.encoder`, whose `context_shape` is the

@@ -3,6 +3,8 @@ gives; and the error for a user's mistake."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -68,6 +70,15 @@ def check(name: str, value: Any, hint: Any, limit: Range | None = None) -> None:
         raise UserError(f"{name}={short(value)} is {kind}; {hint.__name__} is needed")
     if limit is not None and not limit.low <= value <= limit.high:
         raise UserError(f"{name}={short(value)}; use {limit.low} to {limit.high}")
+
+
+def near(name: Any, names: Iterable[Any], otherwise: str = "") -> str:
+    """What a message says of a name that is none of these: which it may have meant, or all.
+    otherwise: what it says instead of all."""
+    listed = [str(one) for one in names]
+    if like := difflib.get_close_matches(name, listed, 1) if isinstance(name, str) else ():
+        return f"did you mean {like[0]}?"
+    return otherwise or f"use one of {', '.join(listed)}"
 
 
 def short(value: Any) -> str:

@@ -3,21 +3,18 @@ network."""
 
 from __future__ import annotations
 
-from base64 import b64encode
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from html import escape
 from itertools import count
 from operator import index
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .bus import HiddenStateBus, Stage
 from .cascade import keep, nested_noise
@@ -35,8 +32,12 @@ from .images import fit
 from .models.compiled import compiled
 from .models.layers import frame_chunks
 from .offload import Memory
-from .settings import AT_A_TIME, Running, Settings, settings_for
-from .video import picture, side_by_side, write_picture, write_video
+from .settings import AT_A_TIME, Running, Settings, known, settings_for
+from .video import picture, write_picture, write_video
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # in a notebook without widgets tqdm warns: its bar is text
+    from tqdm.auto import tqdm
 
 IMAGE_NOISE = -2  # the step that keys the noise on reference images; -1 is sampling's start
 
@@ -61,7 +62,7 @@ WANTED = "give a prompt (str), an image (uint8 h w 3, see read_image), a Subject
 @dataclass(eq=False, repr=False)
 class Video:
     """One video. frames, latents and fps have an entry a stage: key frames first, the smoothest
-    last. A notebook shows it as a player of key frames beside the smoothest."""
+    last. A notebook shows it as a player of all stages in step."""
 
     prompt: str  # empty if it was made from an image alone
     seed: int
@@ -91,12 +92,11 @@ class Video:
                 f"{rates} fps)")
 
     def _repr_html_(self) -> str:
-        with TemporaryDirectory() as folder:
-            path, shown = Path(folder) / "video.mp4", [x.numpy() for x in self.frames]
-            write_video(path, side_by_side(shown, self.fps), self.fps[-1])
-            content = b64encode(path.read_bytes()).decode()
-        return ("<video controls autoplay loop muted "
-                f'src="data:video/mp4;base64,{content}"></video><br>{escape(repr(self))}')
+        from zerosmooth_cli.page import player
+
+        panels = [(f"{len(x)} frames", f"{fps:g} fps", x.numpy(), fps, None)
+                  for x, fps in zip(self.frames, self.fps)]
+        return player(self.prompt, f"seed {self.seed} · preset {self.settings.preset}", panels)
 
 
 class Pipeline:
@@ -163,6 +163,7 @@ class Pipeline:
         check("running", running, Running)
         if settings is not None and asked:
             raise UserError(f"{', '.join(asked)} beside settings; change them in these")
+        known(asked, Settings, beside=("seeds", "running", "noise", "progress", "preview"))
         settings = self.settings(**asked) if settings is None else settings
         settings.check(self.config)
         if settings.dtype != _name(self.dtype):

@@ -7,7 +7,6 @@ what it means. Python's keywords, the command line, rows of the evaluation and r
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import types
@@ -24,7 +23,7 @@ from .cascade import Cascade
 from .config import ModelConfig, Sampling
 from .extensions import LIFTS, METHODS, OURS
 from .family import Family
-from .fields import PART, SEED, Range, UserError, check_fields, short
+from .fields import PART, SEED, Range, UserError, check_fields, near, short
 
 ANCHORED = {"prediction": "carried", "spatial": False, "temporal": False}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # what is meant, and its settings
@@ -109,7 +108,7 @@ class Settings(Sampling):
         for name, known in {"scale": SCALES, "preset": PRESETS, "method": METHODS,
                             "prediction": ("none", *LIFTS)}.items():
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"{name}={short(value)}; use one of {', '.join(map(str, known))}")
+                raise UserError(f"{name}={short(value)}; {near(value, known)}")
         if self.overlap is not None and not 0 <= self.overlap < self.key_frames:
             raise UserError(f"overlap={self.overlap} in windows of {self.key_frames} frames; use 0 "
                             f"to {self.key_frames - 1}")
@@ -206,12 +205,16 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     said = {**({} if before is None else _kept(family, config, before, asked)), **asked}
     own = {field.name: getattr(config.defaults, field.name) for field in fields(Sampling)}
     own |= {"key_frames": config.unet.frames, "decode_chunk_size": config.vae.decode_chunk_size}
+    own |= {} if family.dense else {"scale": 1}
     method = said.get("method", Settings.method)
     preset = said.get("preset", config.defaults.preset if method == Settings.method else "paper")
     if method in METHODS:
         own |= METHODS[method].needs
     settings = Settings(**{**own, **PRESETS.get(preset, ("", {}))[1], **said, "preset": preset})
     settings.check(config)
+    if settings.scale > 1 and not family.dense:
+        raise UserError(f"scale={settings.scale}; of {family.name} this makes key frames alone: "
+                        "use 1, and see the head of its file for more")
     refuse(asked, idle(family, config, settings))
     return settings
 
@@ -278,13 +281,15 @@ def refuse(asked: Collection[str], idle: Iterable[tuple[str, str]]) -> None:
             raise UserError(f"{name} does nothing {reason}; leave it out")
 
 
-def known(asked: Iterable[str], *of: type) -> None:
-    """UserError for a name that is no option of these dataclasses."""
+def known(asked: Iterable[str], *of: type, beside: Iterable[str] = ()) -> None:
+    """UserError for a name that is no option of these dataclasses. beside: names that are none, but
+    may be what was meant."""
     names = [option.name for kind in of for option in options(kind)]
     for name in asked:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
+            hint = near(name, [*names, *beside])
+            if name in (option.name for option in options(Running)):
+                hint = f"write running=Running({name}=..)"
             raise UserError(f"there is no setting {short(name)}; {hint}")
 
 

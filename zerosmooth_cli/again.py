@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from zerosmooth.checkpoint import Checkpoint, find, sha256
-from zerosmooth.comments import read_comment
 from zerosmooth.config import build
 from zerosmooth.fields import UserError, printable
 from zerosmooth.settings import Output, Running, Settings, device_of
 
+from .comments import read_comment
 from .results import versions
 
 WORK = 16  # times what a checkpoint's own settings take: a stranger's record asks for no more

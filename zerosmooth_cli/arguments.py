@@ -19,10 +19,8 @@ import torch
 from zerosmooth.checkpoint import (
     DEFAULT,
     Checkpoint,
-    CheckpointError,
     check_digest,
     describe,
-    find,
     load_described,
     sha256,
     shipped,
@@ -113,6 +111,8 @@ class Set(argparse.Action):
                  *_: Any) -> None:
         for text in texts:
             name, equals, value = text.partition("=")
+            if hasattr(args, name) and name not in OPTIONS:
+                raise UserError(f"{name} is no setting but a flag: --{name}")
             known([name], Settings, Running, Output)
             if not equals:
                 raise UserError(f"--set {text}: write {name}=VALUE")
@@ -156,11 +156,7 @@ def as_seed(text: str) -> int:
 def described(args: argparse.Namespace) -> Checkpoint:
     """The checkpoint that is asked for. UserError if it cannot be used, or is damaged."""
     family = None if args.family is None else load_family(args.family, FAMILIES)
-    file = find(args.ckpt or DEFAULT)
-    if not file.exists():
-        raise CheckpointError(f"{file} does not exist; give a converted checkpoint, or one that "
-                              f"ships with this: {', '.join(shipped())}")
-    checkpoint = describe(file, family)
+    checkpoint = describe(args.ckpt or DEFAULT, family)
     check_whole(checkpoint)
     return checkpoint
 

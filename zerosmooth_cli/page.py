@@ -1,4 +1,5 @@
-"""One web page of a folder's videos: their stages side by side on one clock, in a single file.
+"""One web page of a folder's videos: their stages side by side on one clock, in a single file; and
+the same player for notebooks.
 
 The page is written anew as videos arrive. It keeps the entries of videos that have not changed, and
 shows stills, so that all stages are in step to the frame in every browser: see `page.html`.
@@ -28,6 +29,7 @@ from zerosmooth.files import whole
 from zerosmooth.video import VIDEO_SUFFIXES, busiest_line, read_video
 
 NAME = "index.html"
+AGAIN = "python -m zerosmooth --again"  # which works installed and in a clone
 FORMAT = 2  # of an entry: those of another format are made anew
 MOST = 64_000_000  # characters of all entries: what browsers still open quickly
 WIDEST = 512  # pixels: larger videos are shrunk to this
@@ -38,6 +40,7 @@ SCRIPT = '<script type="application/json" %s>%s</script>'
 ENTRY = re.compile("^" + SCRIPT % ('class="entry" data-key="([^"]*)"', ".*") + "$", re.MULTILINE)
 
 Entry = dict[str, Any]
+Panel = tuple[str, str, np.ndarray, float, "str | None"]  # label, note, frames, fps, file
 Found = tuple[str, Callable[[], "Entry | None"]]  # an entry's key, and what makes it if it can
 
 
@@ -71,8 +74,7 @@ class Page:
         if left_out:
             about += f"; the latest of {n + left_out}"
         head = {"title": f"{folder}: zerosmooth", "about": about, "live": live}
-        data = "\n".join([_script(head, 'id="page"'), *entries.values()])
-        text = template().replace("<!-- data -->", data)
+        text = _filled(head, entries.values())
         if text != self._text and (entries or live or self._text):
             with whole(self.path) as part:  # names of files may be no text
                 part.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -83,6 +85,18 @@ class Page:
 def template() -> str:
     """The page without its data."""
     return files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+
+def _filled(head: dict[str, Any], entries: Iterable[str]) -> str:
+    return template().replace("<!-- data -->", "\n".join([_script(head, 'id="page"'), *entries]))
+
+
+def player(title: str, note: str, panels: Sequence[Panel]) -> str:
+    """HTML that plays videos in step within another page, as a notebook is: see `entry`."""
+    head = {"title": title, "about": "", "live": None, "inside": True}
+    text = _filled(head, [_entry_script("", entry("", title, note, panels))])
+    style = "width: 100%; height: 480px; border: 0"
+    return f'<iframe srcdoc="{html.escape(text)}" style="{style}"></iframe>'
 
 
 def _entry_script(key: str, made: Entry | None) -> str:
@@ -117,12 +131,9 @@ def _result(path: Path) -> Entry | None:
         return entry(path.stem, prompt or image or path.stem, " · ".join(filter(None, note)),
                      panels, record["enlarged"]) | {
             "settings": {name: value for name, value in listed.items() if value is not None},
-            "command": shlex.join(["python", "sample.py", "--again", str(path.parent / names[-1])])}
+            "command": f"{AGAIN} {shlex.quote(str(path.parent / names[-1]))}"}
     except (OSError, LookupError, TypeError, ValueError, RecursionError):
         return None
-
-
-Panel = tuple[str, str, np.ndarray, float, "str | None"]  # label, note, frames, fps, file
 
 
 def entry(key: str, title: str, note: str, panels: Sequence[Panel], enlarged: int = 1) -> Entry:

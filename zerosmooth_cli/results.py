@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zerosmooth import __version__
-from zerosmooth.comments import as_comment, read_comment
+from zerosmooth.comments import as_comment
 from zerosmooth.fields import UserError
 from zerosmooth.files import remove_left, whole
 from zerosmooth.pipeline import Video
@@ -33,6 +33,7 @@ from zerosmooth.video import (
     write_video,
 )
 
+from .comments import read_comment
 from .page import Page
 
 MOST_NAMES = 5_000_000  # without digests

@@ -1,0 +1,114 @@
+"""Makes a video of Wan 2.1 at 16 frames a second, and the same seconds at 32, or at 32 and 64.
+
+    python -m examples.wan wan.safetensors --prompt "A cat walks on the grass." --scale 2
+
+What it does to the longer clips, and what that costs, is in docs/wan.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from zerosmooth.checkpoint import describe, load_described
+from zerosmooth.extensions.motion import carried
+from zerosmooth.extensions.predictions import lines
+from zerosmooth.fields import UserError
+from zerosmooth.guidance import Guidance, Inputs
+from zerosmooth.settings import default_dtype, device_of, settings_for
+from zerosmooth.video import write_video
+from zerosmooth_cli.command import run_command
+
+from . import FAMILY
+from .dense import Correct, Pairs, ThroughFrames, keep, noises, sample_dense, steps_at
+
+LIFTS = {"lines": lines, "carried": carried}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.wan", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    own, add = FAMILY.config.defaults, parser.add_argument
+    add("ckpt", type=Path, help="the converted checkpoint")
+    add("--prompt", default=own.prompt)
+    add("--negative_prompt", default=own.negative_prompt)
+    add("--scale", type=int, choices=(1, 2, 4), default=2, help="frames for one key frame")
+    add("--frames", type=int, default=81, help="key frames, 1 + 4m (default: 81)")
+    for name in ("height", "width", "steps", "guidance_scale"):
+        value = getattr(own, name)
+        add(f"--{name}", type=type(value), default=value, help=f"default: {value}")
+    add("--shift", type=float, default=FAMILY.config.sampler.shift,
+        help="of the noise levels; 3 for 480 lines, 5 for 720")
+    add("--seed", type=int, default=0)
+    add("--correct", choices=("none", *LIFTS, "averages"), default="lines",
+        help="the longer clips: through frames, in lines or carried along the motion; by averages "
+             "of two latents; or not at all (default: lines)")
+    add("--at", type=float, nargs="*", default=(0.5, 0.7, 0.9), metavar="SHARE",
+        help="correct through frames after these shares of the steps (default: 0.5 0.7 0.9)")
+    add("--rounds", type=int, default=1, help="corrections through frames in each of these steps")
+    add("--join", type=float, default=0.0, metavar="SHARE",
+        help="begin longer clips after this share of the steps, from interpolated frames")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the network")
+    add("--outdir", type=Path, default=Path("outputs"))
+    return parser.parse_args(argv)
+
+
+@torch.inference_mode()
+def make(args: argparse.Namespace) -> int:
+    checkpoint, device = describe(args.ckpt, FAMILY), device_of(args.device)
+    config, n = checkpoint.config, checkpoint.config.vae.frames
+    if args.frames % n != 1 or args.rounds < 1:
+        raise UserError(f"{args.frames} frames, {args.rounds} rounds; 1 + {n}m frames are needed, "
+                        "and one round or more")
+    if not all(0 <= share <= 1 for share in (*args.at, args.join)):
+        raise UserError("shares of the steps (--at, --join) are 0 to 1")
+    dtype = args.dtype or ("float32" if default_dtype(device) == "float32" else "bfloat16")
+    names = "height", "width", "steps", "guidance_scale", "negative_prompt"
+    asked = {name: getattr(args, name) for name in names
+             if getattr(args, name) != getattr(config.defaults, name)}
+    settings = settings_for(FAMILY, config, key_frames=args.frames // n + 1, dtype=dtype, **asked)
+    sampling = replace(config.sampler, shift=args.shift)
+    FAMILY.encode_first(config, [args.prompt], settings, device)
+    networks = load_described(checkpoint, device, getattr(torch, dtype)).networks
+    guide = Guidance(networks.unet, FAMILY.branches(networks, Inputs([args.prompt]), settings),
+                     settings, sequential=True)
+    through = ThroughFrames(networks.vae, LIFTS.get(args.correct, lines),
+                            steps_at(args.at, args.steps), args.rounds, settings.decode_chunk_size)
+    corrections: dict[str, Correct] = {
+        "none": keep, "averages": Pairs.averages(config.vae.latent_channels)}
+    clips, side = args.scale.bit_length(), config.vae.factor
+    shape = config.unet.in_channels, settings.height // side, settings.width // side
+    noise = [e[None].to(device) for e in noises(shape, settings.key_frames, clips, args.seed)]
+    bar = tqdm(total=args.steps, unit=" steps")
+
+    def predict(timestep, x, positions, stage):  # noqa: ANN001, ANN202
+        bar.update(stage.index == 0)
+        return guide(x, timestep, positions, stage)
+
+    join = min(round(args.join * args.steps), args.steps - 1)
+    xs = sample_dense(predict, sampling, args.steps, noise, config.unet.frames,
+                      config.unet.overlap, corrections.get(args.correct, through), join,
+                      through.begin)
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    for s, x in enumerate(xs):
+        frames = networks.vae.decode(x[0].float(), settings.decode_chunk_size).clamp(-1, 1)
+        frames = ((frames + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        path = args.outdir / f"wan-{args.seed}-{len(frames)}.mp4"
+        write_video(path, frames, settings.fps * 2.0**s)
+        print(path)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    return run_command("examples.wan", lambda: make(parse(argv)), "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

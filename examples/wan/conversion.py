@@ -1,0 +1,129 @@
+"""Where the tensors of the published files go: those of Wan-AI/Wan2.1-T2V-1.3B, and those of the
+folder of the same name that ends in -Diffusers. The text encoder's stay where they are, under the
+names of `transformers`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from weights_convert import diffusers
+from weights_convert.conversion import Conversion
+from weights_convert.diffusers import BOTH
+from weights_convert.engine import ConversionError, Rows, Table, same
+from weights_convert.ldm import joined
+from weights_convert.source import Source, join, open_folder, open_source
+from zerosmooth.config import ModelConfig
+
+from .autoencoder import WanAutoencoderConfig
+
+
+def attends(theirs: str, ours: str, parts: str, out: str, joins: str) -> Rows:
+    """theirs: the module; parts: its projections, with a hole for q, k, v; joins: which of ours are
+    one tensor."""
+    rows = [(f"{theirs}.{out}.*", f"{ours}.to_out.*"), *same_in(theirs, ours, "norm_q", "norm_k")]
+    for letters in joins.split():
+        rows += joined(f"{theirs}.{parts}", f"{ours}.to_{letters}", " ".join(letters), BOTH)
+    return rows
+
+
+def same_in(theirs: str, ours: str, *names: str) -> Rows:
+    return Table(same(*names)).within(f"{theirs}.", f"{ours}.")
+
+
+def block(self_attn: str, cross_attn: str, parts: str, out: str, norm: str, table: str, ff: str,
+          ff_out: str) -> Rows:
+    return Table([
+        (table, "table"), (f"{norm}.*", "norm.*"),
+        *attends(self_attn, "attn", parts, out, "qkv"),
+        *attends(cross_attn, "cross_attn", parts, out, "q kv"),
+        (f"{ff}.*", "ff.proj_in.*"), (f"{ff_out}.*", "ff.proj_out.*"),
+    ]).within("blocks.{}.", "blocks.{}.")
+
+
+DIFFUSERS = Table([
+    ("patch_embedding.*", "patches.*"), ("condition_embedder.time_proj.*", "modulation.*"),
+    *diffusers.mlp("condition_embedder.time_embedder", "time_embedding"),
+    *diffusers.mlp("condition_embedder.text_embedder", "caption"),
+    *block("attn1", "attn2", "to_{part}", "to_out.0", "norm2", "scale_shift_table",
+           "ffn.net.0.proj", "ffn.net.2"),
+    ("scale_shift_table", "table_out"), *same("proj_out")])
+AUTHORS = Table([
+    ("patch_embedding.*", "patches.*"), ("time_projection.1.*", "modulation.*"),
+    ("time_embedding.*", "time_embedding.*"), ("text_embedding.*", "caption.*"),
+    *block("self_attn", "cross_attn", "{part}", "o", "norm3", "modulation", "ffn.0", "ffn.2"),
+    ("head.modulation", "table_out"), ("head.head.*", "proj_out.*")])
+TEXT = Table([  # the authors' names -> those of transformers
+    ("token_embedding.weight", "shared.weight"), ("norm.weight", "encoder.final_layer_norm.weight"),
+    *Table([("norm1.weight", "0.layer_norm.weight"), ("norm2.weight", "1.layer_norm.weight"),
+            ("pos_embedding.embedding.weight", "0.SelfAttention.relative_attention_bias.weight"),
+            ("attn.*", "0.SelfAttention.*"), ("ffn.gate.0.weight", "1.DenseReluDense.wi_0.weight"),
+            ("ffn.fc1.weight", "1.DenseReluDense.wi_1.weight"),
+            ("ffn.fc2.weight", "1.DenseReluDense.wo.weight"),
+            ]).within("blocks.{}.", "encoder.block.{}.layer.")])
+
+OURS = Table([*same("norm1", "conv1", "norm2", "conv2"), ("conv_shortcut.*", "skip.*")])
+THEIRS = Table([("residual.0.*", "norm1.*"), ("residual.2.*", "conv1.*"),
+                ("residual.3.*", "norm2.*"), ("residual.6.*", "conv2.*"), ("shortcut.*", "skip.*")])
+RESAMPLE = Table([("resample.1.*", "conv.*"), ("time_conv.*", "time.*")])
+
+
+def vae(c: WanAutoencoderConfig, authors: bool) -> Table:
+    """Blocks of all levels are one list in the encoder, and in the authors' decoder too."""
+    res = THEIRS if authors else OURS
+    ends, attention, first, second = (
+        (("conv1", "head.0", "head.2"), "middle.1", "middle.0", "middle.2") if authors else
+        (("conv_in", "norm_out", "conv_out"), "mid_block.attentions.0", "mid_block.resnets.0",
+         "mid_block.resnets.1"))
+    around = Table([
+        *((f"{theirs}.*", f"{ours}.*") for theirs, ours in
+          zip(ends, ("conv_in", "norm_out", "conv_out"))),
+        (f"{attention}.*", "middle.attn.*"), *res.within(f"{first}.", "middle.res1."),
+        *res.within(f"{second}.", "middle.res2.")])
+    rows = [*around.within("encoder.", "encoder."), *around.within("decoder.", "decoder."),
+            *((f"{theirs}.*", f"{ours}.*") for theirs, ours in
+              zip(("conv1", "conv2") if authors else ("quant_conv", "post_quant_conv"),
+                  ("quant_conv", "post_quant_conv")))]
+    down, up = ("encoder.downsamples", "decoder.upsamples") if authors else (
+        "encoder.down_blocks", "decoder.up_blocks")
+    for level in range(len(c.channel_mult)):
+        ours, n = f"levels.{level}", c.res_blocks + 1
+        for i in range(n):
+            at = f"{up}.{level * (n + 1) + i}" if authors else f"{up}.{level}.resnets.{i}"
+            rows += res.within(f"{at}.", f"decoder.{ours}.res.{i}.")
+            if i < n - 1:
+                rows += res.within(f"{down}.{level * n + i}.", f"encoder.{ours}.res.{i}.")
+        at = f"{up}.{level * (n + 1) + n}" if authors else f"{up}.{level}.upsamplers.0"
+        rows += RESAMPLE.within(f"{down}.{level * n + n - 1}.", f"encoder.{ours}.resample.")
+        rows += RESAMPLE.within(f"{at}.", f"decoder.{ours}.resample.")
+    return Table(rows)
+
+
+def table(config: ModelConfig, names: Collection[str] = ()) -> Table:
+    """Of names that begin with transformer. and vae., in either layout."""
+    network = AUTHORS if "transformer.head.head.weight" in names else DIFFUSERS
+    autoencoder = vae(config.vae, "vae.conv1.weight" in names)
+    return Table([*network.within("transformer.", "unet."), *autoencoder.within("vae.", "vae.")])
+
+
+class WanConversion(Conversion):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--text_folder", type=Path,
+                            help="the folder from which prompts will be encoded (default: the "
+                                 "source), see `python -m examples.wan --help`")
+
+    def open(self, path: Path, args: argparse.Namespace) -> Source:
+        if (path / "transformer").is_dir():
+            return join(path, open_folder(path, ("transformer", "vae")))
+        network = open_folder(path.parent, (path.name,))[path.name]
+        files = sorted(path.glob("*VAE*.pth"))
+        if len(files) != 1:
+            raise ConversionError(f"{path} has neither a folder vae/ nor one Wan2.1_VAE.pth")
+        return join(path, {"transformer": network, "vae": open_source(files[0])})
+
+    def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
+        folder = (args.text_folder or source.path).absolute()
+        print(f"prompts will be encoded by the UMT5 in {folder}, which is not a part of the output")
+        return replace(config, encoder=replace(config.encoder, folder=str(folder)))

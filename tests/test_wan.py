@@ -1,0 +1,435 @@
+"""Wan in `examples/wan`: its published files, its positions and windows, dense clips and their
+corrections. Its figures are in `tests/golden`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from examples import wan
+from examples.wan import dense, text
+from examples.wan.__main__ import main
+from examples.wan.conversion import TEXT
+from weights_convert import __main__ as cli
+from weights_convert.engine import ConversionError, convert, plan
+from zerosmooth.attention import fusion_matrix, windows
+from zerosmooth.bus import HiddenStateBus
+from zerosmooth.checkpoint import load, looks_like, tensor_shapes
+from zerosmooth.extensions.motion import carried
+from zerosmooth.extensions.predictions import lines
+from zerosmooth.family import Networks
+from zerosmooth.fields import UserError
+from zerosmooth.guidance import Branch, Guidance
+from zerosmooth.operators import A2, back_project
+from zerosmooth.settings import settings_for
+
+from .full_size import shapes
+from .parity import weight
+
+FULL = wan.FAMILY.config
+SMALL = replace(
+    FULL,
+    unet=replace(FULL.unet, heads=2, head_dim=12, layers=2, feed_forward=32, context_dim=12,
+                 time_dim=8, frames=3, overlap=2),
+    vae=replace(FULL.vae, channels=4), encoder=wan.UMT5Config(tokens=9, width=12),
+    defaults=replace(FULL.defaults, height=16, width=32, steps=2))
+LAYOUTS = {"authors": ("diffusion_pytorch_model.safetensors", "Wan2.1_VAE.pth"),
+           "diffusers": ("transformer/diffusion_pytorch_model.safetensors",
+                         "vae/diffusion_pytorch_model.safetensors")}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return wan.Transformer(SMALL.unet).eval()
+
+
+@pytest.fixture
+def vae() -> wan.Autoencoder:
+    torch.manual_seed(0)
+    return wan.Autoencoder(SMALL.vae).eval()
+
+
+# --- its published files
+
+
+def published(layout: str) -> dict[str, tuple[int, ...]]:
+    return {f"{part}.{name}": shape for part in ("transformer", "vae")
+            for name, shape in shapes(f"wan_{part}_{layout}").items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_published_tensor_has_its_place(layout):
+    """At full size: names and shapes only. All are read."""
+    source, read = published(layout), []
+
+    def read_meta(name: str) -> Tensor:
+        read.append(name)
+        return torch.empty(source[name], device="meta")
+
+    expected = tensor_shapes(wan.FAMILY, FULL)
+    made = dict(convert(wan.table(FULL, source), source, read_meta, expected))
+    assert {name: tuple(x.shape) for name, x in made.items()} == expected
+    assert sorted(read) == sorted(source)
+    for gone in (read[0], read[-1]):
+        rest = {name: shape for name, shape in source.items() if name != gone}
+        with pytest.raises(ConversionError, match="has no tensor for 1|of another shape 1"):
+            convert(wan.table(FULL, source), rest, read_meta, expected)
+
+
+def test_the_authors_text_encoder_has_the_names_of_transformers():
+    theirs, ours = shapes("wan_text_authors"), shapes("wan_text_hf")
+    places, unknown = plan(TEXT, theirs)
+    assert not unknown and {name: theirs[source] for name, (source,) in places.items()} == ours
+
+
+@pytest.fixture(params=LAYOUTS)
+def small_folder(request, tmp_path, monkeypatch) -> Path:
+    """A published folder in a small size, and the family in that size."""
+    monkeypatch.setattr(wan.WanFamily, "config", SMALL)
+    monkeypatch.setattr(cli, "load_family", lambda name, built_in: wan.FAMILY)
+    expected, source = tensor_shapes(wan.FAMILY, SMALL), published(request.param)
+    held: dict[str, dict[str, Tensor]] = {"transformer": {}, "vae": {}}
+    for target, names in plan(wan.table(SMALL, source), source)[0].items():
+        if target not in expected:  # of a layer that the small one has not
+            continue
+        whole = weight(target, expected[target])
+        for name, one in zip(names, whole.chunk(len(names))):
+            of, _, rest = name.partition(".")
+            held[of][rest] = one.contiguous()
+    for file, tensors in zip(LAYOUTS[request.param], held.values()):
+        path = tmp_path / "Wan2.1" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (torch.save if path.suffix == ".pth" else save_file)(tensors, path)
+    return tmp_path / "Wan2.1"
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> None:
+    """Prompts have states, without UMT5."""
+    def encode(self, prompts, device, dtype):
+        return torch.stack([weight(p, self.config.context_shape) for p in prompts]).to(
+            device, dtype)
+
+    monkeypatch.setattr(wan.PromptEncoder, "encode", encode)
+
+
+def converted(source: Path, out: Path) -> int:
+    return cli.main(["--family", "examples.wan", str(source), "-o", str(out)])
+
+
+def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded):
+    """The same network from both layouts: the weights that the rule gives to our names."""
+    out = tmp_path / "a.safetensors"
+    assert converted(small_folder, out) == 0
+    pipeline = load(out, family=wan.FAMILY)
+    state = pipeline.networks.state_dict()
+    assert all(torch.equal(x, weight(name, tuple(x.shape))) for name, x in state.items())
+    assert pipeline.config.encoder.folder == str(small_folder) and pipeline.config.side == 16
+    (video,) = pipeline.sample("a test")
+    assert video.frames[0].shape == (9, 16, 32, 3) and video.fps == [16]
+    with pytest.raises(UserError, match="scale=2; of wan"):
+        pipeline.sample("a test", scale=2)
+
+
+def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):
+    """The key video is that of `Pipeline.sample`; each correction runs, in bfloat16 too."""
+    out, made = tmp_path / "a.safetensors", tmp_path / "made"
+    assert converted(small_folder, out) == 0
+    asked = [str(out), "--frames", "9", "--height", "16", "--width", "32", "--steps", "2",
+             "--device", "cpu", "--outdir", str(made)]
+    assert main([*asked, "--scale", "4", "--correct", "carried", "--join", "0.5"]) == 0
+    assert sorted(path.name for path in made.iterdir()) == [
+        "wan-0-17.mp4", "wan-0-33.mp4", "wan-0-9.mp4"]
+    for correct in ("none", "averages"):
+        assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--seed", "1"]) == 0
+    capsys.readouterr()
+    for wrong, said in ((["--frames", "8"], "1 + 4m frames"), (["--at", "2"], "are 0 to 1"),
+                        (["--frames", "13"], "use 2 to 3"), (["--height", "20"], "multiple of 16")):
+        assert main([*asked, *wrong]) == 1
+        assert said in capsys.readouterr().err
+    assert looks_like(published("authors")) == looks_like(published("diffusers"))
+
+
+def test_a_folder_without_its_autoencoder_is_refused(small_folder, tmp_path, capsys):
+    for path in small_folder.rglob("*"):
+        if path.is_file() and "vae" in str(path.relative_to(small_folder)).lower():
+            path.unlink()
+    assert converted(small_folder, tmp_path / "a.safetensors") == 1
+    said = capsys.readouterr().err
+    assert "vae has no weights" in said or "Wan2.1_VAE.pth" in said
+
+
+@pytest.mark.parametrize("change", [{"heads": 1, "head_dim": 7}, {"heads": 0}, {"patch": 0},
+                                    {"time_dim": 7}, {"overlap": 3}])
+def test_a_config_that_is_no_network_is_refused(change):
+    with pytest.raises(UserError):
+        replace(SMALL.unet, **change)
+
+
+@pytest.mark.parametrize("change", [{"time": (True,)}, {"mean": (0.0,)}, {"channels": 3},
+                                    {"std": (0.0,) * 16}])
+def test_a_config_that_is_no_autoencoder_is_refused(change):
+    with pytest.raises(UserError):
+        replace(SMALL.vae, **change)
+
+
+def test_what_the_text_encoder_needs_is_told(tmp_path, monkeypatch):
+    def read(folder: Path | str) -> None:
+        wan.PromptEncoder(wan.UMT5Config(str(folder))).encode(["a"], torch.device("cpu"),
+                                                              torch.float32)
+
+    monkeypatch.delenv("WAN_TEXT", raising=False)
+    with pytest.raises(UserError, match="neither a folder text_encoder/ nor a .*WAN_TEXT"):
+        read("/nowhere")
+    (tmp_path / "text_encoder").mkdir()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setenv("WAN_TEXT", str(tmp_path))
+    with pytest.raises(UserError, match=r'pip install "\.\[t5\]"'):
+        read("/nowhere")
+
+
+def test_a_real_umt5_is_read_from_both_layouts(tmp_path, monkeypatch):
+    """A tiny one with random weights: the folder, and its authors' file."""
+    transformers = pytest.importorskip("transformers", reason='needs pip install ".[t5]"')
+    sentencepiece = pytest.importorskip("sentencepiece", reason='needs pip install ".[t5]"')
+    for tokenizer in (tmp_path / "folder/tokenizer", tmp_path / "authors/google/umt5-xxl"):
+        tokenizer.mkdir(parents=True)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([f"a {c} circle" for c in ("red", "blue", "green")] * 3),
+            model_prefix=str(tokenizer / "spiece"), vocab_size=25, pad_id=0, eos_id=1, unk_id=2,
+            bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+        (tokenizer / "tokenizer_config.json").write_text(json.dumps({
+            "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>",
+            "unk_token": "<unk>", "extra_ids": 0}))
+    sizes = {"vocab_size": 40, "d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 2,
+             "num_heads": 2, "feed_forward_proj": "gated-gelu"}
+    monkeypatch.setattr(text, "XXL", sizes)
+    with torch.inference_mode(False):
+        umt5 = transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes))
+        umt5.save_pretrained(tmp_path / "folder/text_encoder")
+        state, names = umt5.state_dict(), plan(TEXT, shapes("wan_text_authors"))[0]
+        torch.save({theirs: state[ours] for ours, (theirs,) in names.items() if ours in state},
+                   tmp_path / "authors/models_t5_umt5-xxl-enc-bf16.pth")
+
+    def encode(folder: str, width: int = 12) -> Tensor:
+        encoder = wan.PromptEncoder(wan.UMT5Config(str(tmp_path / folder), 9, width))
+        return encoder.encode(["a  red circle", ""], torch.device("cpu"), torch.float32)
+
+    states = encode("folder")
+    assert states.shape == (2, 9, 12) and states[1, 0].abs().max() > 0
+    assert not states[1, 1:].any() and torch.equal(states, encode("authors"))
+    with pytest.raises(UserError, match="12 channels, not 16"):
+        encode("folder", 16)
+
+
+def test_prompts_are_cleaned_as_published():
+    assert text.cleaned("  a&amp;amp;b \n  c ") == "a&b c"
+
+
+# --- its autoencoder
+
+
+def test_a_prefix_of_frames_is_a_prefix_of_latents(vae):
+    x = torch.randn(2, 17, 3, 16, 16)
+    with torch.inference_mode():
+        whole, pieces, part = vae.encode(x), vae.encode(x, 2), vae.encode(x[:, :9])
+        assert_close(whole, pieces)
+        assert_close(whole[:, :3], part)
+        assert_close(vae.decode(whole)[:, :9], vae.decode(part))
+        assert_close(vae.decode(whole, 2), vae.decode(whole))
+        assert_close(vae.decode(whole[0]), vae.decode(whole)[0])
+    with pytest.raises(ValueError, match=r"7 frames; 1 \+ 4m are needed, 5 for one"):
+        vae.encode(x[:, :7])
+
+
+# --- positions and windows
+
+CONTEXT = torch.randn(1, 9, 12, generator=torch.Generator().manual_seed(1))
+T = torch.full((1,), 600.0)
+
+
+def test_whole_positions_are_those_it_was_trained_on_and_only_distances_count(network):
+    x, at = torch.randn(1, 3, 16, 4, 4), torch.arange(3.0)[None]
+    plain = network(x, T, CONTEXT)
+    assert torch.equal(network(x, T, CONTEXT, at), plain)
+    half = network(x, T, CONTEXT, at / 2)
+    assert_close(network(x, T, CONTEXT, at / 2 + 7.25), half, rtol=0, atol=1e-5)
+    assert (half - plain).abs().max() > 1e-3
+    near = network(x, T, CONTEXT, at / 2 + torch.tensor([[0.0, 1e-4, 0.0]]))
+    assert 0 < (near - half).abs().max() < 1e-2 * (half - plain).abs().max()
+
+
+def test_positions_stand_where_the_frames_of_latents_do():
+    assert dense.last_frames(5, 2).tolist() == [0, 0.5, 1, 1.5, 2]
+    frames = torch.tensor([0.0, *(4 * k - 1.5 for k in range(1, 5))])  # middles, in frames
+    assert_close(dense.centres(5, 1), torch.arange(5.0))
+    key = (frames[1:] / 2 + 1.5) / 4  # of latent k of the key video the middle is 4k - 1.5
+    assert_close(dense.centres(5, 2)[1:], key)
+
+
+def test_each_window_attends_to_itself_and_windows_are_fused(network):
+    """Inside attention: as attention of each window's frames alone, weighted."""
+    attn, h, spans = network.blocks[0].attn, torch.randn(1, 5, 4, 24), windows(5, 3, 2)
+    assert spans == [(0, 3), (1, 4), (2, 5)]
+    at = dense.last_frames(5, 2)[None]
+
+    def alone(start: int, end: int) -> Tensor:
+        rope = wan.transformer.rotations(at[:, start:end], 2, 2, 12)
+        return attn(h[:, start:end], rope, [(0, end - start)])
+
+    wanted = torch.zeros_like(h)
+    for (start, end), share in zip(spans, fusion_matrix(spans)):
+        wanted[:, start:end] += share[:, None, None] * alone(start, end)
+    rope = wan.transformer.rotations(at, 2, 2, 12)
+    assert_close(attn(h, rope, spans), wanted)
+    assert (attn(h, rope, [(0, 5)]) - wanted).abs().max() > 1e-3
+
+
+def test_a_clip_of_one_window_has_none(network):
+    x, bus = torch.randn(1, 3, 16, 4, 4), HiddenStateBus(3, (2,), 2)
+    assert torch.equal(network(x, T, CONTEXT, None, bus.stage(1)), network(x, T, CONTEXT))
+
+
+# --- corrections
+
+
+class Frames:
+    """An autoencoder that has frames for latents."""
+
+    def decode(self, z: Tensor, chunk: int | None) -> Tensor:
+        return z
+
+    encode = decode
+
+
+@pytest.mark.parametrize("lift", [lines, carried])
+def test_frames_that_agree_with_the_key_frames_stay(lift):
+    x = torch.rand(1, 9, 3, 12, 12)
+    assert torch.equal(dense.corrected(x, x[:, ::2], lift), x)
+    through = dense.ThroughFrames(Frames(), lift)
+    assert torch.equal(through(0, x, x[:, ::2]), x)
+    other = torch.rand(1, 5, 3, 12, 12)
+    assert torch.equal(dense.corrected(x, other, lift)[:, ::2], other)
+    assert_close(through(0, x, other)[:, ::2], other)
+    with pytest.raises(ValueError, match="9 frames for 4 key frames"):
+        dense.corrected(x, other[:, :4], lift)
+
+
+def test_a_correction_through_frames_leaves_what_the_autoencoder_cannot_hold(vae):
+    """Of a clip that agrees with itself nothing changes, though encoding what was decoded does not
+    give it back; another clip's frames come nearer."""
+    z = torch.randn(1, 3, 16, 2, 2)
+    with torch.inference_mode():
+        frames = vae.decode(z).clamp(-1, 1)
+        assert (vae.encode(frames) - z).abs().max() > 0.1
+
+        class Keys(dense.ThroughFrames):
+            def decode(self, z: Tensor) -> Tensor:
+                return frames[:, ::2] if z.shape[1] == 2 else super().decode(z)
+
+        assert torch.equal(Keys(vae)(0, z, z[:, :2]), z)
+    assert torch.equal(dense.ThroughFrames(vae, steps=(1,))(0, z, z[:, :2]), z)
+
+
+def test_averages_of_pairs_are_the_operator_a2():
+    x, y = torch.randn(1, 5, 4, 2, 2), torch.randn(1, 3, 4, 2, 2)
+    padded = torch.cat([x, x[:, :1]], dim=1)  # A2 does not observe the last
+    a2 = dense.Pairs.averages(4)
+    assert_close(a2.measure(x), A2(2).measure(padded))
+    assert_close(a2(0, x, y), back_project(padded, y, A2(2))[:, :5])
+    assert torch.equal(a2(0, x, a2.measure(x)), x)
+
+
+def test_a_fitted_map_is_the_one_that_made_the_latents():
+    matrix, bias, longer = torch.randn(4, 8), torch.randn(4), torch.randn(3, 9, 4, 4, 4)
+    shorter = dense.Pairs(matrix, bias).measure(longer)
+    fitted = dense.Pairs.fitted(shorter, longer)
+    assert_close(fitted.matrix, matrix, rtol=1e-3, atol=1e-4)
+    assert_close(fitted.bias, bias, rtol=1e-3, atol=1e-4)
+    y = torch.randn(3, 5, 4, 4, 4)
+    assert_close(fitted.measure(fitted(0, longer, y)), y, rtol=1e-3, atol=1e-3)
+
+
+# --- dense clips
+
+
+def predicted(network: nn.Module) -> dense.Predict:
+    settings = settings_for(wan.FAMILY, SMALL)
+    guide = Guidance(network, [Branch(CONTEXT), Branch(-CONTEXT)], settings)
+    return lambda timestep, x, at, stage: guide(x, timestep, at, stage)
+
+
+def clips(network: nn.Module, noise: list[Tensor], **given) -> list[Tensor]:
+    with torch.inference_mode():
+        return dense.sample_dense(predicted(network), SMALL.sampler, 3, noise, 3, 2, **given)
+
+
+NOISE = [e[None] for e in dense.noises((16, 4, 4), 3, 3, seed=5)]
+
+
+def test_the_key_video_is_what_it_is_alone(network, vae):
+    """Bitwise, whatever follows it; what is switched off changes nothing, bitwise."""
+    (alone,) = clips(network, NOISE[:1])
+    plain = clips(network, NOISE)
+    assert [x.shape[1] for x in plain] == [3, 5, 9]
+    through = dense.ThroughFrames(vae, steps=(1, 2))
+    for given in ({}, {"correct": through}, {"correct": dense.Pairs.averages(16)},
+                  {"join": 2, "begin": through.begin}, {"place": dense.centres}):
+        made = clips(network, NOISE, **given)
+        assert torch.equal(made[0], alone)
+        assert all(torch.equal(x, y) for x, y in zip(made, plain)) == (not given)
+    off = clips(network, NOISE, correct=replace(through, steps=()))
+    assert all(torch.equal(x, y) for x, y in zip(off, plain))
+
+
+def test_the_network_sees_each_clip_in_windows_at_its_own_rate(network):
+    seen = []
+
+    def watch(timestep, x, at, stage):
+        seen.append((at.tolist(), windows(x.shape[1], stage.window, stage.overlap)))
+        return x
+
+    dense.sample_dense(watch, SMALL.sampler, 1, NOISE, 3, 2)
+    assert seen[1] == ([0, 0.5, 1, 1.5, 2], [(0, 3), (1, 4), (2, 5)])
+    assert [len(at) for at, _ in seen] == [3, 5, 9] and seen[2][0][-1] == 2
+
+
+def test_clips_that_do_not_fit_are_refused(network):
+    with pytest.raises(ValueError, match=r"clips of \[3, 9\] latents"):
+        clips(network, [NOISE[0], NOISE[2]])
+    for join in (3, 1):
+        with pytest.raises(ValueError, match=f"join={join} of 3 steps"):
+            clips(network, NOISE, join=join)
+
+
+def test_unipc_begins_anew_where_steps_do_not_follow():
+    x, data = torch.randn(4), torch.randn(4)
+    sampler = wan.FlowConfig().sampler(4)
+    first = sampler.step(2, x, data)
+    sampler.step(3, first, data)
+    assert torch.equal(sampler.step(2, x, data), first)
+    with pytest.raises(UserError, match="adds no noise"):
+        wan.FlowConfig().sampler(4, eta=1.0)
+
+
+@pytest.mark.parametrize("kind", ["unipc", "unipc_authors", "euler"])
+def test_a_flow_to_a_point_ends_there(kind):
+    sampler, data = wan.FlowConfig(kind).sampler(5), torch.randn(4)
+    noise = torch.randn(4)
+    x = sampler.start(noise)
+    for i in range(len(sampler)):
+        x = sampler.step(i, x, sampler.x0(i, x, (x - data) / sampler.levels[i]))
+    assert_close(x, data)
+
+
+def test_networks_of_the_family_fit():
+    assert isinstance(Networks(wan.FAMILY, SMALL).vae, wan.Autoencoder)
