@@ -417,7 +417,7 @@ def test_processes_that_do_not_fit_together_are_told(tiny, tmp_path, monkeypatch
     (2, "2 steps begin at timestep 501 of 1000, where noise is not yet all; more steps would"),
     (1, "1 steps begin at timestep 1 of 1000")])
 def test_what_is_said_of_steps_is_true_of_their_number(tiny, monkeypatch, steps, said):
-    monkeypatch.setattr("sample.check.report", lambda *_: [])
+    monkeypatch.setattr("zerosmooth_cli.check.report", lambda *_: [])
     got = make(tiny, "--check", "--steps", steps)
     assert "divisor" not in got
     assert "begin at" not in got if said is None else said in got
