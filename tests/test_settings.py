@@ -14,7 +14,8 @@ from zerosmooth_cli.command import processes
 
 from .command import QUICK, ROOT, make, quick, records, run, sample
 
-MOST_FILES = 23  # that a reader who follows a run meets outside models/
+MOST_FILES = 23  # that run, outside models/, before the network does
+LONGEST_CALL = 10  # files in which each calls the next, from the command to the network
 OTHER = {"dtype": "bfloat16", "name": "{seed}", "device": "cpu", "negative_prompt": "dogs",
          "scale": "8", "preset": "anchored", "method": "direct", "a1_probability": "0.25"}
 
@@ -115,9 +116,11 @@ def test_a_new_method_is_one_entry(monkeypatch):
         settings_for(family, family.config, method="mine", eta=1.0)
 
 
-def files_until_the_network(work) -> list[str]:
-    """The project's files outside models/ that run until the network is called on data."""
+def files_until_the_network(work) -> tuple[list[str], list[str]]:
+    """The project's files outside models/ that run until the network is called on data, and those
+    of the call itself."""
     found: dict[str, None] = {}
+    calls: dict[str, None] = {}
 
     class Reached(BaseException):
         pass
@@ -127,9 +130,11 @@ def files_until_the_network(work) -> list[str]:
         if event != "call" or not code.co_filename.startswith(f"{ROOT}/") or (
                 code.co_name == "<module>"):
             return
-        found.setdefault(code.co_filename.removeprefix(f"{ROOT}/"))
+        found.setdefault(code.co_filename)
         given = frame.f_locals
         if code.co_name == "forward" and "timestep" in given and given["x"].device.type != "meta":
+            while frame := frame.f_back:
+                calls.setdefault(frame.f_code.co_filename)
             raise Reached
 
     sys.setprofile(look)
@@ -139,10 +144,13 @@ def files_until_the_network(work) -> list[str]:
         pass
     finally:
         sys.setprofile(None)
-    return [path for path in found if not path.startswith(("tests/", "zerosmooth/models/"))]
+    own = [[path.removeprefix(f"{ROOT}/") for path in files] for files in (found, calls)]
+    return tuple([path for path in files if path.startswith("zerosmooth")
+                  and not path.startswith("zerosmooth/models/")] for files in own)
 
 
 def test_few_files_lie_between_the_command_and_the_network(tiny, tmp_path):
     argv = ["--ckpt", tiny / "vc2.safetensors", *QUICK, "--outdir", tmp_path]
-    found = files_until_the_network(lambda: sample.main([*map(str, argv)]))
+    found, calls = files_until_the_network(lambda: sample.main([*map(str, argv)]))
     assert len(found) <= MOST_FILES, found
+    assert 4 < len(calls) <= LONGEST_CALL, calls
