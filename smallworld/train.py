@@ -228,13 +228,6 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         middle: list[Tensor] = []
         networks.unet.middle.register_forward_hook(lambda _, x, h: middle.append(h.flatten(1)))
 
-    def told_law(chosen: list[int]) -> Tensor:
-        """How far the law's numbers are from what fixed sums of the middle's features say."""
-        h = middle.pop()
-        sums = torch.randn(h.shape[1], laws.shape[-1], generator=torch.Generator().manual_seed(3))
-        said, true = h @ (sums / h.shape[1] ** 0.5).to(device), laws[chosen].flatten(0, 1)
-        return (said - torch.where(true.isnan(), said.detach(), true)).square().mean()
-
     def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
         """Clips of a step, and their frames' positions where a network has them: then all are of
         one kind."""
@@ -298,7 +291,9 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         unet = stills if frames == 1 else endless if goes_on else networks.unet
         v = unet(shown, t, context, numbers, **placed)
         loss = (v - (a * noise - s * x0)).square().mean()
-        return loss + recipe.law * told_law(chosen) if recipe.law and frames > 1 else loss
+        if recipe.law and frames > 1:
+            loss = loss + recipe.law * law_loss(middle.pop(), laws[chosen].flatten(0, 1))
+        return loss
 
     def show(step: int, averaged: Networks) -> None:
         rng = random.Random("show")
@@ -315,6 +310,14 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
 
     trainer.train(loss_at, show, every=100)
+
+
+def law_loss(h: Tensor, laws: Tensor) -> Tensor:
+    """How far a law's numbers are from what fixed sums of a network's features say. h: n d
+    features; laws: n m, NaN where there is nothing to say."""
+    sums = torch.randn(h.shape[1], laws.shape[1], generator=torch.Generator().manual_seed(3))
+    said = h @ (sums / h.shape[1] ** 0.5).to(h)
+    return (said - torch.where(laws.isnan(), said.detach(), laws)).square().mean()
 
 
 def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool,

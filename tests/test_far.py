@@ -22,6 +22,7 @@ from smallworld.far import (
     WORDS,
     frame_times,
     hidden,
+    law,
     parse,
     partner,
     random_scene,
@@ -70,6 +71,21 @@ def test_a_bouncing_shape_keeps_its_energy_and_stays_in_the_frame():
         assert turns <= hits + 2  # steps in which a wall is hit
         cover = 1 - (render([scene], times[None, ::100])[0] - GREYS[scene.background]).abs().amax(1)
         assert (cover[:, 0] > 0.5).float().mean() > 0.9  # touched at the edge at most
+
+
+def test_a_laws_numbers_are_where_the_picture_has_the_shape():
+    times = frame_times(5, FPS)
+    for kind in KINDS:
+        scene = scene_of(kind)
+        numbers = law(scene, times)
+        assert numbers.isnan().any(0).tolist() == [kind == "pan"] * 2 + [kind != "spin"] * 2
+        if kind == "bounce":
+            gray = (render([scene], times[None])[0] - GREYS[scene.background]).abs().sum(1)
+            x = (torch.arange(64) + 0.5) / 32 - 1
+            seen = [(gray * at).sum((1, 2)) / gray.sum((1, 2)) for at in (x, x[:, None])]
+            assert (numbers[:, :2] - torch.stack(seen, 1)).abs().max() < 0.01
+        if kind == "spin":
+            assert (numbers[:, 2:].norm(dim=1) - 1).abs().max() < 1e-6
 
 
 def test_quick_shapes_bounce_between_two_key_frames():

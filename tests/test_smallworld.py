@@ -300,3 +300,42 @@ def test_clips_of_another_recipe_are_drawn_anew(tmp_path):
     vae.config = replace(vae.config, scale=2.0)
     train.draw_clips(recipe, vae, tmp_path, "cpu")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_laws_numbers_are_read_off_fixed_sums():
+    laws = torch.tensor([[0.5, math.nan], [-0.25, 1.0]])
+    assert train.law_loss(torch.zeros(2, 16), laws).item() == pytest.approx(1.3125 / 4)
+    with torch.inference_mode(False), torch.enable_grad():
+        h = torch.zeros(2, 16, requires_grad=True)
+        optimizer = torch.optim.Adam([h], 0.1)
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss = train.law_loss(h, laws)
+            loss.backward()
+            optimizer.step()
+    assert loss < 1e-4 and h.isfinite().all()
+
+
+def test_noise_levels_lie_where_a_recipe_puts_them():
+    config, spread = recipes.RECIPES["latte-small"].config.sampler, torch.arange(1000) / 1000
+    _, alpha, sigma = train.noise_levels(config, spread, early=True, log_sigma=(1.0, 1.4))
+    logs = (sigma / alpha).log()
+    assert logs.median().item() == pytest.approx(1.0, abs=0.02)
+    assert logs.quantile(0.84).item() == pytest.approx(2.4, abs=0.05)
+    assert (alpha**2 + sigma**2).sub(1).abs().max() < 1e-6
+
+
+def test_lattes_class_trains_as_the_others_do():
+    """Fresh, it says nothing; and frames alone train none of its temporal attention."""
+    recipe = recipes.RECIPES["latte-small"]
+    unet = train.new_networks(recipe, "cpu").unet
+    x, context = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 5, 64)
+    assert unet(x, torch.tensor([500, 500]), context).abs().max() == 0
+    with torch.inference_mode(False), torch.enable_grad():
+        unet = train.new_networks(recipe, "cpu").unet
+        torch.nn.init.normal_(unet.proj_out.weight)
+        stills = train.without_temporal_layers(unet)
+        y = stills(torch.randn(2, 1, 4, 8, 8), torch.tensor([500, 500]), torch.randn(2, 5, 64))
+        y.square().sum().backward()
+    assert all(p.grad is None for block in unet.temporal_blocks for p in block.attn.parameters())
+    assert unet.spatial_blocks[0].ff.proj_out.weight.grad.abs().max() > 0
