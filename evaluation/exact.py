@@ -3,6 +3,7 @@
     python -m evaluation.exact                                      # all rows, some minutes
     python -m evaluation.exact --motion "pan 4" --rows lines carried lines:join=0.6
     python -m evaluation.exact --rows blend minterpolate rife --interpolator rife.pt
+    python -m evaluation.exact --motion "bounce 4" --rows hold blend carried --picture bounce.png
 
 A video of one motion m, over a Gaussian random texture, is itself Gaussian, with covariance K_m of
 its pixels. So E[x0 | x_t] = (1-t) K_m ((1-t)^2 K_m + t^2)^-1 x_t, and for several possible motions
@@ -209,6 +210,29 @@ def carry(frame: Tensor, m: Motion, time: float, to: float) -> tuple[Tensor, Ten
     return torch.where(front > 0, frame, moved), known
 
 
+def truth(keys: Tensor, m: Motion, n: int) -> Tensor:
+    """The video that a video's key frames tell, by the motion's law: k c h w to n*(k-1)+1 c h w."""
+    frames = []
+    for k, j in ((k, j / n) for k in range(FRAMES - 1) for j in range(n)):
+        (before, known), (after, known_after) = (carry(keys[i], m, i, k + j) for i in (k, k + 1))
+        a, b = known * (1 - j), known_after * j
+        frames.append((before * a + after * b) / (a + b).clamp(min=1e-6))
+    return torch.stack([*frames, keys[-1]])
+
+
+def draw(rows: dict[str, Tensor], path: Path) -> None:
+    """One line of pixels over time, of a video a row: f c h w each, all of as many frames."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(rows), figsize=(2.1 * len(rows), 1.6), layout="tight")
+    for ax, (name, x) in zip(axes, rows.items()):
+        line = x[:, :, SIZE // 2].permute(2, 0, 1) * 1.6 * DEVIATION / 255 + 0.5
+        ax.imshow(line.clamp(0, 1), aspect="auto", interpolation="nearest")
+        ax.set_title(name, fontsize=9)
+        ax.set_xticks([]), ax.set_yticks([])
+    figure.savefig(path, dpi=110)
+
+
 def settings_of(row: str, steps: int, scale: int) -> Settings:
     """A row's settings: a method, or a lift of predictions, and changes behind a colon. UserError
     if there is none such."""
@@ -269,22 +293,30 @@ def main() -> None:
     parser.add_argument("--interpolator", nargs="+", type=Path, default=[], metavar="FILE",
                         help="TorchScript files, rows of their names beside hold, blend and "
                              "minterpolate, which fill in the key frames")
+    parser.add_argument("--picture", type=Path, metavar="FILE",
+                        help="draw one line of pixels over time, of the first motion's rows")
     args = parser.parse_args()
     fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
     made_by = {row: settings_of("lines" if row in fillers else row, args.steps,
                                 1 if row in fillers else args.scale) for row in args.rows}
+    drawn: dict[str, Tensor] = {}
     for text in args.motion:
         spectrum.cache_clear()
         for row, settings in made_by.items():
             xs, motions = make(parse(text), settings, range(50, 50 + args.n))
             if row in fillers:
                 xs.append(interpolated(xs[0], args.scale, fillers[row]))
+            if args.picture and text == args.motion[0]:
+                drawn[row] = xs[-1][0, : args.scale * (FRAMES - 1) + 1]
+                told = truth(xs[0][0], motions[0], args.scale)
             residual, contrast = measure(xs[-1], motions)
             error = (xs[-1][:, :: args.scale] - xs[0]).square().mean().item()
             keys = f"{10 * math.log10(1 / error):.1f} dB" if error else "bitwise"
             name = text if len(text) < 24 else f"{text.count('+') + 1} motions, {text[:8]}"
             print(f"{name:24} {row:18} residual {residual:.4f}  contrast {contrast:.3f}  "
                   f"keys {keys}", flush=True)
+    if args.picture:
+        draw(drawn | {"truth": told}, args.picture)
 
 
 if __name__ == "__main__":
