@@ -20,7 +20,8 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     count = f"{checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
     yield f"  {len(checkpoint.shapes)} tensors, {count}"
     yield f"  made from {checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}".rstrip()
-    frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
+    frames = ", ".join(str(family.frames(checkpoint.config, cascade.frames_of(s)))
+                       for s in range(cascade.stages))
     size = f"{settings.height}x{settings.width}"
     where = f"on {running.device} as {settings.dtype}"
     yield f"  {frames} frames of {size}, {settings.steps} steps, {where}:"
