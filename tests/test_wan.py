@@ -91,6 +91,34 @@ def test_the_authors_text_encoder_has_the_names_of_transformers():
     assert not unknown and {name: theirs[source] for name, (source,) in places.items()} == ours
 
 
+SAME = [  # in the authors' files, and in diffusers' or transformers'
+    ("vae.conv1.weight", "vae.quant_conv.weight"), ("vae.conv2.weight", "vae.post_quant_conv.weight"),
+    ("vae.encoder.middle.0.residual.2.weight", "vae.encoder.mid_block.resnets.0.conv1.weight"),
+    ("vae.encoder.downsamples.4.residual.0.gamma", "vae.encoder.down_blocks.4.norm1.gamma"),
+    ("vae.encoder.downsamples.5.resample.1.weight", "vae.encoder.down_blocks.5.resample.1.weight"),
+    ("vae.decoder.middle.2.residual.3.gamma", "vae.decoder.mid_block.resnets.1.norm2.gamma"),
+    ("vae.decoder.upsamples.9.residual.6.weight", "vae.decoder.up_blocks.2.resnets.1.conv2.weight"),
+    ("vae.decoder.upsamples.7.time_conv.weight",
+     "vae.decoder.up_blocks.1.upsamplers.0.time_conv.weight"),
+    ("blocks.3.norm1.weight", "encoder.block.3.layer.0.layer_norm.weight"),
+    ("blocks.3.norm2.weight", "encoder.block.3.layer.1.layer_norm.weight"),
+    ("blocks.3.attn.k.weight", "encoder.block.3.layer.0.SelfAttention.k.weight"),
+    ("blocks.3.ffn.gate.0.weight", "encoder.block.3.layer.1.DenseReluDense.wi_0.weight"),
+    ("blocks.3.ffn.fc1.weight", "encoder.block.3.layer.1.DenseReluDense.wi_1.weight")]
+
+
+def test_both_layouts_name_the_same_tensors():
+    """Where shapes are equal and no reference file is in the authors' names."""
+    for theirs, other in SAME:
+        if not theirs.startswith("vae."):
+            assert plan(TEXT, [theirs])[0] == {other: [theirs]}
+            continue
+        tables = [wan.table(FULL, [name, "vae.conv1.weight"][:n]) for name, n in
+                  ((theirs, 2), (other, 1))]
+        made = [list(plan(table, [name])[0]) for table, name in zip(tables, (theirs, other))]
+        assert made[0] == made[1] != []
+
+
 @pytest.fixture(params=LAYOUTS)
 def small_folder(request, tmp_path, monkeypatch) -> Path:
     """A published folder in a small size, and the family in that size."""
@@ -149,12 +177,15 @@ def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):
     assert main([*asked, "--scale", "4", "--correct", "carried", "--join", "0.5"]) == 0
     assert sorted(path.name for path in made.iterdir()) == [
         "wan-0-17.mp4", "wan-0-33.mp4", "wan-0-9.mp4"]
+    assert main(asked) == 1 and "wan-0-9.mp4 is there already" in capsys.readouterr().err
     for correct in ("none", "averages"):
-        assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--seed", "1"]) == 0
+        assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--outdir",
+                     str(made / correct)]) == 0
     capsys.readouterr()
     for wrong, said in ((["--frames", "8"], "1 + 4m frames"), (["--at", "2"], "are 0 to 1"),
-                        (["--frames", "13"], "use 2 to 3"), (["--height", "20"], "multiple of 16")):
-        assert main([*asked, *wrong]) == 1
+                        (["--frames", "13"], "needed, 5 to 9"), (["--rounds", "0"], "one round"),
+                        (["--height", "20"], "multiple of 16")):
+        assert main([*asked, "--seed", "2", *wrong]) == 1
         assert said in capsys.readouterr().err
     assert looks_like(published("authors")) == looks_like(published("diffusers"))
 
