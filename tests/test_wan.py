@@ -566,12 +566,12 @@ def test_a_flow_to_a_point_ends_there(kind):
 
 
 def test_what_a_video_needs_is_counted_in_frames():
-    """A latent but the first is four frames: decoding takes about four times what it takes where
-    each is one."""
+    """A latent but the first is four frames: decoding it takes more than where each is one, though
+    not four times, since the last frames of layers' inputs are held in both."""
     single = replace(SMALL, vae=replace(SMALL.vae, time=(False,) * 3))
     four, one = (needs(wan.FAMILY, config, settings_for(wan.FAMILY, config)).decoding
                  for config in (SMALL, single))
-    assert 3 < four / one < 5
+    assert 1.4 < four / one < 4
     assert [wan.FAMILY.frames(FULL, n) for n in (1, 2, 21)] == [1, 5, 81]
 
 
