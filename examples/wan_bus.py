@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
 from zerosmooth.attention import fusion_matrix, windows
@@ -30,7 +31,7 @@ from zerosmooth.extensions.predictions import Lift, lines
 from zerosmooth.fields import UserError
 
 from .diffusers_bus import replaced
-from .wan.dense import Correct, ThroughFrames, last_frames, steps_at
+from .wan.dense import Correct, ThroughFrames, last_frames, step_at
 from .wan.transformer import turns
 
 
@@ -80,20 +81,23 @@ class Windows:
         return o
 
 
+@dataclass
 class Smooth:
-    """A pipeline that makes each video at several frame rates, as `smooth` makes it."""
+    """A pipeline that makes each video at several frame rates; its fields are as `smooth` says."""
 
-    def __init__(self, pipeline: WanPipeline, clips: int, window: int, overlap: int,
-                 correct: Correct, at: Sequence[float],
-                 place: Callable[[int, int], Tensor] = last_frames) -> None:
-        self.pipeline, self.clips, self.window, self.overlap = pipeline, clips, window, overlap
-        self.correct, self.at, self.place = correct, at, place
-        self.stage, self.lengths = 0, [0]
+    pipeline: WanPipeline
+    clips: int
+    window: int
+    overlap: int
+    correct: Correct | None
+    lift: Lift
+    at: Sequence[float]
+    join: float
 
     def __call__(self, *args: Any, num_frames: int = 81, num_inference_steps: int = 50,
                  output_type: str = "np", **kwargs: Any) -> list[Any]:
-        """What the pipeline returns, for each clip: the key video, which is what the pipeline makes
-        by itself, then each with twice the frames, less one.
+        """What the pipeline returns, for each clip: the key video, whose latents are those that the
+        pipeline makes by itself, then each with twice the frames, less one.
 
         num_frames: of the key video, 1 + 4m. All else: the pipeline's own arguments. UserError for
         what does not fit."""
@@ -102,10 +106,14 @@ class Smooth:
         if num_frames % 4 != 1 or num_frames < 5:
             raise UserError(f"num_frames={num_frames}; the key video has 1 + 4m of them, such as "
                             f"{max(1, num_frames // 4) * 4 + 1}")
+        if not (isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+                or scheduler.config.get("use_flow_sigmas")):
+            raise UserError(f"{type(scheduler).__name__} samples no flow; use the pipeline's own "
+                            "scheduler, or one with use_flow_sigmas=True")
         self.lengths = [(num_frames - 1) // 4 * 2**s + 1 for s in range(self.clips)]
-        self.step = 0
-        if isinstance(self.correct, ThroughFrames):
-            self.correct = replace(self.correct, steps=steps_at(self.at, num_inference_steps))
+        self.step, self.first = 0, step_at(self.join, num_inference_steps)
+        self.through = ThroughFrames(Latents(pipeline.vae), self.lift,
+                                     {step_at(share, num_inference_steps) for share in self.at})
         processors = network.attn_processors
         with ExitStack() as stack:
             enter = stack.enter_context
@@ -116,8 +124,9 @@ class Smooth:
             enter(replaced(network.rope, "forward", self.rotated(network.rope.forward)))
             enter(replaced(network, "forward", self.cut(network.forward)))
             enter(replaced(pipeline, "prepare_latents", self.drawn(pipeline.prepare_latents)))
-            enter(replaced(scheduler, "step", self.corrected(scheduler.step)))
-            z = pipeline(*args, num_frames=4 * sum(self.lengths) - 3, output_type="latent",
+            enter(replaced(scheduler, "step", self.stepped(scheduler.step)))
+            kwargs |= {"output_type": "latent", "return_dict": True}
+            z = pipeline(*args, num_frames=4 * sum(self.lengths) - 3,
                          num_inference_steps=num_inference_steps, **kwargs).frames
         return [SimpleNamespace(frames=self.shown(part, output_type))
                 for part in z.split(self.lengths, dim=2)]
@@ -144,13 +153,14 @@ class Smooth:
         return prepare
 
     def cut(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        """The network, on one clip after the other."""
+        """The network, on one clip after the other; not on those that have not begun."""
 
         def forward(hidden_states: Tensor, *args: Any, return_dict: bool = True,
                     **kwargs: Any) -> Any:
             outputs = []
             for self.stage, x in enumerate(hidden_states.split(self.lengths, dim=2)):
-                outputs.append(plain(x, *args, return_dict=False, **kwargs)[0])
+                begun = self.stage == 0 or self.step >= self.first
+                outputs.append(plain(x, *args, return_dict=False, **kwargs)[0] if begun else x)
             y = torch.cat(outputs, dim=2)
             return SimpleNamespace(sample=y) if return_dict else (y,)
 
@@ -164,7 +174,7 @@ class Smooth:
             tables, f = plain(hidden_states), hidden_states.shape[2]
             if self.stage == 0:
                 return tables
-            at = self.place(f, 2**self.stage).to(tables[0].device)
+            at = last_frames(f, 2**self.stage).to(tables[0].device)
             channels = self.pipeline.transformer.rope.t_dim
             angles = turns(at, channels).repeat_interleave(2, 1)
             tokens = tables[0].shape[1] // f
@@ -174,34 +184,49 @@ class Smooth:
 
         return rope
 
-    def corrected(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        """The scheduler's step, with what the longer clips predict corrected by the shorter."""
+    def stepped(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """The scheduler's step of each clip, with what the longer ones predict corrected by the one
+        before. These have schedulers of their own, whose memory begins where they do."""
+        scheduler, correct = self.pipeline.scheduler, self.correct or self.through
+        own: list[Any] = []
 
-        def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            s = float(self.pipeline.scheduler.sigmas[self.step])
-            outputs, before = [], None
-            for x, v in zip(*(z.split(self.lengths, dim=2) for z in (sample, output))):
-                data = (x - s * v).movedim(2, 1)
-                if before is not None:
-                    better = self.correct(self.step, data, before)
-                    if better is not data:
-                        v, data = (x - better.movedim(1, 2)) / s, better
-                outputs.append(v)
-                before = data
+        def step(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+            i, after = self.step, []
+            if i == 0:
+                own[:] = [deepcopy(scheduler) for _ in self.lengths[1:]]
+                for one in own:
+                    one.set_begin_index(self.first)
+            s, next_s = (float(level) for level in scheduler.sigmas[i : i + 2])
+            (x, *longer), (v, *predicted) = (
+                z.split(self.lengths, dim=2) for z in (sample, output))
+            data = (x - s * v).movedim(2, 1)
+            after.append(plain(v, timestep, x, **kwargs)[0])
+            for one, x, v in zip(own, longer, predicted):
+                if i >= self.first:
+                    x0 = (x - s * v).movedim(2, 1)
+                    data = correct(i, x0, data)
+                    v = v if data is x0 else (x - data.movedim(1, 2)) / s
+                    x = type(one).step(one, v, timestep, x, **kwargs)[0]
+                elif i + 1 == self.first:  # x is noise
+                    data = self.through.begin(data)
+                    x = torch.lerp(data.movedim(1, 2), x, next_s)
+                after.append(x)
             self.step += 1
-            return plain(torch.cat(outputs, dim=2), timestep, sample, *args, **kwargs)
+            return (torch.cat(after, dim=2),)
 
         return step
 
 
 def smooth(pipeline: WanPipeline, scale: int = 2, window: int = 21, overlap: int = 11,
            correct: Correct | None = None, lift: Lift = lines,
-           at: Sequence[float] = (0.5, 0.7, 0.9)) -> Smooth:
+           at: Sequence[float] = (0.5, 0.7, 0.9), join: float = 0.0) -> Smooth:
     """A pipeline whose videos have 2 or 4 times the frames a second, and which else stays as it is.
 
     window, overlap: latents that attend to each other, and how many of them two windows share.
     correct: of the longer clips' predicted data, see `dense`; None: through frames along `lift`,
-    after these shares of the steps (none: no correction). UserError for another pipeline or scale.
+    after these shares of the steps (none: no correction). join: the share of the steps after which
+    longer clips begin, from frames that `lift` interpolates. UserError for another pipeline, scale
+    or share.
     """
     network = getattr(pipeline, "transformer", None)
     if (not isinstance(network, WanTransformer3DModel) or network.config.image_dim is not None
@@ -211,6 +236,6 @@ def smooth(pipeline: WanPipeline, scale: int = 2, window: int = 21, overlap: int
     if scale not in (2, 4) or not 0 <= overlap < window:
         raise UserError(f"scale={scale} in windows of {window} that share {overlap}; 2 or 4, and "
                         "an overlap below the window, are needed")
-    if correct is None:
-        correct = ThroughFrames(Latents(pipeline.vae), lift)
-    return Smooth(pipeline, scale.bit_length(), window, overlap, correct, at)
+    for share in (*at, join):
+        step_at(share, 1)
+    return Smooth(pipeline, scale.bit_length(), window, overlap, correct, lift, at, join)

@@ -22,14 +22,16 @@ from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, convert, plan
 from zerosmooth.attention import fusion_matrix, windows
 from zerosmooth.bus import HiddenStateBus
-from zerosmooth.checkpoint import load, looks_like, tensor_shapes
+from zerosmooth.checkpoint import describe, load, looks_like, tensor_shapes
 from zerosmooth.extensions.motion import carried
 from zerosmooth.extensions.predictions import lines
 from zerosmooth.family import Networks
 from zerosmooth.fields import UserError
 from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.operators import A2, back_project
-from zerosmooth.settings import settings_for
+from zerosmooth.settings import Running, settings_for
+from zerosmooth_cli import check
+from zerosmooth_cli.estimate import needs
 
 from .full_size import shapes
 from .parity import weight
@@ -91,6 +93,35 @@ def test_the_authors_text_encoder_has_the_names_of_transformers():
     assert not unknown and {name: theirs[source] for name, (source,) in places.items()} == ours
 
 
+SAME = [  # in the authors' files, and in diffusers' or transformers'
+    ("vae.conv1.weight", "vae.quant_conv.weight"),
+    ("vae.conv2.weight", "vae.post_quant_conv.weight"),
+    ("vae.encoder.middle.0.residual.2.weight", "vae.encoder.mid_block.resnets.0.conv1.weight"),
+    ("vae.encoder.downsamples.4.residual.0.gamma", "vae.encoder.down_blocks.4.norm1.gamma"),
+    ("vae.encoder.downsamples.5.resample.1.weight", "vae.encoder.down_blocks.5.resample.1.weight"),
+    ("vae.decoder.middle.2.residual.3.gamma", "vae.decoder.mid_block.resnets.1.norm2.gamma"),
+    ("vae.decoder.upsamples.9.residual.6.weight", "vae.decoder.up_blocks.2.resnets.1.conv2.weight"),
+    ("vae.decoder.upsamples.7.time_conv.weight",
+     "vae.decoder.up_blocks.1.upsamplers.0.time_conv.weight"),
+    ("blocks.3.norm1.weight", "encoder.block.3.layer.0.layer_norm.weight"),
+    ("blocks.3.norm2.weight", "encoder.block.3.layer.1.layer_norm.weight"),
+    ("blocks.3.attn.k.weight", "encoder.block.3.layer.0.SelfAttention.k.weight"),
+    ("blocks.3.ffn.gate.0.weight", "encoder.block.3.layer.1.DenseReluDense.wi_0.weight"),
+    ("blocks.3.ffn.fc1.weight", "encoder.block.3.layer.1.DenseReluDense.wi_1.weight")]
+
+
+def test_both_layouts_name_the_same_tensors():
+    """Where shapes are equal and no reference file is in the authors' names."""
+    for theirs, other in SAME:
+        if not theirs.startswith("vae."):
+            assert plan(TEXT, [theirs])[0] == {other: [theirs]}
+            continue
+        tables = [wan.table(FULL, [name, "vae.conv1.weight"][:n]) for name, n in
+                  ((theirs, 2), (other, 1))]
+        made = [list(plan(table, [name])[0]) for table, name in zip(tables, (theirs, other))]
+        assert made[0] == made[1] != []
+
+
 @pytest.fixture(params=LAYOUTS)
 def small_folder(request, tmp_path, monkeypatch) -> Path:
     """A published folder in a small size, and the family in that size."""
@@ -126,7 +157,7 @@ def converted(source: Path, out: Path) -> int:
     return cli.main(["--family", "examples.wan", str(source), "-o", str(out)])
 
 
-def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded):
+def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded, monkeypatch):
     """The same network from both layouts: the weights that the rule gives to our names."""
     out = tmp_path / "a.safetensors"
     assert converted(small_folder, out) == 0
@@ -138,6 +169,9 @@ def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded):
     assert video.frames[0].shape == (9, 16, 32, 3) and video.fps == [16]
     with pytest.raises(UserError, match="scale=2; of wan"):
         pipeline.sample("a test", scale=2)
+    monkeypatch.setattr(check, "matrix_rate", lambda *_: 1e12)
+    said = check.report(describe(out, wan.FAMILY), pipeline.settings(), Running())
+    assert any("  9 frames of 16x32, 2 steps" in line for line in said)
 
 
 def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):
@@ -149,12 +183,15 @@ def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):
     assert main([*asked, "--scale", "4", "--correct", "carried", "--join", "0.5"]) == 0
     assert sorted(path.name for path in made.iterdir()) == [
         "wan-0-17.mp4", "wan-0-33.mp4", "wan-0-9.mp4"]
+    assert main(asked) == 1 and "wan-0-9.mp4 is there already" in capsys.readouterr().err
     for correct in ("none", "averages"):
-        assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--seed", "1"]) == 0
+        assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--outdir",
+                     str(made / correct)]) == 0
     capsys.readouterr()
     for wrong, said in ((["--frames", "8"], "1 + 4m frames"), (["--at", "2"], "are 0 to 1"),
-                        (["--frames", "13"], "use 2 to 3"), (["--height", "20"], "multiple of 16")):
-        assert main([*asked, *wrong]) == 1
+                        (["--frames", "13"], "needed, 5 to 9"), (["--rounds", "0"], "one round"),
+                        (["--height", "20"], "multiple of 16")):
+        assert main([*asked, "--seed", "2", *wrong]) == 1
         assert said in capsys.readouterr().err
     assert looks_like(published("authors")) == looks_like(published("diffusers"))
 
@@ -231,6 +268,16 @@ def test_a_real_umt5_is_read_from_both_layouts(tmp_path, monkeypatch):
         encode("folder", 16)
 
 
+def test_a_long_prompt_keeps_its_end():
+    encoder = wan.PromptEncoder(wan.UMT5Config(tokens=4, width=1))
+    umt5 = lambda ids, attention_mask: (ids[..., None].float(),)  # noqa: E731
+    umt5.device = "cpu"
+    states, lost = encoder.run(lambda _: {"input_ids": [5, 6, 7, 8, 9, 1]}, umt5, "")
+    assert states.flatten().tolist() == [5, 6, 7, 1] and lost == 2
+    states, lost = encoder.run(lambda _: {"input_ids": [5, 1]}, umt5, "")
+    assert states.flatten().tolist() == [5, 1, 0, 0] and lost == 0
+
+
 def test_prompts_are_cleaned_as_published():
     assert text.cleaned("  a&amp;amp;b \n  c ") == "a&b c"
 
@@ -299,6 +346,22 @@ def test_a_clip_of_one_window_has_none(network):
     assert torch.equal(network(x, T, CONTEXT, None, bus.stage(1)), network(x, T, CONTEXT))
 
 
+def test_windows_are_the_stages(network):
+    """Not the config's; without a stage there are none."""
+    x = torch.randn(1, 5, 16, 4, 4)
+    whole, *others = (network(x, T, CONTEXT, None, HiddenStateBus(w, (2,), overlap).stage(1))
+                      for w, overlap in ((5, 0), (3, 2), (3, 0)))
+    assert torch.equal(network(x, T, CONTEXT), whole)
+    assert not torch.equal(others[0], others[1]) and not torch.equal(others[0], whole)
+
+
+def test_norms_are_in_float32():
+    h = torch.randn(1, 1, 4, 24).bfloat16() + 30
+    shift, scale = torch.randn(2, 24).bfloat16()
+    made = wan.transformer.modulated(h, shift, scale)
+    assert torch.equal(made, wan.transformer.modulated(h.float(), shift, scale).bfloat16())
+
+
 # --- corrections
 
 
@@ -322,6 +385,33 @@ def test_frames_that_agree_with_the_key_frames_stay(lift):
     assert_close(through(0, x, other)[:, ::2], other)
     with pytest.raises(ValueError, match="9 frames for 4 key frames"):
         dense.corrected(x, other[:, :4], lift)
+
+
+def test_each_round_of_a_correction_is_one_more():
+    class Half(Frames):  # an autoencoder that loses half of what is changed
+        def encode(self, x: Tensor, chunk: int | None) -> Tensor:
+            return x / 2
+
+    x, y = torch.rand(1, 9, 3, 4, 4), torch.rand(1, 5, 3, 4, 4)
+    for rounds in (1, 3):
+        left = y - dense.ThroughFrames(Half(), rounds=rounds)(0, x, y)[:, ::2]
+        assert_close(left, (y - x[:, ::2]) / 2**rounds)
+
+
+def test_the_lift_is_guided_by_the_key_frames():
+    x, y, seen = torch.rand(1, 9, 3, 4, 4), torch.rand(1, 5, 3, 4, 4), []
+
+    def lift(n: int, change: Tensor, keys: Tensor) -> Tensor:
+        seen.append((n, change, keys))
+        return lines(n, change, keys)
+
+    through = dense.ThroughFrames(Frames(), lift)
+    through(0, x, y)
+    assert seen[0][0] == 2 and torch.equal(seen[0][1], y - x[:, ::2])
+    assert torch.equal(seen[0][2], y)
+    begun = through.begin(y)
+    assert begun.shape == x.shape and torch.equal(begun[:, ::2], y)
+    assert_close(begun[:, 1::2], (y[:, 1:] + y[:, :-1]) / 2)
 
 
 def test_a_correction_through_frames_leaves_what_the_autoencoder_cannot_hold(vae):
@@ -392,15 +482,59 @@ def test_the_key_video_is_what_it_is_alone(network, vae):
 
 
 def test_the_network_sees_each_clip_in_windows_at_its_own_rate(network):
-    seen = []
+    seen, indices = [], []
 
     def watch(timestep, x, at, stage):
+        indices.append(stage.index)
         seen.append((at.tolist(), windows(x.shape[1], stage.window, stage.overlap)))
         return x
 
     dense.sample_dense(watch, SMALL.sampler, 1, NOISE, 3, 2)
-    assert seen[1] == ([0, 0.5, 1, 1.5, 2], [(0, 3), (1, 4), (2, 5)])
+    assert indices == [0, 1, 2] and seen[1] == ([0, 0.5, 1, 1.5, 2], [(0, 3), (1, 4), (2, 5)])
     assert [len(at) for at, _ in seen] == [3, 5, 9] and seen[2][0][-1] == 2
+
+
+def test_longer_clips_join_at_the_level_of_their_step():
+    """As what `begin` makes of predicted data, with their own noise; and are corrected, each by the
+    one before, from then on."""
+    steps, begun, corrected = [], [], []
+
+    def predict(timestep, x, at, stage):
+        steps.append((stage.index, x))
+        return x
+
+    def begin(y: Tensor) -> Tensor:
+        begun.append(y)
+        return lines(2, y)[:, :-1]
+
+    def correct(step: int, x0: Tensor, y: Tensor) -> Tensor:
+        corrected.append((step, x0.shape[1], y.shape[1]))
+        return x0
+
+    dense.sample_dense(predict, SMALL.sampler, 4, NOISE, 3, 2, correct, 2, begin)
+    assert [index for index, _ in steps] == [0, 0, 0, 1, 2, 0, 1, 2]
+    levels, x = SMALL.sampler.sampler(4).levels, steps[1][1]
+    assert_close(begun[0], (1 - levels[1]) * x)  # with v = x
+    for s in (1, 2):
+        data = lines(2, begun[s - 1])[:, :-1]
+        assert_close(steps[2 + s][1], data + levels[2] * (NOISE[s] - data))
+    assert corrected == [(2, 5, 3), (2, 9, 5), (3, 5, 3), (3, 9, 5)]
+
+
+def test_each_clip_has_noise_of_its_own_and_the_seeds():
+    made, other = (dense.noises((4, 2, 2), 3, 3, seed) for seed in (1, 2))
+    assert [len(e) for e in made] == [3, 5, 9]
+    assert torch.equal(made[0], dense.noises((4, 2, 2), 3, 1, 1)[0])
+    assert not made[0].eq(made[1][:3]).any() and not made[1].eq(made[2][::2]).any()
+    assert not any(x.eq(y).any() for x, y in zip(made, other))
+
+
+def test_shares_are_of_the_steps():
+    assert [dense.step_at(share, 50) for share in (0, 0.5, 0.7, 0.9, 1)] == [0, 25, 35, 45, 49]
+    assert dense.step_at(0.9, 1) == 0
+    for share in (-0.1, 2, float("nan")):
+        with pytest.raises(UserError, match="are 0 to 1"):
+            dense.step_at(share, 50)
 
 
 def test_clips_that_do_not_fit_are_refused(network):
@@ -429,6 +563,16 @@ def test_a_flow_to_a_point_ends_there(kind):
     for i in range(len(sampler)):
         x = sampler.step(i, x, sampler.x0(i, x, (x - data) / sampler.levels[i]))
     assert_close(x, data)
+
+
+def test_what_a_video_needs_is_counted_in_frames():
+    """A latent but the first is four frames: decoding it takes more than where each is one, though
+    not four times, since the last frames of layers' inputs are held in both."""
+    single = replace(SMALL, vae=replace(SMALL.vae, time=(False,) * 3))
+    four, one = (needs(wan.FAMILY, config, settings_for(wan.FAMILY, config)).decoding
+                 for config in (SMALL, single))
+    assert 1.4 < four / one < 4
+    assert [wan.FAMILY.frames(FULL, n) for n in (1, 2, 21)] == [1, 5, 81]
 
 
 def test_networks_of_the_family_fit():

@@ -21,7 +21,7 @@ from diffusers import (  # noqa: E402
     WanTransformer3DModel,
 )
 
-from examples import wan  # noqa: E402
+from examples import wan, wan_bus  # noqa: E402
 from examples.wan import dense  # noqa: E402
 from examples.wan_bus import Latents, smooth  # noqa: E402
 from weights_convert.engine import convert  # noqa: E402
@@ -92,27 +92,38 @@ def test_the_key_video_is_what_the_pipeline_makes_by_itself(pipeline):
     assert torch.equal(pipeline(generator=seeded(), **GIVEN).frames, alone)
 
 
-@pytest.mark.parametrize("at", [(), (0.5, 0.9)])
-def test_it_makes_what_our_networks_make(pipeline, at):
-    """Positions, windows, corrections and samplers, from the same noise."""
+def test_it_is_so_in_half_precision(pipeline):
+    """The network's outputs alone are in it, as `from_pretrained` loads them: a corrected clip's
+    float32 must not reach the key video's steps."""
+    with torch.inference_mode(False):
+        pipeline.transformer.to(torch.bfloat16)
+    alone = pipeline(generator=seeded(), **GIVEN).frames
+    assert torch.equal(run(pipeline)[0], alone)
+
+
+@pytest.mark.parametrize(("at", "join"), [((), 0.0), ((0.5, 0.9), 0.0), ((0.9,), 0.4)])
+def test_it_makes_what_our_networks_make(pipeline, at, join):
+    """Positions, windows, corrections, late joining and samplers, from the same noise."""
     networks, given = ours(pipeline), GIVEN["num_inference_steps"]
     guide = Guidance(networks.unet, [Branch(CONTEXT[:1]), Branch(CONTEXT[1:])],
                      settings_for(wan.FAMILY, CONFIG))
     generator = seeded()
     noise = [torch.randn(1, 16, f, 2, 4, generator=generator).movedim(1, 2) for f in (3, 5, 9)]
-    correct = dense.ThroughFrames(networks.vae, steps=dense.steps_at(at, given))
+    correct = dense.ThroughFrames(networks.vae, steps={dense.step_at(x, given) for x in at})
     with torch.inference_mode():
         wanted = dense.sample_dense(
             lambda timestep, x, place, stage: guide(x, timestep, place, stage),
-            wan.FlowConfig(pipeline.kind), given, noise, 3, 2, correct)
-    for x, y in zip(run(pipeline, at=at), wanted):
+            wan.FlowConfig(pipeline.kind), given, noise, 3, 2, correct,
+            dense.step_at(join, given), correct.begin)
+    for x, y in zip(run(pipeline, at=at, join=join), wanted):
         assert_close(x.movedim(2, 1), y, rtol=0, atol=1e-3 * float(y.std()))
 
 
-def test_whole_positions_are_the_pipelines_own(pipeline):
+def test_whole_positions_are_the_pipelines_own(pipeline, monkeypatch):
     """To the bit: at these, a longer clip has the angles that the network was trained with."""
     made = smooth(pipeline, 2)
-    made.stage, made.place = 1, lambda f, n: torch.arange(f)
+    made.stage = 1
+    monkeypatch.setattr(wan_bus, "last_frames", lambda f, n: torch.arange(f))
     x = torch.empty(1, 16, 5, 4, 6)
     rope = pipeline.transformer.rope
     for table, plain in zip(made.rotated(rope.forward)(x), rope(x)):
@@ -128,7 +139,7 @@ def test_its_autoencoder_is_ours(pipeline):
 
 
 def test_frames_are_those_of_each_clip(pipeline):
-    made = smooth(pipeline)(generator=seeded(), **{**GIVEN, "output_type": "np"})
+    made = smooth(pipeline)(generator=seeded(), return_dict=False, **{**GIVEN, "output_type": "np"})
     assert [one.frames.shape for one in made] == [(1, 9, 16, 32, 3), (1, 17, 16, 32, 3)]
 
 
@@ -137,7 +148,12 @@ def test_what_does_not_fit_is_refused(pipeline):
         smooth(object())
     with pytest.raises(UserError, match="scale=3"):
         smooth(pipeline, 3)
+    with pytest.raises(UserError, match="2 of the steps; shares"):
+        smooth(pipeline, at=(2,))
     with pytest.raises(UserError, match=r"num_frames=10; the key video has 1 \+ 4m .* 9$"):
         smooth(pipeline)(**{**GIVEN, "num_frames": 10})
     with pytest.raises(UserError, match="latents of 5 frames"):
         smooth(pipeline)(latents=torch.zeros(1, 16, 5, 2, 4), **GIVEN)
+    pipeline.scheduler = UniPCMultistepScheduler()
+    with pytest.raises(UserError, match="UniPCMultistepScheduler samples no flow"):
+        smooth(pipeline)(**GIVEN)

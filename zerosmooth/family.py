@@ -84,6 +84,10 @@ class Family:
         """Encode all prompts before the networks are loaded, where their encoder is too large to
         be one of them."""
 
+    def frames(self, config: ModelConfig, latents: int) -> int:
+        """How many frames so many latents are."""
+        return latents
+
     def needs_first(self, config: ModelConfig, settings: Settings) -> str:
         """What that takes, for `--check`; empty if nothing."""
         return ""

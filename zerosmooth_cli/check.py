@@ -22,7 +22,8 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
     yield f"  {len(checkpoint.shapes)} tensors, {count}"
     made_from = f"{checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
     yield f"  made from {printable(made_from)}".rstrip()
-    frames = ", ".join(str(cascade.frames_of(s)) for s in range(cascade.stages))
+    frames = ", ".join(str(family.frames(checkpoint.config, cascade.frames_of(s)))
+                       for s in range(cascade.stages))
     size = f"{settings.height}x{settings.width}"
     where = f"on {running.device} as {settings.dtype}"
     yield f"  {frames} frames of {size}, {settings.steps} steps, {where}:"

@@ -118,8 +118,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings,
         timestep = torch.empty(b)
         encoded = torch.empty(b, *config.encoder.context_shape, dtype=dtype)
         context = unet.project_context(encoded)
-        frames = min(settings.decode_chunk_size, lengths[-1])
-        z = torch.empty(frames, config.vae.latent_channels, *shape, dtype=vae.dtype)
+        z = torch.empty(lengths[-1], config.vae.latent_channels, *shape, dtype=vae.dtype)
     condition = family.condition(config, float(settings.fps), settings)
     if condition is not None:
         condition = condition.to("meta").expand(b, *condition.shape)
@@ -146,7 +145,7 @@ def needs(family: Family, config: ModelConfig, settings: Settings,
     with (torch.no_grad(), _FusedAttention() as attention, frame_chunks(unet, running.frame_chunk)):
         with reusing(unet, every, memory), FlopCounterMode(display=False) as counter:
             step = peak(steps)
-        decoding = peak(lambda: vae.decode_raw(z))
+        decoding = peak(lambda: vae.decode(z, settings.decode_chunk_size))
     share = 1 / min(every, settings.steps)  # of steps that are whole, about
     reused = totals[0] if every == 1 else totals[1] - totals[0]
     flops = round(share * totals[0] + (1 - share) * reused)

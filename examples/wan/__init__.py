@@ -50,6 +50,9 @@ class WanFamily(Family):
         dtype = getattr(torch, settings.dtype)
         self.encoder(config.encoder).encode([*prompts, settings.negative_prompt], device, dtype)
 
+    def frames(self, config: ModelConfig, latents: int) -> int:
+        return 1 + (latents - 1) * config.vae.frames
+
     def needs_first(self, config: ModelConfig, settings: Settings) -> str:
         try:
             where = f"the UMT5 in {folder_of(config.encoder)}"

@@ -25,9 +25,10 @@ from zerosmooth.video import write_video
 from zerosmooth_cli.command import run_command
 
 from . import FAMILY
-from .dense import Correct, Pairs, ThroughFrames, keep, noises, sample_dense, steps_at
+from .dense import Correct, Pairs, ThroughFrames, keep, noises, sample_dense, step_at
 
 LIFTS = {"lines": lines, "carried": carried}
+OWN = "height", "width", "steps", "guidance_scale", "negative_prompt"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -36,14 +37,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     own, add = FAMILY.config.defaults, parser.add_argument
     add("ckpt", type=Path, help="the converted checkpoint")
     add("--prompt", default=own.prompt)
-    add("--negative_prompt", default=own.negative_prompt)
     add("--scale", type=int, choices=(1, 2, 4), default=2, help="frames for one key frame")
     add("--frames", type=int, default=81, help="key frames, 1 + 4m (default: 81)")
-    for name in ("height", "width", "steps", "guidance_scale"):
+    for name in OWN:
         value = getattr(own, name)
-        add(f"--{name}", type=type(value), default=value, help=f"default: {value}")
+        add(f"--{name}", type=type(value), default=argparse.SUPPRESS,
+            help=f"default: the checkpoint's own; as published {value or 'empty'}")
     add("--shift", type=float, default=FAMILY.config.sampler.shift,
-        help="of the noise levels; 3 for 480 lines, 5 for 720")
+        help="of the noise levels; 3 for 480 lines, 5 for 720 (default: 3)")
     add("--seed", type=int, default=0)
     add("--correct", choices=("none", *LIFTS, "averages"), default="lines",
         help="the longer clips: through frames, in lines or carried along the motion; by averages "
@@ -63,43 +64,45 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def make(args: argparse.Namespace) -> int:
     checkpoint, device = describe(args.ckpt, FAMILY), device_of(args.device)
     config, n = checkpoint.config, checkpoint.config.vae.frames
-    if args.frames % n != 1 or args.rounds < 1:
-        raise UserError(f"{args.frames} frames, {args.rounds} rounds; 1 + {n}m frames are needed, "
-                        "and one round or more")
-    if not all(0 <= share <= 1 for share in (*args.at, args.join)):
-        raise UserError("shares of the steps (--at, --join) are 0 to 1")
+    most = n * (config.unet.frames - 1) + 1
+    if args.frames % n != 1 or not n < args.frames <= most or args.rounds < 1:
+        raise UserError(f"{args.frames} key frames, {args.rounds} rounds; 1 + {n}m frames are "
+                        f"needed, {n + 1} to {most}, and one round or more")
+    clips = args.scale.bit_length()
+    paths = [args.outdir / f"wan-{args.seed}-{(args.frames - 1) * 2**s + 1}.mp4"
+             for s in range(clips)]
+    if there := [str(path) for path in paths if path.exists()]:
+        raise UserError(f"{there[0]} is there already; name another --outdir or --seed")
     dtype = args.dtype or ("float32" if default_dtype(device) == "float32" else "bfloat16")
-    names = "height", "width", "steps", "guidance_scale", "negative_prompt"
-    asked = {name: getattr(args, name) for name in names
-             if getattr(args, name) != getattr(config.defaults, name)}
+    asked = {name: value for name, value in vars(args).items() if name in OWN}
     settings = settings_for(FAMILY, config, key_frames=args.frames // n + 1, dtype=dtype, **asked)
+    steps = settings.steps
+    join, at = step_at(args.join, steps), {step_at(share, steps) for share in args.at}
     sampling = replace(config.sampler, shift=args.shift)
     FAMILY.encode_first(config, [args.prompt], settings, device)
     networks = load_described(checkpoint, device, getattr(torch, dtype)).networks
     guide = Guidance(networks.unet, FAMILY.branches(networks, Inputs([args.prompt]), settings),
                      settings, sequential=True)
     through = ThroughFrames(networks.vae, LIFTS.get(args.correct, lines),
-                            steps_at(args.at, args.steps), args.rounds, settings.decode_chunk_size)
+                            at, args.rounds, settings.decode_chunk_size)
     corrections: dict[str, Correct] = {
         "none": keep, "averages": Pairs.averages(config.vae.latent_channels)}
-    clips, side = args.scale.bit_length(), config.vae.factor
+    side = config.vae.factor
     shape = config.unet.in_channels, settings.height // side, settings.width // side
     noise = [e[None].to(device) for e in noises(shape, settings.key_frames, clips, args.seed)]
-    bar = tqdm(total=args.steps, unit=" steps")
+    bar = tqdm(total=steps, unit=" steps")
 
     def predict(timestep, x, positions, stage):  # noqa: ANN001, ANN202
         bar.update(stage.index == 0)
         return guide(x, timestep, positions, stage)
 
-    join = min(round(args.join * args.steps), args.steps - 1)
-    xs = sample_dense(predict, sampling, args.steps, noise, config.unet.frames,
+    xs = sample_dense(predict, sampling, steps, noise, config.unet.frames,
                       config.unet.overlap, corrections.get(args.correct, through), join,
                       through.begin)
     args.outdir.mkdir(parents=True, exist_ok=True)
-    for s, x in enumerate(xs):
+    for s, (x, path) in enumerate(zip(xs, paths)):
         frames = networks.vae.decode(x[0].float(), settings.decode_chunk_size).clamp(-1, 1)
         frames = ((frames + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        path = args.outdir / f"wan-{args.seed}-{len(frames)}.mp4"
         write_video(path, frames, settings.fps * 2.0**s)
         print(path)
     return 0

@@ -72,20 +72,16 @@ RESAMPLE = Table([("resample.1.*", "conv.*"), ("time_conv.*", "time.*")])
 
 def vae(c: WanAutoencoderConfig, authors: bool) -> Table:
     """Blocks of all levels are one list in the encoder, and in the authors' decoder too."""
-    res = THEIRS if authors else OURS
-    ends, attention, first, second = (
-        (("conv1", "head.0", "head.2"), "middle.1", "middle.0", "middle.2") if authors else
-        (("conv_in", "norm_out", "conv_out"), "mid_block.attentions.0", "mid_block.resnets.0",
-         "mid_block.resnets.1"))
-    around = Table([
-        *((f"{theirs}.*", f"{ours}.*") for theirs, ours in
-          zip(ends, ("conv_in", "norm_out", "conv_out"))),
-        (f"{attention}.*", "middle.attn.*"), *res.within(f"{first}.", "middle.res1."),
-        *res.within(f"{second}.", "middle.res2.")])
-    rows = [*around.within("encoder.", "encoder."), *around.within("decoder.", "decoder."),
-            *((f"{theirs}.*", f"{ours}.*") for theirs, ours in
-              zip(("conv1", "conv2") if authors else ("quant_conv", "post_quant_conv"),
-                  ("quant_conv", "post_quant_conv")))]
+    res, middle, ends, quant = (
+        (THEIRS, ("middle.0", "middle.1", "middle.2"),
+         [("conv1.*", "conv_in.*"), ("head.0.*", "norm_out.*"), ("head.2.*", "conv_out.*")],
+         [("conv1.*", "quant_conv.*"), ("conv2.*", "post_quant_conv.*")]) if authors else
+        (OURS, ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+         same("conv_in", "norm_out", "conv_out"), same("quant_conv", "post_quant_conv")))
+    both = Table([
+        *ends, *res.within(f"{middle[0]}.", "middle.res1."), (f"{middle[1]}.*", "middle.attn.*"),
+        *res.within(f"{middle[2]}.", "middle.res2.")])
+    rows = [*quant, *both.within("encoder.", "encoder."), *both.within("decoder.", "decoder.")]
     down, up = ("encoder.downsamples", "decoder.upsamples") if authors else (
         "encoder.down_blocks", "decoder.up_blocks")
     for level in range(len(c.channel_mult)):
@@ -112,7 +108,7 @@ class WanConversion(Conversion):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--text_folder", type=Path,
                             help="the folder from which prompts will be encoded (default: the "
-                                 "source), see `python -m examples.wan --help`")
+                                 "source), see docs/wan.md")
 
     def open(self, path: Path, args: argparse.Namespace) -> Source:
         if (path / "transformer").is_dir():

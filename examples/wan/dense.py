@@ -21,6 +21,7 @@ from torch import Tensor
 from zerosmooth.bus import HiddenStateBus, Stage
 from zerosmooth.cascade import nested_noise
 from zerosmooth.extensions.predictions import Lift, lines
+from zerosmooth.fields import UserError
 
 from .samplers import FlowConfig
 
@@ -84,9 +85,12 @@ def noises(shape: Sequence[int], f: int, clips: int, seed: int) -> list[Tensor]:
     return [nested_noise(shape, (f - 1) * 2**s + 1, (), seed, -1 - s) for s in range(clips)]
 
 
-def steps_at(shares: Sequence[float], steps: int) -> set[int]:
-    """The steps that come after these shares of all."""
-    return {min(round(share * steps), steps - 1) for share in shares}
+def step_at(share: float, steps: int) -> int:
+    """The step that comes after this share of all; the last one at most. UserError for another
+    share than 0 to 1."""
+    if not 0 <= share <= 1:
+        raise UserError(f"{share} of the steps; shares (at, join) are 0 to 1")
+    return min(round(share * steps), steps - 1)
 
 
 def corrected(frames: Tensor, keys: Tensor, lift: Lift = lines) -> Tensor:
