@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -23,7 +23,7 @@ from zerosmooth.checkpoint import (
 from zerosmooth.config import Defaults, check_text
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import load_family
-from zerosmooth.fields import SEED, Range, UserError, check
+from zerosmooth.fields import SEED, Range, UserError, check, near
 from zerosmooth.images import find_images, read_image
 from zerosmooth.pipeline import Pipeline, Subject
 from zerosmooth.samplers import TRAIN_STEPS
@@ -57,6 +57,24 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=100)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of a flag that is none what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        _, unknown, rest = message.partition("unrecognized arguments: ")
+        name = rest.split()[0].lstrip("-").partition("=")[0] if unknown and rest.strip() else ""
+        if rest.startswith("-") and name in OPTIONS:
+            message += f"; write --set {name}=VALUE"
+        elif rest.startswith("-"):
+            settings = (f"--set {name}" for name in OPTIONS if name not in FLAGS)
+            meant = near(f"--{name}", [*self._option_string_actions, *settings],
+                         "--help lists all flags")
+            message += f"; {meant}"
+        elif rest:
+            message += '; put what has spaces in quotes: --prompt "a red circle"'
+        super().error(message)
 
 
 def add_checkpoint(add: Any) -> None:
@@ -175,7 +193,6 @@ def resolve(args: argparse.Namespace, record: Record | None
     settings, running = read_settings(args, checkpoint, *before)
     output = replace(output, **of_kind(Output, said))
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running, output))
-    print(settings.summary())
     if record is not None:
         for note in notes(args.again, record, checkpoint, named, running.device):
             print(f"note: {note}")
@@ -183,8 +200,8 @@ def resolve(args: argparse.Namespace, record: Record | None
 
 
 def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> list[float]:
-    """Frames a second at which each stage's file plays; prints how long that lasts. UserError if no
-    player or format could play it."""
+    """Frames a second at which each stage's file plays; prints what that is. UserError if no player
+    or format could play it."""
     cascade, n, own = settings.cascade, settings.scale, settings.fps_of(-1)
     dense = cascade.frames_of(cascade.stages - 1)
     fps = own if output.save_fps is None else output.save_fps
@@ -194,6 +211,7 @@ def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> li
     if output.gif and fps > 50:
         raise UserError(f"GIF plays at most 50 frames a second, not {fps:g}; use mp4, or "
                         "--set save_fps=50")
+    print(settings.summary())
     rates = [float(fps * cascade.scale_of(stage) / n) for stage in range(cascade.stages)]
     if fps != own:
         told = checkpoint.family.told_rate(checkpoint.config)
