@@ -207,7 +207,7 @@ def test_images_that_cannot_be_used_are_told(tmp_path, picture):
     for name in ("float", "wide"):
         with pytest.raises(ValueError, match="8 or 16 bits a channel"):
             read_image(tmp_path / f"{name}.tiff")
-    for name, text in {"text": "cannot be read", "cut": "cannot be read",
+    for name, text in {"text": "no image that can be read", "cut": "cannot be read",
                        "tiny": "4x4 pixels"}.items():
         with pytest.raises(ValueError, match=text):
             read_image(tmp_path / f"{name}.png")

@@ -119,3 +119,37 @@ def test_the_installed_command_is_a_module_of_the_package_and_says_its_own_name(
             assert end.code == 0
         spoken = "".join(capsys.readouterr())
         assert said in spoken and "sample.py" not in spoken and name == "zerosmooth"
+
+
+def test_a_pipeline_is_one_line():
+    assert re.fullmatch(r"Pipeline\(svd: from image, torch.float32 on cpu\)",
+                        repr(tiny_pipeline("svd")))
+
+
+def test_a_checkpoint_fits_on_a_screen(tiny):
+    assert len(repr(zerosmooth.describe(tiny / "vc2.safetensors"))) < 3000
+
+
+def test_a_stage_that_is_not_there_is_refused(video, tmp_path):
+    with pytest.raises(UserError, match="stage=2; use -2 to 1"):
+        video.save(tmp_path / "x.mp4", stage=2)
+
+
+def test_paths_may_be_text(video, tmp_path):
+    path = str(tmp_path / "x.png")
+    zerosmooth.write_picture(path, video.frames[0][0].numpy())
+    assert zerosmooth.read_image(path).shape == video.frames[0][0].shape
+    path = str(tmp_path / "x.mp4")
+    zerosmooth.write_video(path, video.frames[0].numpy(), 8)
+    assert len(zerosmooth.read_video(path)) == len(video.frames[0])
+
+
+def test_a_prompt_where_an_image_is_needed_says_how_to_read_one():
+    with pytest.raises(UserError, match=r"from image, not from prompt; read_image\(path\)"):
+        tiny_pipeline("svd").sample("first.png")
+
+
+def test_what_is_no_image_is_said_in_words(tmp_path):
+    (tmp_path / "x.png").write_text("no image")
+    with pytest.raises(UserError, match="x.png is no image that can be read, or is damaged$"):
+        zerosmooth.read_image(tmp_path / "x.png")

@@ -283,7 +283,7 @@ MISTAKES = [
     ("{svd} --prompt ''", "--prompt does not fit"),
     ("{svd} --image none.png", "does not exist"),
     ("{svd} --image {here}/cut", "cannot be read"),
-    ("{svd} --image {here}/half.safetensors", "cannot be read"),
+    ("{svd} --image {here}/half.safetensors", "no image that can be read"),
     (f"{{svd}} --image {ROOT}/zerosmooth", "has no images"),
     ("--num_videos 0", "--num_videos=0"),
     (f"--num_videos {'9' * 250}", "--num_videos=(a number of 831 bits); use 1 to"),
@@ -378,7 +378,7 @@ def test_an_empty_path_is_not_the_working_directory(tiny, flag):
 
 @pytest.mark.parametrize(("flags", "reason"), [
     (["--promt", "x"], "unrecognized arguments: --promt x; did you mean --prompt?"),
-    (["--overlap=2"], "did you mean --set overlap=VALUE?"),
+    (["--overlap=2"], "write --set overlap=VALUE"),
     (["--xyzzy"], "unrecognized arguments: --xyzzy; --help lists all"),
     (["--seed", "1,2,3"], "'1,2,3' is no whole number; --seed N --num_videos M"),
 ])

@@ -1,5 +1,6 @@
 """One name for a setting everywhere: `--set`, Python's keywords, and records."""
 
+import re
 import sys
 from dataclasses import asdict, fields
 
@@ -154,3 +155,21 @@ def test_few_files_lie_between_the_command_and_the_network(tiny, tmp_path):
     found, calls = files_until_the_network(lambda: sample.main([*map(str, argv)]))
     assert len(found) <= MOST_FILES, found
     assert 4 < len(calls) <= LONGEST_CALL, calls
+
+
+@pytest.mark.parametrize(("typed", "hint"), [
+    (["--promt", "x"], "did you mean --prompt?"), (["--strength", "0.5"], "--set strength=VALUE"),
+    (["--stregth=0.5"], "did you mean --set strength?"), (["--qqqq"], "--help lists all flags"),
+    (["a", "red", "ball"], "in quotes: --prompt"),
+])
+def test_a_flag_that_is_none_is_told_what_was_meant(typed, hint):
+    assert hint in run(*typed, status=2)
+
+
+def test_the_command_says_its_version():
+    assert re.fullmatch(r"zerosmooth \d+\.\d+\.\d+\n", run("--version"))
+
+
+def test_a_mistake_is_said_before_what_will_be_made(tiny, tmp_path):
+    said = run("--ckpt", tiny / "svd.safetensors", "--image", tmp_path / "none.png", status=1)
+    assert said == f"sample.py: the image {tmp_path / 'none.png'} does not exist\n"

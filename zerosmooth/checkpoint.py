@@ -11,7 +11,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from math import prod
 from pathlib import Path
@@ -138,7 +138,7 @@ class Checkpoint:
     path: Path
     family: Family
     config: ModelConfig
-    shapes: Shapes  # of its tensors
+    shapes: Shapes = field(repr=False)  # of its tensors
     dtype: str  # of its tensors, as safetensors writes it: "F32", "F16" or "BF16"
     bytes: int
     source: str

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .colors import in_srgb, profile_of
@@ -55,13 +55,13 @@ def by_number(path: Path) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def read_image(path: Path, note: Callable[[str], object] = warnings.warn) -> Tensor:
+def read_image(path: str | Path, note: Callable[[str], object] = warnings.warn) -> Tensor:
     """An image as uint8 h w 3 in sRGB, upright by its EXIF data; transparent pixels become white.
 
     Of an animation it is the first frame. Very large images are shrunk, see LARGE. note: is told
     what had to be assumed of it. UserError if it cannot be read or is too small.
     """
-    assumed: list[str] = []
+    path, assumed = Path(path), list[str]()
     if not path.is_file():  # a pipe might never end
         what = "is no regular file" if path.exists() else "does not exist"
         raise UserError(f"the image {path} {what}")
@@ -80,6 +80,8 @@ def read_image(path: Path, note: Callable[[str], object] = warnings.warn) -> Ten
         raise UserError(f"the image {path} {error}") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"the image {path} has too many pixels; shrink it first") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"the image {path} is no image that can be read, or is damaged") from error
     except Exception as error:  # decoders of some formats raise anything
         reason = one_line(error)
         raise UserError(f"the image {path} cannot be read, or is damaged ({reason})") from error

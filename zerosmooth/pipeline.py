@@ -25,7 +25,7 @@ from .extensions.predictions import anchored, lines, sample_late
 from .extensions.preview import coarse
 from .extensions.reuse import reusing
 from .family import Family, Networks
-from .fields import SEED, UserError, check, short
+from .fields import SEED, Range, UserError, check, short
 from .guidance import Branch, Guidance, Inputs
 from .images import fit
 from .models.compiled import compiled
@@ -74,12 +74,13 @@ class Video:
     def save(self, path: str | Path, stage: int = -1) -> Path:
         """Write a stage to an .mp4, .gif or .webp, or to a .png a picture that compares all stages,
         with what they were made from as its comment, which a .webp has not. Returns the path.
-        UserError for another name; OSError if it cannot be written."""
+        UserError for another name or no such stage; OSError if it cannot be written."""
         path, frames = Path(path), [x.numpy() for x in self.frames]
         made = {"prompt": self.prompt, "seed": self.seed, "settings": asdict(self.settings)}
         if path.suffix == ".png":
             write_picture(path, picture(frames, self.fps), as_comment(made))
         else:
+            check("stage", stage, int, Range(-len(frames), len(frames) - 1))
             write_video(path, frames[stage], self.fps[stage], as_comment(made))
         return path
 
@@ -104,6 +105,10 @@ class Pipeline:
     def __init__(self, family: Family, config: ModelConfig, networks: Networks) -> None:
         self.family, self.config = family, config
         self.networks = networks.eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        return (f"Pipeline({self.config.family}: from {' and '.join(self.family.takes)}, "
+                f"{self.dtype} on {self.device})")
 
     @property
     def device(self) -> torch.device:
@@ -210,8 +215,9 @@ class Pipeline:
             given = {"prompt": s.prompt, "image": s.image}
             got = [kind for kind, value in given.items() if value is not None]
             if "image" in {*got} ^ {*takes} or not {*got} <= {*takes}:
+                hint = "; read_image(path) reads one" if "image" in {*takes} - {*got} else ""
                 raise UserError(f"this checkpoint makes videos from {' and '.join(takes)}, not "
-                                f"from {' and '.join(got) or 'nothing'}")
+                                f"from {' and '.join(got) or 'nothing'}{hint}")
         return [replace(s, prompt=own) if s.prompt is None and "prompt" in takes else s
                 for s in shown]
 

@@ -51,7 +51,7 @@ def png_text(comment: str) -> PngInfo | None:
     return info if comment else None
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
+def write_video(path: str | Path, frames: np.ndarray, fps: float, comment: str = "") -> None:
     """Write frames (uint8, f h w 3) to an .mp4 (H.264, yuv420p), a .gif or a .webp, with a comment,
     which a .webp has not.
 
@@ -60,6 +60,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"frames of {frames.dtype} {frames.shape}; uint8 f h w 3 is needed")
+    path = Path(path)
     if path.suffix not in (".mp4", ".gif", ".webp"):
         raise UserError(f"{path} is to be a video; name it .mp4, .gif or .webp")
     if not 0.001 <= fps <= 100_000:
@@ -68,8 +69,9 @@ def write_video(path: Path, frames: np.ndarray, fps: float, comment: str = "") -
         _write_video(part, frames, fps, path, comment)
 
 
-def write_picture(path: Path, image: np.ndarray, comment: str = "") -> None:
+def write_picture(path: str | Path, image: np.ndarray, comment: str = "") -> None:
     """Write an image (uint8, h w 3) to a .png. As `write_video`."""
+    path = Path(path)
     with whole(path) as part:
         Image.fromarray(image).save(part, "PNG", pnginfo=png_text(comment))
         with Image.open(part) as written:
@@ -163,11 +165,12 @@ def find_videos(folder: Path) -> list[Path]:
     return sorted(found, key=by_number)
 
 
-def read_video(path: Path, frames: int | None = None) -> np.ndarray:
+def read_video(path: str | Path, frames: int | None = None) -> np.ndarray:
     """uint8 f h w 3 of a video file, or of a folder of images by name. UserError if unreadable.
 
     frames: how many a GIF is to give; None: as many as it holds, which has equal ones only once.
     """
+    path = Path(path)
     try:
         if path.is_dir():
             return np.stack([read_image(frame).numpy() for frame in find_images(path)])

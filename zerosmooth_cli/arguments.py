@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import os
 import re
@@ -28,7 +27,7 @@ from zerosmooth.checkpoint import (
 from zerosmooth.config import Defaults, check_text
 from zerosmooth.families import FAMILIES
 from zerosmooth.family import load_family
-from zerosmooth.fields import SEED, Range, UserError, check, short
+from zerosmooth.fields import SEED, Range, UserError, check, near, short
 from zerosmooth.images import find_images, read_image
 from zerosmooth.pipeline import Pipeline, Subject
 from zerosmooth.samplers import TRAIN_STEPS
@@ -66,14 +65,20 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says which flag may be meant by one that there is not."""
+    """Says of a flag that is none what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        if found := re.search(r"unrecognized arguments:.*? ?--(\w+)", message):
-            flags = [flag.lstrip("-") for flag in self._option_string_actions]
-            close = difflib.get_close_matches(found[1], [*flags, *OPTIONS], 1)
-            flag = "".join(f"--{x}" if x in flags else f"--set {x}=VALUE" for x in close)
-            message += f"; did you mean {flag}?" if close else "; --help lists all"
+        _, unknown, rest = message.partition("unrecognized arguments: ")
+        name = rest.split()[0].lstrip("-").partition("=")[0] if unknown and rest.strip() else ""
+        if rest.startswith("-") and name in OPTIONS:
+            message += f"; write --set {name}=VALUE"
+        elif rest.startswith("-"):
+            settings = (f"--set {name}" for name in OPTIONS if name not in FLAGS)
+            meant = near(f"--{name}", [*self._option_string_actions, *settings],
+                         "--help lists all flags")
+            message += f"; {meant}"
+        elif rest:
+            message += '; put what has spaces in quotes: --prompt "a red circle"'
         super().error(message)
 
 
@@ -226,7 +231,6 @@ def resolve(args: argparse.Namespace, record: Record | None
         check_work(args.again, settings, own, said)
     output = replace(output, **of_kind(Output, said))
     refuse(said, idle(checkpoint.family, checkpoint.config, settings, running, output))
-    print(settings.summary())
     if record is not None:
         for note in notes(args.again, record, checkpoint, named, running.device):
             print(f"note: {note}")
@@ -234,8 +238,8 @@ def resolve(args: argparse.Namespace, record: Record | None
 
 
 def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> list[float]:
-    """Frames a second at which each stage's file plays; prints how long that lasts. UserError if no
-    player or format could play it."""
+    """Frames a second at which each stage's file plays; prints what that is. UserError if no player
+    or format could play it."""
     cascade, n, own = settings.cascade, settings.scale, settings.fps_of(-1)
     dense = cascade.frames_of(cascade.stages - 1)
     fps = own if output.save_fps is None else output.save_fps
@@ -245,6 +249,7 @@ def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> li
     if output.gif and fps > 50:
         raise UserError(f"GIF plays at most 50 frames a second, not {fps:g}; use mp4, or "
                         "--set save_fps=50")
+    print(settings.summary())
     rates = [float(fps * cascade.scale_of(stage) / n) for stage in range(cascade.stages)]
     if fps != own:
         told = checkpoint.family.told_rate(checkpoint.config)

@@ -11,6 +11,7 @@ from zerosmooth.fields import printable
 from zerosmooth.settings import Running, Settings
 
 from .estimate import FLOP_SHARE, matrix_rate, needs
+from .live import duration
 
 
 def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:
@@ -35,6 +36,8 @@ def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iter
            f"{where} up to {need.bus / 1e9:.2f} GB are hidden states that wait; decoding up to "
            f"{need.decoding / 1e9:.2f} GB (counted; a process takes up to twice as much)")
     rate = matrix_rate(torch.device(running.device), getattr(torch, settings.dtype))
-    yield (f"  time: {need.flops / 1e12:,.3g} TFLOP a step, about "
-           f"{need.flops / rate / FLOP_SHARE:,.2g} s at {FLOP_SHARE:.0%} of this machine's "
-           f"{rate / 1e12:.3g} TFLOP/s (an estimate)")
+    seconds = need.flops / rate / FLOP_SHARE
+    total = duration(seconds * settings.steps)  # less where longer videos join late
+    yield (f"  time: {need.flops / 1e12:,.3g} TFLOP a step, about {seconds:,.2g} s; "
+           f"{settings.steps} steps up to {total}: at "
+           f"{FLOP_SHARE:.0%} of this machine's {rate / 1e12:.3g} TFLOP/s (an estimate)")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from zerosmooth import __version__
 from zerosmooth.checkpoint import Checkpoint
 from zerosmooth.pipeline import NonFiniteError, Pipeline
 from zerosmooth.settings import Output, Running, Settings
@@ -49,6 +50,7 @@ def parse(argv: list[str] | None = None, name: str = CLONE) -> argparse.Namespac
     add("--outdir", type=arguments.as_path, default=Path("outputs"), metavar="DIR",
         help="folder of the results (default: outputs)")
     arguments.add_settings(add)
+    add("--version", action="version", version=f"zerosmooth {__version__}")
     return parser.parse_args(argv)
 
 
@@ -78,9 +80,9 @@ def prepare(args: argparse.Namespace) -> Work | None:
     """Check all that can be checked before the networks load. None if no more is asked for."""
     record = None if args.again is None else again.read_record(args.again)
     checkpoint, settings, running, output = arguments.resolve(args, record)
-    work = Work(args, checkpoint, settings, running, output,
-                arguments.play_rates(settings, checkpoint, output),
-                arguments.read_subjects(args, checkpoint), arguments.seeds_of(args))
+    shown, seeds = arguments.read_subjects(args, checkpoint), arguments.seeds_of(args)
+    fps = arguments.play_rates(settings, checkpoint, output)
+    work = Work(args, checkpoint, settings, running, output, fps, shown, seeds)
     if args.check:
         for line in check.report(checkpoint, settings, running):
             print(line)
