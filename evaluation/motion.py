@@ -8,7 +8,8 @@ the true ones, in blocks of 16 pixels. A block's motion is how far its pixels go
 key frame, in latent pixels (8 pixels), by Farneback's optical flow, composed from frame to frame.
 Intervals with cuts are left out. The second table is of frames made smaller by 8, which is what a
 correction of latents sees: `blend` are the corrections `lines`, `carried` those that follow the
-motion. PSNR in dB of all blocks of a bin together.
+motion. PSNR in dB of all blocks of a bin together. PSNR_DIV (Daly et al. 2025, arXiv 2510.01361):
+the mean of inserted frames' PSNR where their own motion diverges, as it does where it is torn.
 """
 
 from __future__ import annotations
@@ -113,21 +114,39 @@ def smaller(interval: Interval) -> Interval:
     return Interval(small.contiguous(), interval.motion)
 
 
-def errors(interval: Interval, by: Interpolator) -> Tensor:
-    """Mean square error of every block, over the inserted frames: blocks down x blocks across."""
-    made = by(interval.frames[[0, -1]], N, "", 0)[1:-1].float()
-    true = interval.frames[1:-1].float()
-    error = ((made - true) / 255).square().mean((0, 3))
+def errors(interval: Interval, made: Tensor) -> Tensor:
+    """Mean square error of every block, over the inserted frames: blocks down x blocks across.
+    made: uint8 N+1 h w 3."""
+    error = ((made[1:-1].float() - interval.frames[1:-1]) / 255).square().mean((0, 3))
     side = error.shape[0] // interval.motion.shape[0]
     return F.avg_pool2d(error[None], side)[0]
 
 
-def psnr_by_bin(of: Sequence[Interval], by: Interpolator) -> list[float]:
+def psnr_by_bin(of: Sequence[Interval], made: Sequence[Tensor]) -> list[float]:
     """In dB, from the slowest bin to the fastest; NaN where there is no block."""
-    error = torch.cat([errors(one, by).flatten() for one in of]).double()
+    error = torch.cat([errors(*one).flatten() for one in zip(of, made)]).double()
     bins = bins_of(of)
     means = (error[bins == i].mean() for i in range(len(EDGES) + 1))
     return [(-10 * mean.clamp(min=1e-10).log10()).item() for mean in means]
+
+
+def divergence(flow: np.ndarray) -> np.ndarray:
+    """Of a flow h w 2, x before y: how much it goes apart or together at each pixel, h w."""
+    return np.abs(np.gradient(flow[..., 0], axis=1) + np.gradient(flow[..., 1], axis=0))
+
+
+def psnr_div(interval: Interval, made: Tensor) -> list[float]:
+    """PSNR_DIV of each inserted frame, in dB of brightness (BT.709), where the flow to the next
+    frame diverges by over a hundredth of its most; NaN where none does. made: uint8 N+1 h w 3."""
+    cv2, found = opencv(), []
+    error = (made.float() - interval.frames) @ torch.tensor([0.2126, 0.7152, 0.0722])
+    grey = [cv2.cvtColor(frame.numpy(), cv2.COLOR_RGB2GRAY) for frame in made]
+    for a, b, wrong in zip(grey[1:-1], grey[2:], error[1:-1]):
+        apart = divergence(cv2.calcOpticalFlowFarneback(
+            a, b, None, 0.5, 3, 15, 3, 5, 1.2, cv2.OPTFLOW_FARNEBACK_GAUSSIAN))
+        mean = wrong[torch.from_numpy(apart > 0.01 * apart.max())].square().mean()
+        found.append((10 * (255**2 / mean.clamp(min=1e-5)).log10()).item())
+    return found
 
 
 def bins_of(of: Sequence[Interval]) -> Tensor:
@@ -135,15 +154,20 @@ def bins_of(of: Sequence[Interval]) -> Tensor:
     return torch.bucketize(moved, torch.tensor(EDGES))
 
 
-def report(of: Sequence[Interval], interpolators: dict[str, Interpolator], what: str) -> str:
-    """One table."""
+def report(of: Sequence[Interval], interpolators: dict[str, Interpolator], what: str,
+           div: bool = False) -> str:
+    """One table. div: with PSNR_DIV."""
     edges = ["0", *(f"{edge:g}" for edge in EDGES)]
     names = [*(f"{low} to {high}" for low, high in zip(edges, edges[1:])), f"over {edges[-1]}"]
     count = torch.bincount(bins_of(of), minlength=len(names)).tolist()
-    body = [["blocks", *map(str, count)]]
+    body = [["blocks", *map(str, count), *[""] * div]]
     for name, by in interpolators.items():
-        body.append([name, *("-" if np.isnan(v) else f"{v:.1f}" for v in psnr_by_bin(of, by))])
-    return table([what, *names], body)
+        made = [by(one.frames[[0, -1]], N, "", 0) for one in of]
+        values = psnr_by_bin(of, made)
+        if div:
+            values.append(float(np.nanmean([v for x in zip(of, made) for v in psnr_div(*x)])))
+        body.append([name, *("-" if np.isnan(v) else f"{v:.1f}" for v in values)])
+    return table([what, *names, *["PSNR_DIV"] * div], body)
 
 
 def opencv() -> Any:
@@ -196,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"no clip has {N + 1} frames without a cut")
         plain: dict[str, Interpolator] = {"hold": Hold(), "blend": Blend()}
         full = {**plain, "minterpolate": Minterpolate(), **files}
-        print("\n" + report(found, full, "whole frames, motion"), flush=True)
+        print("\n" + report(found, full, "whole frames, motion", div=True), flush=True)
         small = {**plain, "carried": Carried()}
         print("\n" + report([smaller(one) for one in found], small, "an eighth, motion"))
         return 0

@@ -2,6 +2,7 @@
 run."""
 
 import builtins
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,17 +44,18 @@ def test_blocks_count_in_the_bin_of_their_motion():
     one = Interval(frames, far)
     assert bins_of([one]).tolist() == [5, 0, 0, 0, 2, 6]
     by_hand = torch.tensor([10.0, 20.0, 30.0]).div(255).square().mean()  # of a blend
-    assert torch.allclose(errors(one, Blend())[0, 0], by_hand, rtol=0.02)
-    got = psnr_by_bin([one, one], Blend())
+    blend, hold = (by(frames[[0, -1]], motion.N, "", 0) for by in (Blend(), Hold()))
+    assert torch.allclose(errors(one, blend)[0, 0], by_hand, rtol=0.02)
+    got = psnr_by_bin([one, one], [blend, blend])
     assert got[5] == pytest.approx(-10 * by_hand.log10().item(), abs=0.1)
     assert got[0] == got[2] == got[6] == 100 and np.isnan(got[1])
-    assert psnr_by_bin([one], Hold())[5] == 100  # the true ones do not move before the key
+    assert psnr_by_bin([one], [hold])[5] == 100  # the true ones do not move before the key
 
 
 def test_an_eighth_keeps_its_blocks(still):
     (one,) = intervals(panned(64, 6, 2), 1)
     small = smaller(one)
-    assert small.frames.shape == (5, 8, 8, 3) and errors(small, Hold()).shape == (4, 4)
+    assert small.frames.shape == (5, 8, 8, 3) and errors(small, small.frames).shape == (4, 4)
     mean = one.frames[2, 8:16, :8].float().mean((0, 1)).round().byte()
     assert (small.frames[2, 1, 0].int() - mean.int()).abs().max() <= 1
 
@@ -69,6 +71,7 @@ def test_flow_is_composed_from_frame_to_frame(step):
 
 def test_two_runs_print_the_same_tables(still, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(motion, "opencv", lambda: None)
+    monkeypatch.setattr(motion, "psnr_div", lambda interval, made: [33.3, np.nan])
     write_video(tmp_path / "x.mp4", panned(256, 9, 2).numpy(), 24)
     said = []
     for _ in range(2):
@@ -77,6 +80,30 @@ def test_two_runs_print_the_same_tables(still, tmp_path, capsys, monkeypatch):
     assert said[0] == said[1] and "x.mp4: 1 intervals, 3 frames of 256x256" in said[0]
     for row in ("hold", "blend", "minterpolate", "carried"):
         assert f"| {row} | " in said[0]
+    assert said[0].count("33.3") == 3  # whole frames alone
+
+
+def test_divergence_is_of_what_goes_apart_and_not_of_what_turns():
+    y, x = np.meshgrid(np.arange(5.0), np.arange(6.0), indexing="ij")
+    assert np.allclose(motion.divergence(np.stack([2 * x, y], -1)), 3)
+    assert np.allclose(motion.divergence(np.stack([-3 * y, 4 * x], -1)), 0)
+
+
+def test_psnr_div_counts_where_the_flow_diverges(monkeypatch):
+    flow = np.zeros((8, 8, 2))
+    flow[:, 4:, 0] = 1  # torn between columns 3 and 4
+    cv2 = SimpleNamespace(cvtColor=lambda frame, _: frame[..., 0], COLOR_RGB2GRAY=0,
+                          OPTFLOW_FARNEBACK_GAUSSIAN=0,
+                          calcOpticalFlowFarneback=lambda a, *_: flow * (a.max() < 200))
+    monkeypatch.setattr(motion, "opencv", lambda: cv2)
+    frames = torch.zeros(5, 8, 8, 3, dtype=torch.uint8)
+    made = frames.clone()
+    made[1:4, :, :3] = 50  # beside the tear: does not count
+    made[2, :, 4] = 10
+    made[3, :, 0] = 255  # which stands still here
+    got = motion.psnr_div(Interval(frames, torch.zeros(1, 1)), made)
+    assert got[0] == pytest.approx(10 * np.log10(255**2 / 1e-5)) and np.isnan(got[2])
+    assert got[1] == pytest.approx(10 * np.log10(255**2 / 50), abs=1e-3)
 
 
 def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
