@@ -60,7 +60,8 @@ def beyond(rng: random.Random, record: dict[str, Any]) -> dict[str, Any]:
     """A record that asks for more than flags may, or says what a terminal would obey."""
     record = json.loads(json.dumps(record))
     for _ in range(rng.randint(1, 3)):
-        of = rng.choice((record, record["settings"], record["running"], record["versions"]))
+        inner = (record[name] for name in ("settings", "running", "versions"))
+        of = rng.choice([record, *(one for one in inner if isinstance(one, dict))])
         most = (8, 256, 1000, 8192, 1 << 20, 1 << 40, -1, 0.5, "\x1b[2J\x07\n\r", "caf\udce9")
         of[rng.choice(list(of))] = rng.choice((*most, rng.choice(JSON)))
     return record
