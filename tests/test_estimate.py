@@ -75,6 +75,7 @@ def test_settings_that_save_memory_are_counted(any_pipeline):
     assert sequential.bus == video.bus_peak_bytes and abs(sequential.flops / plain.flops - 1) < 0.01
 
 
+@pytest.mark.long
 def test_deep_features_that_wait_for_steps_to_come_are_counted(any_pipeline):
     settings = any_pipeline.settings(scale=4, height=32, width=48, steps=4, reuse=3)
     plain = any_pipeline.settings(scale=4, height=32, width=48, steps=4)
