@@ -31,7 +31,7 @@ TABLES = {
     "2": ("zerosmooth", *INTERPOLATORS),
     "3": ("direct", *ABLATION, "zerosmooth"),
 }
-OTHERS = (m for m in METHODS if m not in (*BASELINES, "zerosmooth"))  # not in the paper
+OTHERS = [m for m in METHODS if m not in (*BASELINES, "zerosmooth")]  # not in the paper
 ORDER = [*BASELINES, *OTHERS, *ABLATION, "zerosmooth", *(p for p in PRESETS if p != "paper"),
          *INTERPOLATORS]
 CHANGES = {o.name: o for o in options(Settings) if o.name in (*DENSE, "reuse")}

@@ -216,14 +216,12 @@ class AnimateDiffConversion(Conversion):
         return lora.merge(join(path, parts), table(FAMILY.config), args)
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
-        assert isinstance(config.unet, AnimateDiffConfig)
         version, path = version_of(source.shapes), source.path
         unet = replace(config.unet, version=version, norms=args.norms)
         if args.motion is not None and args.motion.is_dir():
             unet = configs.said(args.motion / "config.json").over(unet, MOTION_FIELDS)
         if path.is_file():
             return replace(config, unet=unet)
-        assert isinstance(config.sampler, DDIMConfig)
         said = configs.said(path / "unet/config.json")
         said = said.without([key for key, value in said.values.items() if value is None])
         unet = said.over(unet, UNET_FIELDS, configs.UNET_NEEDS)

@@ -507,7 +507,6 @@ class LatteConversion(Conversion):
         if isinstance(side := network.values.get("sample_size"), int):  # of latents
             tokens = {"sample_size": side // config.unet.patch}
             network = replace(network, values=network.values | tokens)
-        assert isinstance(config.sampler, DDIMConfig)
         return replace(config, vae=configs.vae(vae_folder, vae),
                        unet=network.over(config.unet, NETWORK_FIELDS, NETWORK_NEEDS),
                        encoder=replace(config.encoder, folder=str(folder)),

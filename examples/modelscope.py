@@ -46,7 +46,6 @@ class ModelScopeConversion(Conversion):
         return join(path, open_folder(path, ("unet", "vae", "text_encoder")))
 
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
-        assert isinstance(config.sampler, DDIMConfig)
         path, unet = source.path, configs.said(source.path / "unet/config.json")
         heads: configs.Fields = {"attention_head_dim": ("head_dim", None), **configs.SAME}
         return replace(config, unet=unet.over(config.unet, heads, configs.UNET_NEEDS),

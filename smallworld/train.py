@@ -291,7 +291,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         unet = stills if frames == 1 else endless if goes_on else networks.unet
         v = unet(shown, t, context, numbers, **placed)
         loss = (v - (a * noise - s * x0)).square().mean()
-        if recipe.law and frames > 1:
+        if recipe.law and unet is networks.unet:
             loss = loss + recipe.law * law_loss(middle.pop(), laws[chosen].flatten(0, 1))
         return loss
 
@@ -334,8 +334,9 @@ def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool,
         total = (sigma**2 + 1).sqrt()
         return 0.25 * sigma.log(), 1 / total, sigma / total
     alphas = torch.from_numpy(config.alphas_cumprod() ** 0.5).float()
-    t = ((spread.sqrt() if early else spread) * TRAIN_STEPS).long()
-    if log_sigma is not None:
+    if log_sigma is None:
+        t = ((spread.sqrt() if early else spread) * TRAIN_STEPS).long()
+    else:
         of_log = NormalDist(*log_sigma)
         wanted = torch.tensor([of_log.inv_cdf(u) for u in spread.clamp(1e-4).tolist()])
         known = ((1 - alphas**2).sqrt() / alphas).log()

@@ -317,10 +317,6 @@ def test_whole_positions_are_those_it_was_trained_on_and_only_distances_count(ne
 
 def test_positions_stand_where_the_frames_of_latents_do():
     assert dense.last_frames(5, 2).tolist() == [0, 0.5, 1, 1.5, 2]
-    frames = torch.tensor([0.0, *(4 * k - 1.5 for k in range(1, 5))])  # middles, in frames
-    assert_close(dense.centres(5, 1), torch.arange(5.0))
-    key = (frames[1:] / 2 + 1.5) / 4  # of latent k of the key video the middle is 4k - 1.5
-    assert_close(dense.centres(5, 2)[1:], key)
 
 
 def test_each_window_attends_to_itself_and_windows_are_fused(network):
@@ -473,7 +469,7 @@ def test_the_key_video_is_what_it_is_alone(network, vae):
     assert [x.shape[1] for x in plain] == [3, 5, 9]
     through = dense.ThroughFrames(vae, steps=(1, 2))
     for given in ({}, {"correct": through}, {"correct": dense.Pairs.averages(16)},
-                  {"join": 2, "begin": through.begin}, {"place": dense.centres}):
+                  {"join": 2, "begin": through.begin}):
         made = clips(network, NOISE, **given)
         assert torch.equal(made[0], alone)
         assert all(torch.equal(x, y) for x, y in zip(made, plain)) == (not given)

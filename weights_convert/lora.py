@@ -85,14 +85,13 @@ def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
     lora_alpha / r. Updates of weights that the table drops are ignored. ConversionError if a tensor
     of the LoRA has no place, or another shape or kind of numbers, or a weight has two updates.
     """
-    layers: dict[str, dict[str, str]] = {}  # by what is before a factor's name, and its adapter
+    layers: dict[str, dict[str, str]] = {}  # by what is before a factor's name
     unknown = []
     for name in lora.shapes:
         if match := FACTOR.fullmatch(name) or ALPHA.fullmatch(name):
             kind = match[2] if match.re is FACTOR else "alpha"
             kind = {"A": "down", "B": "up"}.get(kind, kind)
-            layers.setdefault(match[1], {})
-            if (other := layers[match[1]].setdefault(kind, name)) != name:
+            if (other := layers.setdefault(match[1], {}).setdefault(kind, name)) != name:
                 raise ConversionError(TWICE.format(lora.name, other, name))
         else:
             unknown.append(name)

@@ -168,7 +168,7 @@ def one_set(source: Source, weights: str | None) -> Source:
                    read=lambda name: source.read(twins.get(name, name)))
 
 
-def _open(path: Path, weights: str | None = None) -> Source:
+def _open(path: Path, weights: str | None) -> Source:
     try:
         kind = file_kind(path)
         if kind == PICKLE:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zerosmooth.samplers import EulerConfig
-
 from . import configs, diffusers, ldm
 from .conversion import Conversion
 from .engine import ConversionError, Rows, Table
@@ -177,7 +175,6 @@ class SVDConversion(Conversion):
         frames, why = frames_of(source.path, args.num_frames)
         print(f"taken for a model of {frames} frames, {why}")
         config = replace(config, unet=replace(config.unet, frames=frames))
-        assert isinstance(config.sampler, EulerConfig)
         if (path := source.path).is_dir():
             configs.said(path / "unet/config.json").over(config.unet, {}, UNET_NEEDS)
             configs.said(path / "feature_extractor/preprocessor_config.json").over(
@@ -188,7 +185,6 @@ class SVDConversion(Conversion):
                 encoder=tower.over(config.encoder, {"num_attention_heads": ("heads", None)},
                                    TOWER_NEEDS),
                 sampler=configs.euler(path, config.sampler))
-            assert isinstance(config.sampler, EulerConfig)
         if not args.consistency:
             return config
         return replace(config, sampler=replace(config.sampler, consistency=40),  # as its authors do

@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerosmooth.models.videocrafter import UNetConfig
-from zerosmooth.samplers import DDIMConfig
-
 from . import ldm, lora
 from .conversion import Conversion
 from .engine import ConversionError, Table, same
@@ -124,7 +121,6 @@ class VideoCrafterConversion(Conversion):
     def check(self, source: Source, config: ModelConfig) -> None:
         """ConversionError unless the buffers of the noise schedule, which are dropped, are the
         family's own."""
-        assert isinstance(config.sampler, DDIMConfig)
         ours = {"alphas_cumprod": config.sampler.alphas_cumprod()}
         if config.sampler.data_scale != 1:
             ours["scale_arr"] = config.sampler.data_scales()
@@ -157,7 +153,6 @@ class DistillableConversion(VideoCrafterConversion):
         not scaled: the first version, a LoRA, of 50 timesteps, the second, a UNet, of 200."""
         if GUIDANCE not in source.shapes:
             return config
-        assert isinstance(config.sampler, DDIMConfig) and isinstance(config.unet, UNetConfig)
         known, steps = (50, 8) if args.unet is None else (200, 16)
         print(f"taken for T2V-Turbo: a guidance-distilled consistency model of {known} timesteps")
         return replace(config, unet=replace(config.unet, guidance_dim=source.shapes[GUIDANCE][1]),

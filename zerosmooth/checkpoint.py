@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from math import prod
@@ -311,7 +311,7 @@ def load_described(checkpoint: Checkpoint, device: str | torch.device,
 
 
 def save(path: Path, family: Family, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]],
-         dtype: torch.dtype, source: str, source_sha256: str, words: Iterable[str] = ()) -> None:
+         dtype: torch.dtype, source: str, source_sha256: str, words: Sequence[str] = ()) -> None:
     """Write a checkpoint tensor by tensor, so that it need not fit into memory.
 
     tensors: all of `tensor_shapes(family, config)`, in its order; words: see `Checkpoint`. Nothing

@@ -70,7 +70,7 @@ class Family:
         raise NotImplementedError
 
     def autoencoder(self, config: Any) -> nn.Module:
-        """The autoencoder of a `config.vae`, with encode, decode, decode_raw and dtype as
+        """The autoencoder of a `config.vae`, with encode, decode and dtype as
         `models.autoencoder.Autoencoder` has them."""
         return Autoencoder(config)
 

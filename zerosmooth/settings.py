@@ -105,10 +105,10 @@ class Settings(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in {"scale": SCALES, "preset": PRESETS, "method": METHODS,
-                            "prediction": ("none", *LIFTS)}.items():
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"{name}={short(value)}; {near(value, known)}")
+        for name, values in {"scale": SCALES, "preset": PRESETS, "method": METHODS,
+                             "prediction": ("none", *LIFTS)}.items():
+            if (value := getattr(self, name)) not in values:
+                raise UserError(f"{name}={short(value)}; {near(value, values)}")
         if self.overlap is not None and not 0 <= self.overlap < self.key_frames:
             raise UserError(f"overlap={self.overlap} in windows of {self.key_frames} frames; use 0 "
                             f"to {self.key_frames - 1}")

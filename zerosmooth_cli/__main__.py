@@ -1,7 +1,6 @@
 """Where the command begins, as `zerosmooth`, `python -m zerosmooth` or `python sample.py`."""
 
 import signal
-import sys
 
 
 def command(name: str = "zerosmooth") -> int:
@@ -11,7 +10,3 @@ def command(name: str = "zerosmooth") -> int:
     from .main import main
 
     return main(name=name)
-
-
-if __name__ == "__main__":
-    sys.exit(command())

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from zerosmooth.checkpoint import describe, load_described
-from zerosmooth.extensions.motion import carried
+from zerosmooth.extensions import LIFTS
 from zerosmooth.extensions.predictions import lines
 from zerosmooth.fields import UserError
 from zerosmooth.guidance import Guidance, Inputs
@@ -27,7 +27,6 @@ from zerosmooth_cli.command import run_command
 from . import FAMILY
 from .dense import Correct, Pairs, ThroughFrames, keep, noises, sample_dense, step_at
 
-LIFTS = {"lines": lines, "carried": carried}
 OWN = "height", "width", "steps", "guidance_scale", "negative_prompt"
 
 
@@ -44,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         add(f"--{name}", type=type(value), default=argparse.SUPPRESS,
             help=f"default: the checkpoint's own; as published {value or 'empty'}")
     add("--shift", type=float, default=FAMILY.config.sampler.shift,
-        help="of the noise levels; 3 for 480 lines, 5 for 720 (default: 3)")
+        help="of the noise levels; 3 for 480 lines, 5 for 720 (default: %(default)g)")
     add("--seed", type=int, default=0)
     add("--correct", choices=("none", *LIFTS, "averages"), default="lines",
         help="the longer clips: through frames, in lines or carried along the motion; by averages "

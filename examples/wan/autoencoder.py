@@ -100,11 +100,7 @@ class Autoencoder(nn.Module):
         """Frames, in about [-1, 1], of latents from the diffusion model. z: .. f c h w; chunk:
         latents at a time; None: all."""
         mean, std = self.statistics(z)
-        return self.decode_raw(z * std + mean, chunk)
-
-    def decode_raw(self, z: Tensor, chunk: int | None = None) -> Tensor:
-        """As `decode`, of latents that are not normalised."""
-        seen, shape = Seen(), z.shape
+        z, seen, shape = z * std + mean, Seen(), z.shape
         z = self.post_quant_conv(z.reshape(-1, *shape[-4:]).movedim(2, 1))
         parts = [self.decoder(part, seen) for part in z.split(chunk or z.shape[2], dim=2)]
         x = torch.cat(parts, dim=2).movedim(1, 2)

@@ -38,15 +38,9 @@ def last_frames(f: int, n: int) -> Tensor:
     return torch.arange(f) / n
 
 
-def centres(f: int, n: int) -> Tensor:
-    """Positions by the middle of each latent's four frames; the first one has a single frame."""
-    return torch.where(torch.arange(f) > 0, torch.arange(f) / n + 3 / 8 * (1 - 1 / n), 0.0)
-
-
 def sample_dense(predict: Predict, config: FlowConfig, steps: int, noise: Sequence[Tensor],
                  window: int, overlap: int, correct: Correct = keep, join: int = 0,
-                 begin: Callable[[Tensor], Tensor] | None = None,
-                 place: Callable[[int, int], Tensor] = last_frames) -> list[Tensor]:
+                 begin: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """The latents of all clips, b f c h w, the key video's first: just what it is alone.
 
     noise: of each clip, of 1 + m, 1 + 2m, .. latents, else ValueError. window, overlap: latents
@@ -70,7 +64,7 @@ def sample_dense(predict: Predict, config: FlowConfig, steps: int, noise: Sequen
                 xs.append(sampler.noised(i, data, e))
         x0s: list[Tensor] = []
         for s, (sampler, x) in enumerate(zip(samplers, xs)):
-            positions = place(x.shape[1], 2**s).to(x.device)
+            positions = last_frames(x.shape[1], 2**s).to(x.device)
             v = predict(sampler.timestep(i), x, positions, bus.stage(s, i))
             x0 = sampler.x0(i, x, v)
             x0s.append(x0 if s == 0 else correct(i, x0, x0s[-1]))

@@ -101,7 +101,7 @@ def folder_of(config: UMT5Config) -> Path:
 
 
 def authors_file(folder: Path) -> Path | None:
-    return next(iter(sorted(folder.glob("models_t5_umt5*.pth"))), None)
+    return min(folder.glob("models_t5_umt5*.pth"), default=None)
 
 
 @lru_cache(maxsize=1)
