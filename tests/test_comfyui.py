@@ -173,3 +173,8 @@ def test_the_workflow_fits_the_nodes(comfy):
         given, taken = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
         assert given["type"] == kind == taken["type"]
         assert number in given["links"] and number == taken["link"]
+
+
+def test_nothing_is_advised_that_cannot_be_written_here(comfy):
+    with pytest.raises(UserError, match="there is no setting 'offload'; use one of"):
+        list(comfy.nodes.read("offload=true"))

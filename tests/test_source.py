@@ -278,3 +278,12 @@ def test_an_output_that_is_no_file_is_told_first(tmp_path, monkeypatch, capsys):
         output = tmp_path / f"{name}.safetensors"
         assert convert(monkeypatch, "vc2", tmp_path / "none.ckpt", "-o", output, "--overwrite") == 1
         assert f"the output {output} is {what}" in capsys.readouterr().err
+
+
+def test_shards_that_hold_both_sets_say_which_is_taken(tmp_path):
+    content = {"ema": {"a": torch.zeros(1)}, "model": {"a": torch.ones(1)}}
+    torch.save(content, tmp_path / "one.bin")
+    (tmp_path / "x.index.json").write_text(json.dumps({"weight_map": {"a": "one.bin"}}))
+    for asked, value in (("ema", 0), ("plain", 1)):
+        source = open_source(tmp_path / "x.index.json", weights=asked)
+        assert source.chosen == asked and source.read("a") == value

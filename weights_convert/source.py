@@ -283,7 +283,8 @@ def _open_shards(path: Path, weights: str | None) -> Source:
                               "one; download it again")
     shapes = {name: shard.shapes[name] for name, shard in owner.items()}
     return Source(path, shapes, lambda name: owner[name].read(name),
-                  tuple(shard.path for shard in shards))
+                  tuple(shard.path for shard in shards),
+                  next((shard.chosen for shard in shards if shard.chosen), ""))
 
 
 def _unwrapped(path: Path, shapes: Mapping[str, tuple[int, ...]],

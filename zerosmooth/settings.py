@@ -283,13 +283,14 @@ def refuse(asked: Collection[str], idle: Iterable[tuple[str, str]]) -> None:
 
 def known(asked: Iterable[str], *of: type, beside: Iterable[str] = ()) -> None:
     """UserError for a name that is no option of these dataclasses. beside: names that are none, but
-    may be what was meant."""
+    may be what was meant, where `running` is one."""
     names = [option.name for kind in of for option in options(kind)]
     for name in asked:
         if name not in names:
-            hint = near(name, [*names, *beside])
-            if name in (option.name for option in options(Running)):
+            if beside and name in (option.name for option in options(Running)):
                 hint = f"write running=Running({name}=..)"
+            else:
+                hint = near(name, [*names, *beside])
             raise UserError(f"there is no setting {short(name)}; {hint}")
 
 
