@@ -1,6 +1,8 @@
-"""Where the command begins, as `zerosmooth`, `python -m zerosmooth` or `python sample.py`."""
+"""Where the command begins, as `zerosmooth`, `python -m zerosmooth` (or of this package) or
+`python sample.py`."""
 
 import signal
+import sys
 
 
 def command(name: str = "zerosmooth") -> int:
@@ -10,3 +12,7 @@ def command(name: str = "zerosmooth") -> int:
     from .main import main
 
     return main(name=name)
+
+
+if __name__ == "__main__":
+    sys.exit(command())
