@@ -32,6 +32,7 @@ from zerosmooth.operators import A2, back_project
 from zerosmooth.settings import Running, settings_for
 from zerosmooth_cli import check
 from zerosmooth_cli.estimate import needs
+from zerosmooth_cli.results import Result
 
 from .full_size import shapes
 from .parity import weight
@@ -170,8 +171,12 @@ def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded, mo
     with pytest.raises(UserError, match="scale=2; of wan"):
         pipeline.sample("a test", scale=2)
     monkeypatch.setattr(check, "matrix_rate", lambda *_: 1e12)
-    said = check.report(describe(out, wan.FAMILY), pipeline.settings(), Running())
+    checkpoint, settings = describe(out, wan.FAMILY), pipeline.settings()
+    said = check.report(checkpoint, settings, Running())
     assert any("  9 frames of 16x32, 2 steps" in line for line in said)
+    lengths = checkpoint.lengths(settings)  # of frames, not of latents
+    (named,) = Result(tmp_path, "a test", {}, 0, settings, "", lengths, [16.0]).videos
+    assert named.name.startswith("a-test") and named.name.endswith("_9f.mp4")
 
 
 def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):

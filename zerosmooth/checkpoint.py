@@ -28,7 +28,7 @@ from .fields import UserError, near
 from .files import one_line, whole
 from .guidance import Guidance, Inputs
 from .pipeline import Pipeline
-from .settings import default_dtype, device_of, settings_for
+from .settings import Settings, default_dtype, device_of, settings_for
 
 FORMAT, VERSION = "zerosmooth", "1"
 CONVERT = "convert it first: python -m weights_convert --help"
@@ -156,6 +156,12 @@ class Checkpoint:
         """The digest that identifies the file: of its header, which holds the tensors' digest, so
         that they need not be read; of the whole file where the header lacks it."""
         return sha256(self.path, 0, self.start if self.tensors_sha256 else None)
+
+    def lengths(self, settings: Settings) -> list[int]:
+        """How many frames each stage's video has."""
+        cascade = settings.cascade
+        latents = [cascade.frames_of(stage) for stage in range(cascade.stages)]
+        return [self.family.frames(self.config, f) for f in latents]
 
     @property
     def parameters(self) -> int:

@@ -241,7 +241,8 @@ def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> li
     """Frames a second at which each stage's file plays; prints what that is. UserError if no player
     or format could play it."""
     cascade, n, own = settings.cascade, settings.scale, settings.fps_of(-1)
-    dense = cascade.frames_of(cascade.stages - 1)
+    lengths = checkpoint.lengths(settings)
+    keys, dense = lengths[0], lengths[-1]
     fps = own if output.save_fps is None else output.save_fps
     if not 0.1 * n <= fps <= 240 * n:
         raise UserError(f"{dense} frames cannot play at {fps:g} a second; use --set save_fps="
@@ -258,7 +259,7 @@ def play_rates(settings: Settings, checkpoint: Checkpoint, output: Output) -> li
         print(f"note: {dense} frames at {fps:g} fps play in {dense / fps:.3g} s, not "
               f"{dense / own:.3g} s: {pace} than {than}")
     if n > 1:
-        print(f"{cascade.key_frames} key frames at {rates[0]:g} fps become {dense} at "
+        print(f"{keys} key frames at {rates[0]:g} fps become {dense} at "
               f"{rates[-1]:g} fps: the same {dense / fps:.3g} seconds, denser, not longer")
     return rates
 

@@ -16,15 +16,14 @@ from .live import duration
 
 def report(checkpoint: Checkpoint, settings: Settings, running: Running) -> Iterator[str]:
     """Line by line, as it is known. CheckpointError if a tensor is damaged."""
-    family, cascade = checkpoint.family, settings.cascade
+    family = checkpoint.family
     check_tensors(checkpoint)
     yield f"{checkpoint.path}: a whole {family.name} checkpoint, {checkpoint.bytes / 1e6:,.1f} MB"
     count = f"{checkpoint.parameters / 1e6:,.1f} M parameters as {checkpoint.dtype}"
     yield f"  {len(checkpoint.shapes)} tensors, {count}"
     made_from = f"{checkpoint.source or 'unknown'} {checkpoint.source_sha256[:16]}"
     yield f"  made from {printable(made_from)}".rstrip()
-    frames = ", ".join(str(family.frames(checkpoint.config, cascade.frames_of(s)))
-                       for s in range(cascade.stages))
+    frames = ", ".join(map(str, checkpoint.lengths(settings)))
     size = f"{settings.height}x{settings.width}"
     where = f"on {running.device} as {settings.dtype}"
     yield f"  {frames} frames of {size}, {settings.steps} steps, {where}:"

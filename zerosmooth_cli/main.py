@@ -69,11 +69,11 @@ class Work:
 
     def results(self) -> Iterator[tuple[arguments.Shown, Result]]:
         """One for each subject and seed, in the order in which they are made."""
-        digest = self.checkpoint.sha256()
+        digest, lengths = self.checkpoint.sha256(), self.checkpoint.lengths(self.settings)
         for one in self.shown:
             for seed in self.seeds:
                 yield one, Result(self.args.outdir, one.name, one.identity, seed, self.settings,
-                                  digest, self.play_fps, self.output)
+                                  digest, lengths, self.play_fps, self.output)
 
 
 def prepare(args: argparse.Namespace) -> Work | None:
@@ -87,7 +87,8 @@ def prepare(args: argparse.Namespace) -> Work | None:
         for line in check.report(checkpoint, settings, running):
             print(line)
         return None
-    check_outputs(args.outdir, settings, output, (result for _, result in work.results()))
+    results = (result for _, result in work.results())
+    check_outputs(args.outdir, settings, checkpoint.lengths(settings), output, results)
     return work
 
 

@@ -43,8 +43,8 @@ LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for w
 @dataclass(frozen=True)
 class Result:
     """The files of one subject and seed. name: what people call the subject; identity: all that
-    identifies it; checkpoint_digest: `Checkpoint.sha256`; play_fps: frames a second of each
-    stage's file."""
+    identifies it; checkpoint_digest: `Checkpoint.sha256`; lengths and play_fps: frames, and frames
+    a second, of each stage's file."""
 
     folder: Path
     name: str
@@ -52,6 +52,7 @@ class Result:
     seed: int
     settings: Settings
     checkpoint_digest: str
+    lengths: list[int]
     play_fps: list[float]
     output: Output = Output()
 
@@ -67,10 +68,9 @@ class Result:
 
     def path(self, stage: int = -1, suffix: str = "") -> Path:
         """A stage's path, the last one's by default. UserError for a name that no file can have."""
-        cascade, template = self.settings.cascade, self.output.name
-        frames = cascade.frames_of(stage % cascade.stages)
-        of = {**asdict(self.settings), "prompt": self.name, "seed": self.seed, "frames": frames,
-              "digest": digest([self.decided, self.suffix])}
+        template = self.output.name
+        of = {**asdict(self.settings), "prompt": self.name, "seed": self.seed,
+              "frames": self.lengths[stage], "digest": digest([self.decided, self.suffix])}
         try:
             name = template.format(**{k: slug(v) if type(v) is str else v for k, v in of.items()})
         except (ValueError, LookupError, AttributeError, TypeError) as error:
@@ -97,9 +97,8 @@ class Result:
     @property
     def videos(self) -> list[Path]:
         """One for each of `stages`."""
-        frames = self.settings.cascade.frames_of
         named = "frames" in (field for _, field, *_ in string.Formatter().parse(self.output.name))
-        return [self.path(s, self.suffix if named else f"_{frames(s)}f{self.suffix}")
+        return [self.path(s, self.suffix if named else f"_{self.lengths[s]}f{self.suffix}")
                 for s in self.stages]
 
     @property
@@ -170,10 +169,10 @@ class Result:
         return self.videos
 
 
-def check_outputs(folder: Path, settings: Settings, output: Output,
+def check_outputs(folder: Path, settings: Settings, lengths: list[int], output: Output,
                   results: Iterable[Result]) -> None:
     """Make the folder of results ready. UserError if results cannot be written there."""
-    check_folder(folder, settings)
+    check_folder(folder, settings, lengths)
     if output.page:
         Page(folder)  # which refuses one that is not ours
     remove_left(folder.absolute())
@@ -181,9 +180,9 @@ def check_outputs(folder: Path, settings: Settings, output: Output,
     check_names(results)
 
 
-def check_folder(folder: Path, settings: Settings) -> None:
+def check_folder(folder: Path, settings: Settings, lengths: list[int]) -> None:
     """Make a folder of results. UserError if it is a file or a link to nothing, or if its disk
-    could not hold one result uncompressed."""
+    could not hold one result, videos of so many frames, uncompressed."""
     for path in (folder, *folder.parents):
         if path.is_symlink() and not path.exists():
             raise UserError(f"--outdir {folder}: {path} is a link to {path.readlink()}, which is "
@@ -191,9 +190,7 @@ def check_folder(folder: Path, settings: Settings) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--outdir {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    cascade = settings.cascade
-    frames = sum(cascade.frames_of(stage) for stage in range(cascade.stages))
-    worst = frames * settings.height * settings.width * 3 + 50_000_000
+    worst = sum(lengths) * settings.height * settings.width * 3 + 50_000_000
     if (free := shutil.disk_usage(folder).free) < worst:
         raise UserError(f"{folder} has {free / 1e6:.0f} MB free; one result may need "
                         f"{worst / 1e6:.0f} MB")
