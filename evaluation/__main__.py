@@ -29,6 +29,7 @@ if __name__ == "__main__":
 import torch
 
 from zerosmooth.checkpoint import Checkpoint
+from zerosmooth.extensions import METHODS
 from zerosmooth.fields import Range, UserError, check
 from zerosmooth.files import remove_left
 from zerosmooth.pipeline import NonFiniteError
@@ -56,6 +57,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.add_checkpoint(add)
     arguments.add_subjects(add)
     add("--scenes", type=int, metavar="N", help="N scenes of the small world instead, by --seed")
+    add("--true_keys", action="store_true",
+        help="the far world's true key frames: only what lies between them is judged")
     add("--table", choices=TABLES, default="1", help="the paper's table to measure (default: 1)")
     add("--rows", nargs="+", metavar="ROW",
         help=f"rows instead: {', '.join(ORDER)}; or with changes, 'zerosmooth:strength=1'; or "
@@ -112,7 +115,7 @@ def prepare(args: argparse.Namespace) -> Work:
     """Check everything that can be checked before the networks load."""
     checkpoint = arguments.described(args)
     plan = plan_of(args, checkpoint, world_of(args, checkpoint))
-    check_folder(args.outdir, plan.base)
+    check_folder(args.outdir, plan.base, checkpoint.lengths(plan.base))
     Page(args.outdir)  # which refuses another's
     groups, real = list(groups_of(args, checkpoint, plan)), real_of(args, plan.detectors)
     return Work(args, checkpoint, plan, groups, real, agree(args, checkpoint, plan))
@@ -191,6 +194,8 @@ def world_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Any:
     """The checkpoint's small world, see `smallworld.world`, if its scenes are asked for. UserError
     for what does not go with them."""
     if args.scenes is None:
+        if args.true_keys:
+            raise UserError("--true_keys goes with --scenes")
         return None
     given = {**vars(args), **arguments.asked(args)}
     names = ("height", "width", "prompt_file", "image", "motion_bucket_id", "real")
@@ -200,7 +205,7 @@ def world_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Any:
         raise UserError(f"--scenes draws its own subjects, one video each; leave {wrong} out")
     from smallworld.far_world import world_of_checkpoint  # which only --scenes needs
 
-    world = world_of_checkpoint(checkpoint)
+    world = world_of_checkpoint(checkpoint, args.true_keys)
     if not world.detects and (args.detector or args.classifier):
         raise UserError("FVD and IS are not measured on the far world, which has no reference "
                         "videos; leave --detector and --classifier out")
@@ -231,6 +236,9 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Pla
         method, _, filler = row.rpartition("+")  # "anchored+rife": rife makes the last doubling
         if filler not in known and filler not in interpolators.ROWS:
             rows[row] = settings_of_row(row, checkpoint, shared)
+            if args.true_keys and METHODS[rows[row].method].slides:
+                raise UserError(f"the row {row} slides windows as long as the key video, which "
+                                "--true_keys would take for it; leave one of them out")
             continue
         try:
             if filler not in known:
@@ -271,7 +279,8 @@ def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[
     common = {
         "checkpoint": checkpoint.sha256(),
         "settings": asdict(plan.base),
-        "subjects": f"scenes drawn by seed {args.seed}" if args.scenes is not None else "given",
+        "subjects": (f"scenes drawn by seed {args.seed}" if args.scenes is not None else "given")
+                    + ", with true key frames" * args.true_keys,
         "protocol": {name: detector.protocol for name, detector in plan.detectors.items()},
         "frames": "up to the last key frame" if plan.interpolators else "all",
     }

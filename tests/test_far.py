@@ -225,3 +225,22 @@ def test_a_world_without_references_takes_no_detector(tmp_path, capsys):
     argv = ["--ckpt", far_gate.SHIPPED, "--scenes", 1, "--detector", "x.pt", "--outdir", tmp_path]
     assert evaluation.main([*map(str, argv)]) == 1
     assert "not measured on the far world" in capsys.readouterr().err
+
+
+def test_true_key_frames_come_out_of_every_stage(capsys, tmp_path):
+    pipeline, world = zerosmooth.load(far_gate.SHIPPED), FarWorld(true_keys=True)
+    scenes = far_gate.scenes_of(3, 2)
+    size = pipeline.config.defaults.height
+    for preset in ("anchored", "paper"):
+        settings = pipeline.settings(scale=2, steps=2, preset=preset)
+        for scene, video in zip(scenes, world.make(pipeline, scenes, [0, 1], settings)):
+            base, dense = video.frames
+            truth = world.truth(pipeline, scene, len(base), FPS, size)
+            off = (base.float() - truth.float()).abs()
+            assert off.mean() < 0.5 and off.max() < 16  # the last step leaves a little noise
+            assert torch.equal(base, dense[::2]) == (preset == "anchored")
+    argv = ["--scenes", "1", "--true_keys", "--outdir", tmp_path, "--rows", "diffuseslide"]
+    assert evaluation.main([*map(str, argv)]) == 1
+    assert "leave it out" in capsys.readouterr().err  # vc2-small knows another world
+    assert evaluation.main([*map(str, argv), "--ckpt", str(far_gate.SHIPPED)]) == 1
+    assert "slides windows" in capsys.readouterr().err
