@@ -4,8 +4,9 @@ lines.
 Four kinds of scenes of a second, 8 key frames: a shape that bounces off the frame's edges, one that
 spins, one that passes behind a pillar, and a camera that pans over a ground. From key frame to key
 frame they go 4, 8 or 16 of 64 pixels, or turn by 30, 50 or 80 degrees. Each follows a law, a
-function of time, so that the truth is known at any frame rate. Lengths are fractions of the frame's
-side, angles degrees clockwise; x goes to the right, y down.
+function of time, so that the truth is known at any frame rate. A prompt tells most of it: starts,
+slopes and sizes vary a little, and there is one ground, so that a small network can learn it.
+Lengths are fractions of the frame's side, angles degrees clockwise; x goes to the right, y down.
 """
 
 from __future__ import annotations
@@ -131,19 +132,20 @@ def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
                             background), SPEEDS[speed], 0.0, 0.0, 0.0
     if kind == "pan":
         x, y = SIDES[direction]
-        return Scene(*words, velocity=(v * x, v * y), ground=rng.randrange(1 << 30))
+        start = rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1)
+        return Scene(*words, start=start, velocity=(v * x, v * y))
     if kind == "spin":
         v, heading, spin = rng.uniform(0, 0.01) * FPS, rng.uniform(
             0, 2 * math.pi), SPINS[speed] * TURNS[direction]
-        x, y, radius = math.cos(heading), math.sin(heading), rng.uniform(0.15, 0.19)
-        start = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6)
+        x, y, radius = math.cos(heading), math.sin(heading), rng.uniform(0.16, 0.18)
+        start = rng.uniform(0.47, 0.53), rng.uniform(0.47, 0.53)
     elif kind == "hide":
         (x, y), radius = SIDES[direction], rng.uniform(0.08, 0.1)
-        start = 0.5 - x * rng.uniform(0.3, 0.34), rng.uniform(0.3, 0.7)
+        start = 0.5 - x * rng.uniform(0.31, 0.33), rng.uniform(0.4, 0.6)
     else:
-        (x, y), slope, radius = CORNERS[direction], math.radians(rng.uniform(25, 65)), rng.uniform(
-            0.12, 0.15)
-        start = 0.5 - x * abs(rng.uniform(-0.05, 0.25)), 0.5 - y * abs(rng.uniform(-0.05, 0.25))
+        (x, y), slope, radius = CORNERS[direction], math.radians(rng.uniform(40, 50)), rng.uniform(
+            0.12, 0.14)
+        start = 0.5 - x * rng.uniform(0.04, 0.1), 0.5 - y * rng.uniform(0.04, 0.1)
         x, y = x * math.cos(slope), y * math.sin(slope)
     pillar, angle = rng.uniform(0.46, 0.54), rng.uniform(-20, 20) if spin else 0.0
     return Scene(*words, radius, start, (v * x, v * y), angle, spin, pillar)

@@ -176,8 +176,9 @@ RECIPES = {
             family="vc2",
             # at the lowest level, of 2x2 places, a frame's whole state meets the other frames'
             unet=UNetConfig(**{**SIZE, "channel_mult": (1, 2, 3),
-                               "attention_resolutions": (1, 2, 4)},
-                            frames=8, in_channels=12, out_channels=12, head_dim=8),
+                               "attention_resolutions": (2, 4)},
+                            frames=8, in_channels=12, out_channels=12, head_dim=8,
+                            relative_position=True),  # or attention could not tell their order
             # 4 pixels a latent, whose channels keep outlines and colours
             vae=replace(SMALL_VAE, channels=24, channel_mult=(1, 2, 2), latent_channels=12),
             encoder=replace(SMALL_TEXT, context_length=40),
@@ -192,9 +193,9 @@ RECIPES = {
         dense=0.6,
         encoder_steps=500,
         image_steps=900,
-        steps=6000,
+        steps=20_000,
         batch=64,
-        log_sigma=(1.3, 1.4),
+        log_sigma=(0.7, 1.4),
         law=1.0,
     ),
 }
