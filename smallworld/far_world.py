@@ -72,7 +72,7 @@ class FarWorld:
     paced = staticmethod(gate.paced)
 
     @torch.inference_mode()
-    def make(self, pipeline: Pipeline, scenes: Sequence[Scene], seeds: Sequence[int],
+    def make(self, pipeline: Pipeline, scenes: Sequence[Any], seeds: Sequence[int],
              settings: Settings, running: Running = Running(),
              speed: bool | None = None) -> list[Video]:
         if self.true_keys:
