@@ -194,8 +194,6 @@ def world_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Any:
     """The checkpoint's small world, see `smallworld.world`, if its scenes are asked for. UserError
     for what does not go with them."""
     if args.scenes is None:
-        if args.true_keys:
-            raise UserError("--true_keys goes with --scenes")
         return None
     given = {**vars(args), **arguments.asked(args)}
     names = ("height", "width", "prompt_file", "image", "motion_bucket_id", "real")
@@ -236,9 +234,6 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Pla
         method, _, filler = row.rpartition("+")  # "anchored+rife": rife makes the last doubling
         if filler not in known and filler not in interpolators.ROWS:
             rows[row] = settings_of_row(row, checkpoint, shared)
-            if args.true_keys and METHODS[rows[row].method].slides:
-                raise UserError(f"the row {row} slides windows as long as the key video, which "
-                                "--true_keys would take for it; leave one of them out")
             continue
         try:
             if filler not in known:
@@ -254,6 +249,10 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Pla
             if row in required:
                 raise UserError(f"the row {row} cannot be made: {error}") from error
             print(f"without the row {row}: {error}", file=sys.stderr)
+    for row, own in rows.items():
+        if args.true_keys and METHODS[own.method].slides:
+            raise UserError(f"the row {row} slides windows as long as the key video, which "
+                            "--true_keys would take for it; leave one of them out")
     return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
 
 
@@ -330,6 +329,8 @@ def report(work: Work) -> None:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         args = parse(argv)
+        if args.true_keys and args.scenes is None:
+            raise UserError("--true_keys goes with --scenes; add it, or leave both out")
         with processes(args) as (rank, world):
             if args.compare:
                 compare_folders(args)

@@ -78,7 +78,6 @@ class Scene:
     angle: float = 0.0  # then
     spin: float = 0.0  # degrees a second
     pillar: float = 0.5  # x of its middle
-    ground: int = 0  # what a pan's ground is drawn from
 
     def walls(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Least and largest x, and y, of the centre of a shape that touches the frame's edges."""
@@ -207,7 +206,7 @@ def picture(scene: Scene, path: Tensor, angles: Tensor, size: int) -> Tensor:
     f 3 h w."""
     color = torch.tensor(COLORS[scene.color])[:, None, None]
     if scene.kind == "pan":
-        return color * (0.3 + 0.7 * ground(scene.ground, path, size))[:, None]
+        return color * (0.3 + 0.7 * ground(path, size))[:, None]
     cover, half = coverage(scene.shape, path, angles, scene.radius, size)
     if scene.kind == "spin":
         color = torch.lerp(color,
@@ -249,10 +248,10 @@ def hidden(scene: Scene, path: Tensor, size: int = 64) -> Tensor:
     return (cover * behind(scene, size)).sum((1, 2)) / cover.sum((1, 2))
 
 
-def ground(seed: int, corner: Tensor, size: int) -> Tensor:
+def ground(corner: Tensor, size: int) -> Tensor:
     """Brightness of a pan's ground, a sum of waves of 18 to 45 of 64 pixels. corner: f 2; returns f
     h w, 0 to 1."""
-    rng = random.Random(f"ground/{seed}")
+    rng = random.Random("ground/0")
     grid = (torch.arange(size) + 0.5) / size
     x, y = (corner[:, 0, None] + grid)[:, None, :], (corner[:, 1, None] + grid)[:, :, None]
     total = torch.zeros(len(corner), size, size)

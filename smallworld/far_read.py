@@ -238,13 +238,13 @@ def named(scene: Scene) -> Scene:
 
 def predicted(found: Fit, n: int) -> tuple[Tensor, Tensor]:
     """Places and angles in every frame up to the last key frame: by the law between key frames, and
-    through these."""
+    through those of these that show the shape."""
     scene, last = found.scene, (len(found.path) - 1) * n
     times = torch.arange(last + 1) / FPS / n
     path, angles = scene.path(times), scene.angles(times)
-    turned = around(found.angles - angles[::n])
+    turned = around(found.angles - angles[::n]).nan_to_num(0.0)
     if scene.kind != "hide":  # where key frames do not tell the place
-        path = path + lift(found.path - path[::n], n)[: last + 1]
+        path = path + lift((found.path - path[::n]).nan_to_num(0.0), n)[: last + 1]
     return path, angles + lift(turned, n)[: last + 1]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,8 +67,8 @@ class FarWorld:
     are the truth's, not the checkpoint's."""
 
     true_keys: bool = False
-    interpolators: tuple[Path, ...] = ()
-    detects: bool = False
+    interpolators: ClassVar[tuple[Path, ...]] = ()
+    detects: ClassVar[bool] = False
     paced = staticmethod(gate.paced)
 
     @torch.inference_mode()

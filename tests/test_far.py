@@ -120,7 +120,7 @@ def test_a_pan_moves_one_ground():
     scene = replace(scene, velocity=(SPEEDS["slowly"], 0.0))
     a, b = render([scene], frame_times(2, FPS)[None])[0]
     assert torch.allclose(a[:, :, 4:], b[:, :, :-4], atol=1e-4)
-    other = render([replace(scene, ground=scene.ground + 1)], torch.zeros(1, 1))[0, 0]
+    other = render([replace(scene, start=(2.0, 2.0))], torch.zeros(1, 1))[0, 0]
     assert (a - other).abs().mean() > 0.05
 
 
@@ -217,6 +217,11 @@ def test_the_evaluation_tells_the_truth_from_a_blend():
         assert got["law"] > bad["law"] and got["worst"] > bad["worst"]
         assert got["law"] == got[scene.kind] == got[scene.speed]
         assert all(math.isnan(got[kind]) for kind in KINDS if kind != scene.kind)
+    scene = scene_of("spin")
+    blank = world.truth(pipeline, scene, 8 * N, FPS * N, 16)
+    blank[3 * N] = blank[0, 0, 0]  # a key frame without the shape has no place of its own
+    got = world.measures(pipeline, blank, scene, N, FPS * N, True)
+    assert got["law"] > 30 and math.isfinite(got["worst"]) and math.isfinite(got["angle"])
     assert world.measures(pipeline, torch.full_like(truth, 99), scene, N, 8.0, True) == {"lost": 1}
     assert world.measures(pipeline, truth[::N], scene, 1, 8.0, True) == {}
 
@@ -230,17 +235,24 @@ def test_a_world_without_references_takes_no_detector(tmp_path, capsys):
 def test_true_key_frames_come_out_of_every_stage(capsys, tmp_path):
     pipeline, world = zerosmooth.load(far_gate.SHIPPED), FarWorld(true_keys=True)
     scenes = far_gate.scenes_of(3, 2)
-    size = pipeline.config.defaults.height
     for preset in ("anchored", "paper"):
         settings = pipeline.settings(scale=2, steps=2, preset=preset)
         for scene, video in zip(scenes, world.make(pipeline, scenes, [0, 1], settings)):
             base, (keys, dense) = video.frames[0], video.latents
-            truth = world.truth(pipeline, scene, len(base), FPS, size)
+            truth = world.truth(pipeline, scene, len(base), FPS, 16)
             off = (base.float() - truth.float()).abs()
             assert off.mean() < 0.5 and off.max() < 16  # the last step leaves a little noise
             assert torch.equal(keys, dense[::2]) == (preset == "anchored")
-    argv = ["--scenes", "1", "--true_keys", "--outdir", tmp_path, "--rows", "diffuseslide"]
-    assert evaluation.main([*map(str, argv)]) == 1
-    assert "leave it out" in capsys.readouterr().err  # vc2-small knows another world
-    assert evaluation.main([*map(str, argv), "--ckpt", str(far_gate.SHIPPED)]) == 1
-    assert "slides windows" in capsys.readouterr().err
+
+
+def test_true_key_frames_are_refused_where_they_would_be_wrong(capsys, tmp_path):
+    far, scenes = ["--ckpt", far_gate.SHIPPED], ["--scenes", 1, "--scale", 4]
+    for argv, said in (
+        ([*scenes, "--rows", "anchored"], "leave it out"),  # vc2-small knows another world
+        ([*far, *scenes, "--rows", "diffuseslide"], "slides windows"),
+        ([*far, *scenes, "--rows", "sdedit+minterpolate"], "slides windows"),
+        (["--compare", "a", "b"], "goes with --scenes"),
+    ):
+        argv = [*argv, "--true_keys", "--outdir", tmp_path]
+        assert evaluation.main([*map(str, argv)]) == 1
+        assert said in capsys.readouterr().err
