@@ -16,10 +16,11 @@ from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIMConfig, EulerConfig
 
-from . import draw, far
+from . import both, draw, far
 from .latte import FAMILY as SMALL_LATTE
+from .wan import FAMILY as SMALL_WAN
 
-FAMILIES = {**BUILT_IN, SMALL_LATTE.name: SMALL_LATTE}
+FAMILIES = {**BUILT_IN, SMALL_LATTE.name: SMALL_LATTE, SMALL_WAN.name: SMALL_WAN}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Recipe:
     # things are long before pixels teach it
     law: float = 0.0
     rate: float = 1e-3
+    bfloat16: bool = False  # products in it
 
     def random_scene(self, rng: random.Random) -> Any:
         """Any scene of its world that the checkpoint can be asked for."""
@@ -169,6 +171,24 @@ RECIPES = {
         image_steps=700,
         steps=5500,
         log_sigma=(1.0, 1.4),
+    ),
+    "wan-small":
+    Recipe(
+        replace(SMALL_WAN.config,
+                encoder=replace(SMALL_TEXT, context_length=40),
+                defaults=replace(SMALL_DEFAULTS, height=32, width=32, eta=0.0, preset="paper")),
+        world=both,
+        size=32,
+        autoencoder_steps=3000,
+        autoencoder_batch=68,
+        clips=16_384,
+        dense=0.0,  # it knows its own rate alone
+        encoder_steps=800,
+        image_steps=500,
+        steps=12_000,
+        batch=16 * 5,
+        log_sigma=(1.0, 1.4),
+        bfloat16=True,
     ),
     "far-small":
     Recipe(

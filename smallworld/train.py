@@ -32,8 +32,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from examples.wan.autoencoder import Autoencoder as CausalAutoencoder
+from examples.wan.samplers import FlowConfig
 from zerosmooth import checkpoint
 from zerosmooth.attention import TemporalAttention
+from zerosmooth.families import FAMILIES as BUILT_IN
 from zerosmooth.family import Networks
 from zerosmooth.models.autoencoder import Autoencoder
 from zerosmooth.models.clip import ImageTower, TextTower
@@ -61,7 +64,7 @@ def train_autoencoder(
     what was trained on its latents stays right.
     """
     torch.manual_seed(0)
-    vae = Autoencoder(recipe.config.vae)
+    vae: Any = recipes.FAMILIES[recipe.config.family].autoencoder(recipe.config.vae)
     assert vae.quant_conv.bias is not None
     nn.init.constant_(vae.quant_conv.bias[recipe.config.vae.latent_channels :], -6.0)
     vae.to(device)
@@ -76,41 +79,58 @@ def train_autoencoder(
     # what works already must not be unlearnt
     rate = 1e-3 if recipe.autoencoder_from or decoder_of else 2e-3
     steps = recipe.decoder_steps if decoder_of else recipe.autoencoder_steps
-    trainer = Trainer(vae, Schedule(steps, rate, average=0.99), folder)
-    frames = 4 if recipe.config.vae.temporal else 1
+    trainer = Trainer(vae, Schedule(steps, rate, average=0.99, bfloat16=recipe.bfloat16), folder)
+    causal = isinstance(vae, CausalAutoencoder)
+    rates = (8, 16, 32) if causal else (7, 14, 28)
+
+    def length(step: int) -> int:
+        """Frames of a clip; a causal autoencoder learns frames first, then a latent of some."""
+        if not causal:
+            return 4 if recipe.config.vae.temporal else 1
+        short = (1, 1 + vae.config.frames)
+        return short[5 * step // (2 * steps)] if 5 * step < 4 * steps else clip_frames(recipe)
 
     def clips(step: int, count: int = recipe.autoencoder_batch) -> Tensor:
-        rng = random.Random(f"frames/{step}")
-        scenes = [recipe.random_scene(rng) for _ in range(count // frames)]
+        """b f c h w, or of frames alone n c h w."""
+        rng, frames = random.Random(f"frames/{step}"), length(step)
+        scenes = [recipe.random_scene(rng) for _ in range(count // max(frames, 1 + causal))]
         starts = [rng.uniform(0, recipe.world.SECONDS) for _ in scenes]
-        times = torch.stack(
-            [frame_times(frames, rng.choice((7, 14, 28)), start) for start in starts])
-        return (recipe.world.render(scenes, times, recipe.size) * 2 - 1).to(device)
+        times = torch.stack([frame_times(frames, rng.choice(rates), start) for start in starts])
+        x = (recipe.world.render(scenes, times, recipe.size) * 2 - 1).to(device)
+        return x if causal else x.flatten(0, 1)
+
+    def decode(vae: Any, z: Tensor) -> Tensor:
+        if causal:
+            return vae.decode(z)
+        parts = z.split(4 if recipe.config.vae.temporal else len(z))
+        return torch.cat([vae.decode_raw(part) for part in parts])
 
     def loss_at(step: int) -> Tensor:
         x = clips(step)
-        mean, log_variance = vae.moments(x.flatten(0, 1))
+        mean, log_variance = vae.moments(x)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(step)).to(device)
-        z = mean + (0.5 * log_variance).exp() * noise
-        y = torch.cat([vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
-        x = x.flatten(0, 1)
+        y = decode(vae, mean + (0.5 * log_variance).exp() * noise)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         ground = x.median(-1, keepdim=True).values  # no shape is as wide as half the frame
-        weight = 1 + 4 * (x - ground).abs().amax(1, keepdim=True)
+        weight = 1 + 4 * (x - ground).abs().amax(-3, keepdim=True)
         return (weight * ((y - x).abs() + (y - x).square())).mean() + recipe.kl * kl
 
     def show(step: int, vae: Autoencoder) -> None:
-        x = clips(-1, 16).flatten(0, 1)
+        x = clips(steps, 16 if not causal else 8 * length(steps))
         with torch.inference_mode():
-            z = vae.moments(x)[0]
-            y = torch.cat(
-                [vae.decode_raw(part) for part in z.split(frames if frames > 1 else len(z))])
+            y = decode(vae, vae.moments(x)[0])
         print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB",
               flush=True)
-        _picture(folder / "sheet.png",
-                 rearrange(torch.stack([x, y]), "two n c h w -> (two h) (n w) c"))
+        shown = torch.stack([x.flatten(0, -4), y.flatten(0, -4)])[:, :34]
+        _picture(folder / "sheet.png", rearrange(shown, "two n c h w -> (two h) (n w) c"))
 
     return trainer.train(loss_at, show).eval().requires_grad_(False)
+
+
+def clip_frames(recipe: recipes.Recipe) -> int:
+    """Of a clip that the network is trained on."""
+    config = recipe.config
+    return recipes.FAMILIES[config.family].frames(config, config.unet.frames)
 
 
 def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
@@ -140,6 +160,19 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
         mean, _ = vae.moments(
             (recipe.world.render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device))
     return round(1 / mean.std().item(), 5)
+
+
+@torch.inference_mode()
+def with_statistics(vae: CausalAutoencoder, recipe: recipes.Recipe, device: str) -> Any:
+    """The config of an autoencoder of clips, with mean and deviation of its latents' channels."""
+    rng = random.Random("scale")
+    scenes = [recipe.random_scene(rng) for _ in range(256)]
+    times = frame_times(clip_frames(recipe), recipe.config.defaults.fps).expand(len(scenes), -1)
+    video = recipe.world.render(scenes, times, recipe.size) * 2 - 1
+    z = torch.cat([vae.moments(x.to(device))[0] for x in video.split(16)])
+    mean, std = ([round(v, 5) for v in x.tolist()] for x in (z.mean((0, 1, 3, 4)),
+                                                             z.std((0, 1, 3, 4))))
+    return replace(recipe.config.vae, mean=tuple(mean), std=tuple(std))
 
 
 def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower | ImageTower:
@@ -204,18 +237,20 @@ def new_networks(recipe: recipes.Recipe, device: str) -> Networks:
 
 
 def diffusion_trainer(recipe: recipes.Recipe, networks: Networks, folder: Path) -> Trainer:
-    return Trainer(networks, Schedule(recipe.steps, recipe.rate, warmup=200), folder)
+    return Trainer(networks, Schedule(recipe.steps, recipe.rate, warmup=200,
+                                      bfloat16=recipe.bfloat16), folder)
 
 
 def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, device: str) -> None:
-    """The network, and an encoder of prompts with it, on v-prediction at random noise levels; one
-    condition in ten is left out for guidance."""
+    """The network, and an encoder of prompts with it, on v-prediction, or on the velocity of flow
+    matching, at random noise levels; one condition in ten is left out for guidance."""
     trainer = diffusion_trainer(recipe, networks, folder)
     recipe = with_scale(recipe, networks.vae, device)
     config, family = recipe.config, recipes.FAMILIES[recipe.config.family]
     stills, endless = without_temporal_layers(networks.unet), with_repeated_ends(networks.unet)
     clips, scenes, rates, starts = draw_clips(recipe, networks.vae, folder.parent, device)
     base, told = config.defaults.fps, family.told_rate(config)
+    flow = isinstance(config.sampler, FlowConfig)
     whole = [i for i in range(len(scenes)) if rates[i] == base]
     parts = [i for i in range(len(scenes)) if rates[i] != base]
     alike: dict[tuple[int, float], list[int]] = {}  # clips by rate and beginning
@@ -273,9 +308,10 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         count = recipe.batch // frames
         goes_on = frames > 1 and rng.random() < recipe.goes_on
         chosen, positions = choose(count, rng)
-        firsts = [rng.randint(0, clips.shape[1] - frames) for _ in chosen]
-        x0 = torch.stack([clips[i, j:j + frames]
-                          for i, j in zip(chosen, firsts)]).to(device).float()
+        last = 0 if flow else clips.shape[1] - frames  # only the first latent is a frame alone
+        firsts = [rng.randint(0, last) for _ in chosen]
+        x0 = torch.stack([clips[i, j:j + frames].float()
+                          for i, j in zip(chosen, firsts)]).to(device)
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -289,8 +325,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
             shown = torch.cat([shown, reference.expand(-1, frames, -1, -1, -1)], dim=2)
         placed = {} if positions is None else {"positions": positions}
         unet = stills if frames == 1 else endless if goes_on else networks.unet
-        v = unet(shown, t, context, numbers, **placed)
-        loss = (v - (a * noise - s * x0)).square().mean()
+        v = unet(shown, t, context, None if flow else numbers, **placed)
+        loss = (v - (noise - x0 if flow else a * noise - s * x0)).square().mean()
         if recipe.law and unet is networks.unet:
             loss = loss + recipe.law * law_loss(middle.pop(), laws[chosen].flatten(0, 1))
         return loss
@@ -320,19 +356,24 @@ def law_loss(h: Tensor, laws: Tensor) -> Tensor:
     return (said - torch.where(laws.isnan(), said.detach(), laws)).square().mean()
 
 
-def noise_levels(config: DDIMConfig | EulerConfig, spread: Tensor, early: bool,
+def noise_levels(config: DDIMConfig | EulerConfig | FlowConfig, spread: Tensor, early: bool,
                  log_sigma: tuple[float, float] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
 
     early: more of the noisy levels, where it is decided where a shape goes. For Euler the logarithm
     of sigma is normal, as Stable Video Diffusion was trained; outlines are decided between 3 and
-    0.3. log_sigma: mean and deviation of a normal one for DDIM, too.
+    0.3. log_sigma: mean and deviation of a normal one for DDIM and flow matching.
     """
     if isinstance(config, EulerConfig):
         of_log = NormalDist(1.0, 1.6) if early else NormalDist(0.2, 1.2)
         sigma = torch.tensor([math.exp(of_log.inv_cdf(u)) for u in spread.clamp(1e-4).tolist()])
         total = (sigma**2 + 1).sqrt()
         return 0.25 * sigma.log(), 1 / total, sigma / total
+    if isinstance(config, FlowConfig):
+        assert log_sigma is not None
+        of_log = NormalDist(*log_sigma)
+        s = torch.tensor([of_log.inv_cdf(u) for u in spread.clamp(1e-4).tolist()]).sigmoid()
+        return 1000 * s, 1 - s, s
     alphas = torch.from_numpy(config.alphas_cumprod() ** 0.5).float()
     if log_sigma is None:
         t = ((spread.sqrt() if early else spread) * TRAIN_STEPS).long()
@@ -355,13 +396,13 @@ def draw_clips(
     rate: any part, or, where frames carry positions, what a window of a video at that rate holds.
     """
     rng = random.Random("clips")
-    frames, base = recipe.config.unet.frames, recipe.config.defaults.fps
+    frames, base = clip_frames(recipe), recipe.config.defaults.fps
     scenes = [recipe.random_scene(rng) for _ in range(recipe.clips)]
-    rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base for _ in scenes]
+    rates = [rng.choices((1, 2, 4), (6, 3, 2))[0] * base if recipe.dense else base for _ in scenes]
     if isinstance(recipe.config.unet, SVDConfig):  # windows overlap by half
         starts = [rng.randrange(2 * rate // base - 1) * frames / 2 / rate for rate in rates]
     else:
-        starts = [rng.uniform(0, recipe.world.SECONDS - frames / rate) for rate in rates]
+        starts = [rng.uniform(0, max(0, recipe.world.SECONDS - frames / rate)) for rate in rates]
     times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
     # whose scale tells autoencoders apart
     drawn = repr((scenes, rates, starts, frames, recipe.size, vae.config))
@@ -372,8 +413,11 @@ def draw_clips(
             video = recipe.world.render(scenes[i:i + 16], times[i:i + 16],
                                         recipe.size).to(device) * 2 - 1
             with torch.no_grad():
-                z = vae.encode(video.flatten(0, 1)).half().cpu()
-            parts.append(rearrange(z, "(b f) c h w -> b f c h w", f=frames))
+                if isinstance(vae, CausalAutoencoder):
+                    z = vae.encode(video)
+                else:
+                    z = vae.encode(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+            parts.append(z.half().cpu())
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, {"clips": torch.cat(parts)})
     return load_file(file)["clips"], scenes, rates, starts
@@ -393,6 +437,10 @@ def start_as_identity(unet: nn.Module) -> None:
         if name.endswith(last):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+    for name, table in unet.named_parameters():
+        if name.endswith(".table"):  # shifts, scales and gates of a transformer's branches
+            with torch.no_grad():
+                table.zero_()[..., 2::3, :] = 1
 
 
 def twin(network: nn.Module) -> nn.Module:
@@ -455,9 +503,13 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 
-def with_scale(recipe: recipes.Recipe, vae: Autoencoder, device: str) -> recipes.Recipe:
-    """The recipe with the scale that its trained autoencoder's latents need."""
-    vae_config = replace(recipe.config.vae, scale=latent_scale(vae, recipe, device))
+def with_scale(recipe: recipes.Recipe, vae: Any, device: str) -> recipes.Recipe:
+    """The recipe with the scale, or the statistics, that its trained autoencoder's latents
+    need."""
+    if isinstance(vae, CausalAutoencoder):
+        vae_config = with_statistics(vae, recipe, device)
+    else:
+        vae_config = replace(recipe.config.vae, scale=latent_scale(vae, recipe, device))
     vae.config = vae_config
     return replace(recipe, config=replace(recipe.config, vae=vae_config))
 
@@ -465,14 +517,15 @@ def with_scale(recipe: recipes.Recipe, vae: Autoencoder, device: str) -> recipes
 def go_on_from(name: str, recipe: recipes.Recipe, folder: Path) -> None:
     """Lay out in `folder` the state of the run that exported a checkpoint. ValueError if it is of
     another recipe."""
-    found = checkpoint.describe(checkpoint.find(name))
+    family = recipe.config.family
+    found = checkpoint.describe(name, None if family in BUILT_IN else recipes.FAMILIES[family])
     step = re.search(r"step (\d+)", found.source)
     if found.config.unet != recipe.config.unet or step is None:
         raise ValueError(
             f"{name} ({found.source or 'of unknown source'}) was not exported by a run of this "
             "recipe"
         )
-    lay_out(folder, checkpoint.load(name).networks.state_dict(), int(step[1]))
+    lay_out(folder, checkpoint.load_described(found, "cpu").networks.state_dict(), int(step[1]))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ class Schedule:
     warmup: int = 100
     # share of a step's running average that goes on into the next, at the most
     average: float = 0.999
+    bfloat16: bool = False  # products in it: several times faster on CPUs that have AMX
 
     def share(self, step: int, start: int = 0) -> float:
         """Of the rate, at a step. start: the step at which Adam began."""
@@ -44,6 +45,7 @@ class Trainer:
 
     def __init__(self, module: nn.Module, schedule: Schedule, folder: Path) -> None:
         self.module, self.steps, self.folder = module, schedule.steps, folder
+        self.bfloat16 = schedule.bfloat16
         state = read_state(folder)
         self.start = start = state.get("start", 0)
         self.seconds, self.log = state.get("seconds", 0.0), state.get("log", [])
@@ -80,7 +82,9 @@ class Trainer:
         time. Returns that module."""
         since, losses = time.perf_counter(), []
         while self.step < self.steps:
-            loss = loss_at(self.step)
+            device = next(self.module.parameters()).device.type
+            with torch.autocast(device, torch.bfloat16, self.bfloat16):
+                loss = loss_at(self.step)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
