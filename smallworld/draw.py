@@ -101,6 +101,11 @@ def random_scene(rng: random.Random, tail: bool = False) -> Scene:
     )
 
 
+def law(scene: Scene, times: Tensor) -> Tensor:
+    """A shape's place from the middle, x and y, at seconds: f 2."""
+    return 2 * torch.tensor([scene.position(t) for t in times.tolist()]) - 1
+
+
 def parse(prompt: str) -> dict[str, str]:
     """What a prompt asks for: color, shape, direction, and speed and background where it names
     them.

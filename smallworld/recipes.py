@@ -16,7 +16,7 @@ from zerosmooth.models.svd import SVDConfig
 from zerosmooth.models.videocrafter import UNetConfig
 from zerosmooth.samplers import DDIMConfig, EulerConfig
 
-from . import both, draw, far
+from . import draw, far
 from .latte import FAMILY as SMALL_LATTE
 from .wan import FAMILY as SMALL_WAN
 
@@ -169,25 +169,27 @@ RECIPES = {
         clips=4096,
         dense=0.25,
         image_steps=700,
-        steps=5500,
+        steps=13_000,
         log_sigma=(1.0, 1.4),
+        law=20.0,
+        bfloat16=True,
     ),
     "wan-small":
     Recipe(
         replace(SMALL_WAN.config,
                 encoder=replace(SMALL_TEXT, context_length=40),
                 defaults=replace(SMALL_DEFAULTS, height=32, width=32, eta=0.0, preset="paper")),
-        world=both,
         size=32,
-        autoencoder_steps=3000,
+        autoencoder_steps=6000,
         autoencoder_batch=68,
-        clips=16_384,
+        clips=6144,
         dense=0.0,  # it knows its own rate alone
-        encoder_steps=800,
+        encoder_steps=400,
         image_steps=500,
-        steps=12_000,
+        steps=6000,
         batch=16 * 5,
         log_sigma=(1.0, 1.4),
+        law=20.0,
         bfloat16=True,
     ),
     "far-small":

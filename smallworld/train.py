@@ -88,7 +88,7 @@ def train_autoencoder(
         if not causal:
             return 4 if recipe.config.vae.temporal else 1
         short = (1, 1 + vae.config.frames)
-        return short[5 * step // (2 * steps)] if 5 * step < 4 * steps else clip_frames(recipe)
+        return short[5 * step // steps] if 5 * step < 2 * steps else clip_frames(recipe)
 
     def clips(step: int, count: int = recipe.autoencoder_batch) -> Tensor:
         """b f c h w, or of frames alone n c h w."""
@@ -258,10 +258,13 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         alike.setdefault(kind, []).append(i)
 
     if recipe.law:
-        laws = torch.stack([recipe.world.law(scene, frame_times(config.unet.frames, rate, start))
-                            for scene, rate, start in zip(scenes, rates, starts)]).to(device)
-        middle: list[Tensor] = []
-        networks.unet.middle.register_forward_hook(lambda _, x, h: middle.append(h.flatten(1)))
+        laws = torch.stack([recipe.world.law(scene, frame_times(clip_frames(recipe), rate, start))
+                            for scene, rate, start in zip(scenes, rates, starts)])
+        if flow:  # a latent's frames; the first has only one
+            laws = F.pad(laws, (0, 0, config.vae.frames - 1, 0), value=math.nan)
+            laws = rearrange(laws, "b (f n) m -> b f (n m)", n=config.vae.frames)
+        laws, middle = laws.to(device), list[Tensor]()
+        middle_of(networks.unet).register_forward_hook(lambda _, x, h: middle.append(h))
 
     def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
         """Clips of a step, and their frames' positions where a network has them: then all are of
@@ -328,7 +331,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         v = unet(shown, t, context, None if flow else numbers, **placed)
         loss = (v - (noise - x0 if flow else a * noise - s * x0)).square().mean()
         if recipe.law and unet is networks.unet:
-            loss = loss + recipe.law * law_loss(middle.pop(), laws[chosen].flatten(0, 1))
+            h, of = middle.pop().float(), laws[chosen].flatten(0, 1)
+            loss = loss + recipe.law * law_loss(h.reshape(len(of), -1), of)
         return loss
 
     def show(step: int, averaged: Networks) -> None:
@@ -346,6 +350,14 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         (folder / "sheet.txt").write_text("\n".join(scene.prompt() for scene in shown))
 
     trainer.train(loss_at, show, every=100)
+
+
+def middle_of(unet: Any) -> nn.Module:
+    """Half-way through: a UNet's lowest level, or a transformer's block."""
+    if hasattr(unet, "middle"):
+        return unet.middle
+    blocks = unet.spatial_blocks if hasattr(unet, "spatial_blocks") else unet.blocks
+    return blocks[len(blocks) // 2]
 
 
 def law_loss(h: Tensor, laws: Tensor) -> Tensor:

@@ -6,16 +6,14 @@ smallworld/wan-small.md.
 A row is words with "+" between: `whole` positions instead of fractional ones; latents attend in
 `windows`, or the network sees one window after the other and its `outputs` are fused, or all attend
 to all; `lines`, `carried`, `averages` or `fitted` correct; `join` begins late. One line is printed
-for each row and world. --true_keys: the key video comes out as the truth's latents.
+for each row. --true_keys: the key video comes out as the truth's latents.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,8 @@ from zerosmooth.guidance import Branch, Guidance
 from zerosmooth.pipeline import Pipeline
 from zerosmooth.video import write_picture
 
-from . import draw, far, far_gate, gate
-from .far_read import measure
+from . import gate
+from .draw import Scene, frame_times, render
 from .far_world import GivenKeys
 from .motion import jitter, smoothness
 from .read import read
@@ -46,46 +44,32 @@ ROWS = ("truth", "hold", "blend", "minterpolate", "rife", "whole", "", "windows"
 SHIPPED = Path(__file__).with_name("wan-small.safetensors")
 
 
-def scenes_of(seed: int, n: int) -> list[Any]:
-    """Scenes of both worlds by turns, of the far one of each kind by turns."""
-    rng = random.Random(f"wan/{seed}")
-    far_ones = far_gate.scenes_of(seed, (n + 1) // 2)
-    return [far_ones[i // 2] if i % 2 else draw.random_scene(rng) for i in range(n)]
-
-
 class Maker:
-    """Makes clips of scenes at all rates up to `scale` times its own."""
+    """Makes clips of scenes, each of twice the rate of the one before."""
 
-    def __init__(self, pipeline: Pipeline, scale: int, steps: int, at: Sequence[float],
-                 rounds: int, true_keys: bool) -> None:
-        self.pipeline, self.config, self.scale = pipeline, pipeline.config, scale
-        self.networks, self.true_keys = pipeline.networks, true_keys
+    def __init__(self, pipeline: Pipeline, steps: int, at: Sequence[float], rounds: int,
+                 true_keys: bool) -> None:
+        self.config, self.networks, self.true_keys = pipeline.config, pipeline.networks, true_keys
         self.settings = pipeline.settings(steps=steps, scale=1)
         self.at, self.rounds = {step_at(share, steps) for share in at}, rounds
         self.latents = self.config.unet.frames
         self.fps = float(self.config.defaults.fps)
 
-    def drawn(self, scenes: Sequence[Any], n: int) -> Tensor:
+    def drawn(self, scenes: Sequence[Scene], n: int) -> Tensor:
         """Latents of the true clips, n frames for a key frame."""
         frames = FAMILY.frames(self.config, n * (self.latents - 1) + 1)
-        times, size = draw.frame_times(frames, n * self.fps)[None], self.config.defaults.height
-        videos = [(draw if isinstance(s, draw.Scene) else far).render([s], times, size)
-                  for s in scenes]
-        return self.networks.vae.encode(torch.cat(videos) * 2 - 1)
+        times = frame_times(frames, n * self.fps).expand(len(scenes), -1)
+        return self.networks.vae.encode(render(scenes, times, self.settings.height) * 2 - 1)
 
     def frames(self, z: Tensor) -> Tensor:
         x = self.networks.vae.decode(z).clamp(-1, 1)
         return rearrange((x + 1) * 127.5, "b f c h w -> b f h w c").round().byte()
 
-    def through(self, frames: Tensor) -> Tensor:
-        """Frames, f 3 h w from 0 to 1, as the autoencoder gives them back: f h w 3."""
-        return self.frames(self.networks.vae.encode(frames[None] * 2 - 1))[0] / 255
-
     def correction(self, words: set[str]) -> Correct:
         if "averages" in words:
             return Pairs.averages(self.config.vae.latent_channels)
         if "fitted" in words:  # to clips that no row shows
-            known = scenes_of(1, 64)
+            known = gate.scenes_of(FAMILY, -1, 64)
             return Pairs.fitted(self.drawn(known, 1), self.drawn(known, 2))
         names = words & LIFTS.keys()
         return self.by_frames(*names) if names else keep
@@ -93,8 +77,9 @@ class Maker:
     def by_frames(self, lift: str = "lines") -> ThroughFrames:
         return ThroughFrames(self.networks.vae, LIFTS[lift], self.at, self.rounds)
 
-    def make(self, row: str, scenes: Sequence[Any], seeds: Sequence[int]) -> list[Tensor]:
-        """Frames of the key video, then of each denser clip, b f h w 3."""
+    def make(self, row: str, scenes: Sequence[Scene], seeds: Sequence[int],
+             clips: int) -> list[Tensor]:
+        """Frames of so many clips, b f h w 3: of the key video, then of denser ones."""
         words, settings = {*row.split("+")}, self.settings
         sampling: Any = self.config.sampler
         if self.true_keys:
@@ -103,7 +88,7 @@ class Maker:
         guide = Guidance(self.networks.unet, [Branch(context)], settings)
         side, c = self.config.vae.factor, self.config.unet
         shape = c.in_channels, settings.height // side, settings.width // side
-        each = [noises(shape, self.latents, self.scale.bit_length(), seed) for seed in seeds]
+        each = [noises(shape, self.latents, clips, seed) for seed in seeds]
         window = c.frames if "windows" in words else 1 << 30
 
         def predict(timestep: float, x: Tensor, at: Tensor, stage: Stage) -> Tensor:
@@ -123,41 +108,30 @@ class Maker:
         return [self.frames(x) for x in xs]
 
 
-def measured(frames: Tensor, keys: Tensor, scene: Any, n: int, fps: float,
-             through: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Measures of a denser clip, n frames for a key frame; fps: its own."""
-    found = {"keys": psnr(frames[::n], keys)}
-    if isinstance(scene, draw.Scene):
-        reading, size = read(frames), frames.shape[1]
-        got, smooth = gate.measures(reading, scene, fps), smoothness(reading, n, size)
-        path = reading.path * size
-        turns = (path[2:] - 2 * path[1:-1] + path[:-2]).square().sum(1)
-        phase = torch.arange(1, len(path) - 1) % 4  # latents begin at 1
-        at, within = turns[phase < 2].mean().sqrt(), turns[phase >= 2].mean().sqrt()
-        right = min(got[f"{what} right"] for what in ("color", "direction", "speed"))
-        return found | {"right": right, "shape": got["shape right"], "off path": smooth["off path"],
-                        "jitter": jitter(reading, size), "border": (at / within).item()}
-    try:
-        _, each = measure(frames, scene.kind, n, through)
-    except ValueError:  # nothing is seen
-        return found | {"lost": 1.0}
-    inserted = torch.arange(len(each["psnr"])) % n > 0
-    law, ghost = each["psnr"][inserted].mean().item(), each["ghost"][inserted].nanmean().item()
-    shown = far_gate.right(keys, scene)
-    return found | {scene.kind: law, "ghost": ghost, "lost": 0.0,
-                    "right": min(shown[what] for what in ("kind", "color", "direction"))}
+def measured(frames: Tensor, keys: Tensor, scene: Scene, n: int, fps: float) -> dict[str, float]:
+    """Measures of a denser clip, uint8 f h w 3, n frames for a key frame; fps: its own.
+
+    keys: PSNR of the key frames, in dB. border: how much more the path turns where one latent's
+    frames end than within them.
+    """
+    reading, size = read(frames), frames.shape[1]
+    shown, path = gate.measures(reading, scene, fps), reading.path * size
+    turns = (path[2:] - 2 * path[1:-1] + path[:-2]).square().sum(1)
+    phase = torch.arange(1, len(path) - 1) % 4  # latents begin at 1
+    border = turns[phase < 2].mean() / turns[phase >= 2].mean()
+    names = "color", "shape", "direction", "speed"
+    return {"keys": psnr(frames[::n], keys), **{name: shown[f"{name} right"] for name in names},
+            **smoothness(reading, n, size), "jitter": jitter(reading, size),
+            "border": border.sqrt().item()}
 
 
 def line(row: str, all_of: Sequence[dict[str, float]]) -> str:
-    """Means, and their standard errors."""
-    names = dict.fromkeys(name for one in all_of for name in one)
+    """Means, and their standard errors, of what is a number."""
     parts = []
-    for name in names:
-        x = torch.tensor([one.get(name, math.nan) for one in all_of])
+    for name in all_of[0]:
+        x = torch.tensor([one[name] for one in all_of])
         x = x[x.isfinite()]
-        if len(x):
-            error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else math.nan
-            parts.append(f"{name} {x.mean():.2f} ± {error:.2f}")
+        parts.append(f"{name} {x.mean():.2f} ± {x.std() / len(x) ** 0.5:.2f} of {len(x)}")
     return f"{row or 'all to all'}: " + ", ".join(parts)
 
 
@@ -167,7 +141,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt", type=Path, default=SHIPPED, help="default: the shipped one")
-    add("--n", type=int, default=32, help="scenes of each world (default: 32)")
+    add("--n", type=int, default=32, help="scenes (default: 32)")
     add("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
     add("--rows", nargs="+", default=ROWS, help="default: all")
     add("--scale", type=int, choices=(2, 4), default=2, help="times the rate (default: 2)")
@@ -178,30 +152,29 @@ def main() -> int:
     add("--interpolator", nargs="+", type=Path, default=[], metavar="FILE", help="rife.pt")
     add("--outdir", type=Path, default=Path("wan_rows"), help="of pictures (default: wan_rows)")
     args = parser.parse_args()
-    maker = Maker(zerosmooth.load(args.ckpt, family=FAMILY), args.scale, args.steps, args.at,
-                  args.rounds, args.true_keys)
+    maker = Maker(zerosmooth.load(args.ckpt, family=FAMILY), args.steps, args.at, args.rounds,
+                  args.true_keys)
     fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
     args.outdir.mkdir(parents=True, exist_ok=True)
-    scenes, n = scenes_of(args.seed, 2 * args.n), args.scale
-    keys = None
+    scenes, n = gate.scenes_of(FAMILY, args.seed, args.n), args.scale
     for row in args.rows:
         found: list[dict[str, float]] = []
         for i in range(0, len(scenes), 8):
-            some, seeds = scenes[i : i + 8], range(args.seed + i, args.seed + len(scenes))
+            some = scenes[i : i + 8]
+            seeds = range(args.seed + i, args.seed + i + len(some))
             if row == "truth":
                 made = maker.frames(maker.drawn(some, n))
                 keys = made[:, ::n]
             else:
-                keys, *_, made = maker.make("" if row in fillers else row, some, seeds[:8])
+                clips = maker.make(row, some, seeds, 1 if row in fillers else n.bit_length())
+                keys, made = clips[0], clips[-1]
             if row in fillers:
                 made = torch.stack([fillers[row](x, n, "", 0) for x in keys])
             if i == 0:
                 sheet = rearrange(made[:, : 4 * n + 1], "b f h w c -> (b h) (f w) c")
                 write_picture(args.outdir / f"{row or 'all'}.png", sheet.numpy())
-            found += [measured(*one, n, n * maker.fps, maker.through)
-                      for one in zip(made, keys, some)]
-        for world, of in (("drawn", found[::2]), ("far", found[1::2])):
-            print(line(f"{row or 'all to all'}, {world}", of), flush=True)
+            found += [measured(*one, n, n * maker.fps) for one in zip(made, keys, some)]
+        print(line(row, found), flush=True)
     return 0
 
 

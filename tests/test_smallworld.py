@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smallworld import both, draw, far, recipes, train, wan_rows
+from smallworld import gate, recipes, train, wan_rows
 from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, random_scene, render
 from smallworld.gate import LIMITS, make, means, measures
 from smallworld.motion import jitter, smoothness
@@ -342,22 +342,6 @@ def test_lattes_class_trains_as_the_others_do():
     assert unet.spatial_blocks[0].ff.proj_out.weight.grad.abs().max() > 0
 
 
-def test_a_network_of_both_worlds_reads_the_prompts_of_both():
-    rng = random.Random(0)
-    scenes = [both.random_scene(rng) for _ in range(40)]
-    assert {type(scene) for scene in scenes} == {draw.Scene, far.Scene}
-    for scene in scenes:
-        asked = both.parse(scene.prompt())
-        assert all(value in both.WORDS[kind] for kind, value in asked.items())
-    times = frame_times(2, 8).expand(3, -1)
-    drawn = both.render(scenes[:3], times, 16)
-    for scene, video in zip(scenes, drawn):
-        world = draw if isinstance(scene, draw.Scene) else far
-        assert torch.equal(video, world.render([scene], times[:1], 16)[0])
-    with pytest.raises(ValueError, match="not a prompt"):
-        both.parse("a panda eats a pizza")
-
-
 @torch.inference_mode(False)
 def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_path, monkeypatch,
                                                                           capsys):
@@ -378,16 +362,15 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
         "wan_rows", "--ckpt", str(path), "--n", "1", "--steps", "2", "--outdir", str(tmp_path),
         "--true_keys", "--rows", "truth", "hold", "lines+join"])
     assert wan_rows.main() == 0
-    said = capsys.readouterr().out.splitlines()[-6:]
-    assert [line.partition(":")[0] for line in said] == [
-        f"{row}, {world}" for row in ("truth", "hold", "lines+join") for world in ("drawn", "far")]
-    assert all("keys 100.00" in line for line in said[:4])
+    said = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.partition(":")[0] for line in said] == ["truth", "hold", "lines+join"]
+    assert all("keys 100.00" in line for line in said[:2])
     assert (tmp_path / "lines+join.png").exists()
 
     randomise(pipeline.networks.unet)
-    maker = wan_rows.Maker(pipeline, 2, 2, (0.5,), 1, False)
+    maker = wan_rows.Maker(pipeline, 2, (0.5,), 1, False)
     rows = ("", "whole", "windows", "outputs", "lines", "carried", "averages", "fitted", "join")
-    made = [maker.make(row, wan_rows.scenes_of(0, 2), (0, 1)) for row in rows]
+    made = [maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in rows]
     assert all(torch.equal(keys, made[0][0]) for keys, _ in made)  # the key video is what it is
     assert len({dense.numpy().tobytes() for _, dense in made}) == len(rows)
 
@@ -397,7 +380,7 @@ def test_a_jump_at_each_latents_border_is_told(dense):
     video, scene = (dense[0][:33] * 255).round().byte(), dense[1]
     frame = torch.arange(33)
     apart = torch.stack([x.roll(int((i + 3) // 4 % 2), 0) for i, x in zip(frame, video)])
-    smooth, jumpy = (wan_rows.measured(x, video[::2], scene, 2, 32, lambda x: x)
-                     for x in (video, apart))
-    assert smooth["right"] == 1 and 0.5 < smooth["border"] < 2 and jumpy["border"] > 4
+    smooth, jumpy = (wan_rows.measured(x, video[::2], scene, 2, 32) for x in (video, apart))
+    assert smooth["speed"] == smooth["direction"] == 1
+    assert 0.5 < smooth["border"] < 2 and jumpy["border"] > 4
     assert smooth["keys"] == 100 > jumpy["keys"] and jumpy["jitter"] > 4 * smooth["jitter"]

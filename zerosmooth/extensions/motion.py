@@ -34,8 +34,7 @@ def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
         flow = motion_at(s, a, b, ahead, back)
         here, there = -s * flow, (1 - s) * flow  # from the inserted frame to either key frame
         still, moved = change(a, b), change(warp(a, here), warp(b, there))
-        better = (still - moved) / (still + SMALL * variance(a))
-        sure = ((better - 0.2) / 0.4).clamp(0, 1)
+        sure = (((still - moved) / (still + SMALL * variance(a)) - 0.2) / 0.4).clamp(0, 1)
         w, v = (1 - s) * inside(here) + 1e-3, s * inside(there) + 1e-3
         along = (w * warp(left, here) + v * warp(right, there)) / (w + v)
         mixed = torch.lerp(out[:, inserted].flatten(0, 1), along, sure)
@@ -44,11 +43,13 @@ def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
 
 
 def match(a: Tensor, b: Tensor) -> Tensor:
-    """Motion from a to b by soft block matching, b(place + motion) = a(place): n 2 h w."""
+    """Motion from a to b by soft block matching, b(place + motion) = a(place): n 2 h w, x and y.
+
+    Less of it, or none, where displacements elsewhere fit nearly as well, as on repeated patterns:
+    where they are further than 1 to 2 squared pixels away, on average."""
     h, w = a.shape[-2:]
     reach = min(REACH, max(1, min(h, w) // 2 - 1))
-    span = torch.arange(-reach, reach + 1.0, device=a.device)
-    moves = torch.cartesian_prod(span, span).flip(1)  # m 2, x and y
+    moves = torch.cartesian_prod(*[torch.arange(-reach, reach + 1.0, device=a.device)] * 2).flip(1)
     steady = STEADY * moves.square().sum(1).view(1, -1, 1, 1)
     ones = shifted(F.pad(a.new_ones(1, 1, h, w), (reach,) * 4), h, w)[:, 0]
     seen = F.avg_pool2d(ones, 5, 1, 2)  # share of a block that stays in the frame: 1 m h w
@@ -57,7 +58,10 @@ def match(a: Tensor, b: Tensor) -> Tensor:
         there = shifted(F.pad(b, (reach,) * 4, mode="replicate"), h, w)
         cost = F.avg_pool2d((a[:, :, None] - there).square().mean(1) * ones, 5, 1, 2)
         cost = cost / seen.clamp(min=1e-3) / variance(a) + steady + 1e3 * (seen < 0.25)
-        return torch.einsum("nmhw,md->ndhw", (-cost / SHARP).softmax(1), moves)
+        flow = torch.einsum("nmhw,md->ndhw", (-cost / SHARP).softmax(1), moves)
+        away = (moves.T[..., None, None] - flow[:, :, None]).square().sum(1)  # n m h w
+        others = ((-cost / (2 * SHARP)).softmax(1) * away).sum(1, keepdim=True)
+        return flow * (2 - others).clamp(0, 1)
 
     some = max(1, AT_ONCE // (a[0].numel() * len(moves)))
     return torch.cat([one(*pair) for pair in zip(a.split(some), b.split(some))])
@@ -65,8 +69,7 @@ def match(a: Tensor, b: Tensor) -> Tensor:
 
 def shifted(x: Tensor, h: int, w: int) -> Tensor:
     """All m crops of h x w from larger frames, row by row of their offsets: n c m h w."""
-    windows = x.unfold(2, h, 1).unfold(3, w, 1)  # n c y x h w
-    return windows.flatten(2, 3)
+    return x.unfold(2, h, 1).unfold(3, w, 1).flatten(2, 3)  # of n c y x h w
 
 
 def motion_at(s: float, a: Tensor, b: Tensor, ahead: Tensor, back: Tensor) -> Tensor:
