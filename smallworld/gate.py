@@ -2,6 +2,7 @@
 
     python -m smallworld.gate                        # all that ship: some minutes each on two cores
     python -m smallworld.gate --ckpt vc2-small --n 16 --fps 32       # does it obey its frame rate?
+    python -m smallworld.gate --ckpt smallworld/latte-small.safetensors
 
 One line a measure: checkpoint, measure, value, limit, and the value of the true rendering through
 the same autoencoder, which a perfect model would reach. Exit status 1 if a limit is missed. The
@@ -23,11 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import zerosmooth
-from zerosmooth.checkpoint import shipped
+from zerosmooth.checkpoint import find, read_header, shipped
 from zerosmooth.family import Family
 from zerosmooth.pipeline import Pipeline, Video
 from zerosmooth.settings import Running, Settings
 
+from . import recipes
 from .draw import MOTION, Scene, first_frame, frame_times, random_scene, render
 from .read import Reading, read
 
@@ -113,7 +115,8 @@ def verdict(name: str, got: dict[str, float], limits: dict[str, float],
 
 def gate(name: str, seed: int, n: int, device: str, fps: int | None = None) -> bool:
     """Print a checkpoint's lines. Whether it passes."""
-    pipeline = zerosmooth.load(name, device)
+    own = read_header(find(name)).metadata.get("family", "")
+    pipeline = zerosmooth.load(name, device, family=recipes.FAMILIES.get(own))
     scenes = scenes_of(pipeline.family, seed, n)
     settings = pipeline.settings(scale=1, **({} if fps is None else {"fps": fps}))
     ours: list[dict[str, float]] = []

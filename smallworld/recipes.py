@@ -177,7 +177,7 @@ RECIPES = {
     "wan-small":
     Recipe(
         replace(SMALL_WAN.config,
-                encoder=replace(SMALL_TEXT, context_length=40),
+                encoder=SMALL_TEXT,
                 defaults=replace(SMALL_DEFAULTS, height=32, width=32, eta=0.0, preset="paper")),
         size=32,
         autoencoder_steps=6000,

@@ -5,8 +5,9 @@ smallworld/wan-small.md.
 
 A row is words with "+" between: `whole` positions instead of fractional ones; latents attend in
 `windows`, or the network sees one window after the other and its `outputs` are fused, or all attend
-to all; `lines`, `carried`, `averages` or `fitted` correct; `join` begins late. One line is printed
-for each row. --true_keys: the key video comes out as the truth's latents.
+to all; `lines`, `carried`, `averages` or `fitted` correct; `join` begins late. `base` is the key
+video alone. One line is printed for each row: means, errors, and of how many scenes, as the path of
+a shape that is lost counts nowhere. --true_keys: the key video comes out as the truth's latents.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .motion import jitter, smoothness
 from .read import read
 from .wan import FAMILY
 
-ROWS = ("truth", "hold", "blend", "minterpolate", "rife", "whole", "", "windows", "outputs",
+ROWS = ("base", "truth", "hold", "blend", "minterpolate", "rife", "whole", "", "windows", "outputs",
         "lines", "carried", "averages", "fitted", "join", "lines+join", "windows+lines")
 SHIPPED = Path(__file__).with_name("wan-small.safetensors")
 
@@ -126,12 +127,12 @@ def measured(frames: Tensor, keys: Tensor, scene: Scene, n: int, fps: float) -> 
 
 
 def line(row: str, all_of: Sequence[dict[str, float]]) -> str:
-    """Means, and their standard errors, of what is a number."""
+    """Means, and their standard errors."""
     parts = []
     for name in all_of[0]:
         x = torch.tensor([one[name] for one in all_of])
-        x = x[x.isfinite()]
-        parts.append(f"{name} {x.mean():.2f} ± {x.std() / len(x) ** 0.5:.2f} of {len(x)}")
+        if len(x := x[x.isfinite()]) > 1:
+            parts.append(f"{name} {x.mean():.2f} ± {x.std() / len(x) ** 0.5:.2f} of {len(x)}")
     return f"{row or 'all to all'}: " + ", ".join(parts)
 
 
@@ -156,8 +157,9 @@ def main() -> int:
                   args.true_keys)
     fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
     args.outdir.mkdir(parents=True, exist_ok=True)
-    scenes, n = gate.scenes_of(FAMILY, args.seed, args.n), args.scale
+    scenes = gate.scenes_of(FAMILY, args.seed, args.n)
     for row in args.rows:
+        n = 1 if row == "base" else args.scale
         found: list[dict[str, float]] = []
         for i in range(0, len(scenes), 8):
             some = scenes[i : i + 8]

@@ -359,7 +359,7 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     z = load_file(next(tmp_path.rglob("clips-*")))["clips"].float()
     assert z.shape == (4, 5, 16, 8, 8) and z.std() == pytest.approx(1, abs=0.3)
     monkeypatch.setattr("sys.argv", [
-        "wan_rows", "--ckpt", str(path), "--n", "1", "--steps", "2", "--outdir", str(tmp_path),
+        "wan_rows", "--ckpt", str(path), "--n", "2", "--steps", "2", "--outdir", str(tmp_path),
         "--true_keys", "--rows", "truth", "hold", "lines+join"])
     assert wan_rows.main() == 0
     said = capsys.readouterr().out.splitlines()[-3:]
