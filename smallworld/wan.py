@@ -20,13 +20,13 @@ Z = 16  # channels of a latent
 
 
 class SmallWan(WanFamily):
-    """Latents of 4 frames of 4x4 pixels, each a token; 17 frames, or 5 latents, in training."""
+    """Latents of 4 frames of 4x4 pixels, four to a token; 17 frames, or 5 latents, in training."""
 
     name = "wan-small"
     config = ModelConfig(
         name,
-        WanConfig(heads=4, head_dim=32, layers=6, feed_forward=512, context_dim=64, patch=1,
-                  frames=5, overlap=3),
+        WanConfig(heads=6, head_dim=32, layers=6, feed_forward=768, context_dim=64, frames=5,
+                  overlap=3),
         WanAutoencoderConfig(channels=16, channel_mult=(1, 2, 4), res_blocks=1, latent_channels=Z,
                              time=(True, True), mean=(0.0,) * Z, std=(1.0,) * Z),
         TextConfig(width=64), FlowConfig(), Defaults())
