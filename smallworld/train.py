@@ -93,7 +93,8 @@ def train_autoencoder(
     def clips(step: int, count: int = recipe.autoencoder_batch) -> Tensor:
         """b f c h w, or of frames alone n c h w."""
         rng, frames = random.Random(f"frames/{step}"), length(step)
-        scenes = [recipe.random_scene(rng) for _ in range(count // max(frames, 1 + causal))]
+        count //= max(frames, 1 + causal)  # its convolutions see two more before a frame alone
+        scenes = [recipe.random_scene(rng) for _ in range(count)]
         starts = [rng.uniform(0, recipe.world.SECONDS) for _ in scenes]
         times = torch.stack([frame_times(frames, rng.choice(rates), start) for start in starts])
         x = (recipe.world.render(scenes, times, recipe.size) * 2 - 1).to(device)
