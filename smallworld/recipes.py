@@ -26,7 +26,8 @@ FAMILIES = {**BUILT_IN, SMALL_LATTE.name: SMALL_LATTE, SMALL_WAN.name: SMALL_WAN
 @dataclass(frozen=True)
 class Recipe:
     config: ModelConfig
-    world: ModuleType = draw  # has SECONDS, WORDS, random_scene, frame_times, render and parse
+    # has SECONDS, WORDS, random_scene, frame_times, render, parse and, for `law`, law
+    world: ModuleType = draw
     size: int = 64  # pixels, both sides
     tail: bool = False  # the shapes have tails that tell where they go
     # checkpoint whose autoencoder is taken; a temporal decoder learns on
@@ -53,7 +54,7 @@ class Recipe:
     # things are long before pixels teach it
     law: float = 0.0
     rate: float = 1e-3
-    bfloat16: bool = False  # products in it
+    bfloat16: bool = False  # see `trainer.Schedule`
 
     def random_scene(self, rng: random.Random) -> Any:
         """Any scene of its world that the checkpoint can be asked for."""
@@ -184,7 +185,6 @@ RECIPES = {
         autoencoder_batch=68,
         clips=6144,
         dense=0.0,  # it knows its own rate alone
-        encoder_steps=400,
         image_steps=200,
         steps=4400,
         batch=24 * 5,

@@ -84,7 +84,8 @@ def train_autoencoder(
     rates = (8, 16, 32) if causal else (7, 14, 28)
 
     def length(step: int) -> int:
-        """Frames of a clip; a causal autoencoder learns frames first, then a latent of some."""
+        """Frames of a clip; a causal autoencoder sees frames alone in a fifth of the steps, one
+        latent more in the next, then whole clips."""
         if not causal:
             return 4 if recipe.config.vae.temporal else 1
         short = (1, 1 + vae.config.frames)
@@ -93,7 +94,8 @@ def train_autoencoder(
     def clips(step: int, count: int = recipe.autoencoder_batch) -> Tensor:
         """b f c h w, or of frames alone n c h w."""
         rng, frames = random.Random(f"frames/{step}"), length(step)
-        count //= max(frames, 1 + causal)  # its convolutions see two more before a frame alone
+        # a causal one takes as long for a frame alone as for two
+        count //= max(frames, 2 if causal else 1)
         scenes = [recipe.random_scene(rng) for _ in range(count)]
         starts = [rng.uniform(0, recipe.world.SECONDS) for _ in scenes]
         times = torch.stack([frame_times(frames, rng.choice(rates), start) for start in starts])
@@ -116,13 +118,13 @@ def train_autoencoder(
         weight = 1 + 4 * (x - ground).abs().amax(-3, keepdim=True)
         return (weight * ((y - x).abs() + (y - x).square())).mean() + recipe.kl * kl
 
-    def show(step: int, vae: Autoencoder) -> None:
+    def show(step: int, vae: Any) -> None:
         x = clips(steps, 16 if not causal else 8 * length(steps))
         with torch.inference_mode():
             y = decode(vae, vae.moments(x)[0])
         print(f"autoencoder psnr {-10 * math.log10(((y - x) / 2).square().mean()):.1f} dB",
               flush=True)
-        shown = torch.stack([x.flatten(0, -4), y.flatten(0, -4)])[:, :34]
+        shown = torch.stack([x.flatten(0, -4), y.flatten(0, -4)])[:, : max(16, 2 * length(steps))]
         _picture(folder / "sheet.png", rearrange(shown, "two n c h w -> (two h) (n w) c"))
 
     return trainer.train(loss_at, show).eval().requires_grad_(False)
@@ -314,7 +316,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         chosen, positions = choose(count, rng)
         last = 0 if flow else clips.shape[1] - frames  # only the first latent is a frame alone
         firsts = [rng.randint(0, last) for _ in chosen]
-        x0 = torch.stack([clips[i, j:j + frames].float()
+        x0 = torch.stack([clips[i, j:j + frames].float()  # autocast stacks no halves
                           for i, j in zip(chosen, firsts)]).to(device)
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
@@ -332,7 +334,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         v = unet(shown, t, context, None if flow else numbers, **placed)
         loss = (v - (noise - x0 if flow else a * noise - s * x0)).square().mean()
         if recipe.law and unet is networks.unet:
-            h, of = middle.pop().float(), laws[chosen].flatten(0, 1)
+            h, of = middle.pop(), laws[chosen].flatten(0, 1)
             loss = loss + recipe.law * law_loss(h.reshape(len(of), -1), of)
         return loss
 

@@ -83,8 +83,8 @@ class Trainer:
         show(step, averaged) writes samples of the module with its average weights, every fifth
         time. Returns that module."""
         since, losses = time.perf_counter(), []
+        device = next(self.module.parameters()).device.type
         while self.step < self.steps:
-            device = next(self.module.parameters()).device.type
             # on CPUs the backward pass of fused attention takes longer than plain products
             plain = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
             with torch.autocast(device, torch.bfloat16, self.bfloat16), plain:

@@ -3,11 +3,11 @@ smallworld/wan-small.md.
 
     python -m smallworld.wan_rows --n 32 --interpolator rife.pt
 
-A row is words with "+" between: `whole` positions instead of fractional ones; latents attend in
+A row is words with "+" between: positions are `whole`, or else `fractional`; latents attend in
 `windows`, or the network sees one window after the other and its `outputs` are fused, or all attend
-to all; `lines`, `carried`, `averages` or `fitted` correct; `join` begins late. `base` is the key
-video alone. One line is printed for each row: means, errors, and of how many scenes, as the path of
-a shape that is lost counts nowhere. --true_keys: the key video comes out as the truth's latents.
+to all; `lines`, `carried`, `averages` or `fitted` correct; `join` begins half-way. `base` is the
+key video alone. A line a row: means, errors, and of how many scenes, as the path of a shape that is
+lost counts nowhere.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -35,24 +35,24 @@ from zerosmooth.video import write_picture
 
 from . import gate
 from .draw import Scene, frame_times, render
-from .far_world import GivenKeys
 from .motion import jitter, smoothness
 from .read import read
 from .wan import FAMILY
 
-ROWS = ("base", "truth", "hold", "blend", "minterpolate", "rife", "whole", "", "windows", "outputs",
-        "lines", "carried", "averages", "fitted", "join", "lines+join", "windows+lines")
+# words of a row, of which each group gives it one at most
+GROUPS = (("whole", "fractional"), ("windows", "outputs"),
+          ("lines", "carried", "averages", "fitted"), ("join",))
+WORDS = sum(GROUPS, ())
 SHIPPED = Path(__file__).with_name("wan-small.safetensors")
 
 
 class Maker:
     """Makes clips of scenes, each of twice the rate of the one before."""
 
-    def __init__(self, pipeline: Pipeline, steps: int, at: Sequence[float], rounds: int,
-                 true_keys: bool) -> None:
-        self.config, self.networks, self.true_keys = pipeline.config, pipeline.networks, true_keys
+    def __init__(self, pipeline: Pipeline, steps: int, at: Sequence[float]) -> None:
+        self.config, self.networks = pipeline.config, pipeline.networks
         self.settings = pipeline.settings(steps=steps, scale=1)
-        self.at, self.rounds = {step_at(share, steps) for share in at}, rounds
+        self.at = {step_at(share, steps) for share in at}
         self.latents = self.config.unet.frames
         self.fps = float(self.config.defaults.fps)
 
@@ -69,22 +69,24 @@ class Maker:
     def correction(self, words: set[str]) -> Correct:
         if "averages" in words:
             return Pairs.averages(self.config.vae.latent_channels)
-        if "fitted" in words:  # to clips that no row shows
-            known = gate.scenes_of(FAMILY, -1, 64)
-            return Pairs.fitted(self.drawn(known, 1), self.drawn(known, 2))
+        if "fitted" in words:
+            return self.fitted
         names = words & LIFTS.keys()
         return self.by_frames(*names) if names else keep
 
+    @cached_property
+    def fitted(self) -> Pairs:
+        """To clips that no row shows, at its own rate and at twice that."""
+        known = gate.scenes_of(FAMILY, -1, 64)
+        return Pairs.fitted(self.drawn(known, 1), self.drawn(known, 2))
+
     def by_frames(self, lift: str = "lines") -> ThroughFrames:
-        return ThroughFrames(self.networks.vae, LIFTS[lift], self.at, self.rounds)
+        return ThroughFrames(self.networks.vae, LIFTS[lift], self.at)
 
     def make(self, row: str, scenes: Sequence[Scene], seeds: Sequence[int],
              clips: int) -> list[Tensor]:
         """Frames of so many clips, b f h w 3: of the key video, then of denser ones."""
         words, settings = {*row.split("+")}, self.settings
-        sampling: Any = self.config.sampler
-        if self.true_keys:
-            sampling = GivenKeys(sampling, self.drawn(scenes, 1))
         context = self.networks.encoder.encode([scene.prompt() for scene in scenes])
         guide = Guidance(self.networks.unet, [Branch(context)], settings)
         side, c = self.config.vae.factor, self.config.unet
@@ -102,8 +104,9 @@ class Maker:
                 v[:, a:b] += share[:, None, None, None] * guide(x[:, a:b], timestep, at[a:b], stage)
             return v
 
-        xs = sample_dense(predict, sampling, settings.steps, [torch.stack(e) for e in zip(*each)],
-                          window, c.overlap if "windows" in words else 0, self.correction(words),
+        xs = sample_dense(predict, self.config.sampler, settings.steps,
+                          [torch.stack(e) for e in zip(*each)], window,
+                          c.overlap if "windows" in words else 0, self.correction(words),
                           step_at(0.5, settings.steps) if "join" in words else 0,
                           self.by_frames().begin)
         return [self.frames(x) for x in xs]
@@ -120,8 +123,8 @@ def measured(frames: Tensor, keys: Tensor, scene: Scene, n: int, fps: float) -> 
     turns = (path[2:] - 2 * path[1:-1] + path[:-2]).square().sum(1)
     phase = torch.arange(1, len(path) - 1) % 4  # latents begin at 1
     border = turns[phase < 2].mean() / turns[phase >= 2].mean()
-    names = "color", "shape", "direction", "speed"
-    return {"keys": psnr(frames[::n], keys), **{name: shown[f"{name} right"] for name in names},
+    names = "color right", "shape right", "direction right", "speed right"
+    return {"keys": psnr(frames[::n], keys), **{name: shown[name] for name in names},
             **smoothness(reading, n, size), "jitter": jitter(reading, size),
             "border": border.sqrt().item()}
 
@@ -133,7 +136,7 @@ def line(row: str, all_of: Sequence[dict[str, float]]) -> str:
         x = torch.tensor([one[name] for one in all_of])
         if len(x := x[x.isfinite()]) > 1:
             parts.append(f"{name} {x.mean():.2f} ± {x.std() / len(x) ** 0.5:.2f} of {len(x)}")
-    return f"{row or 'all to all'}: " + ", ".join(parts)
+    return f"{row}: " + ", ".join(parts)
 
 
 @torch.inference_mode()
@@ -143,27 +146,31 @@ def main() -> int:
     add = parser.add_argument
     add("--ckpt", type=Path, default=SHIPPED, help="default: the shipped one")
     add("--n", type=int, default=32, help="scenes (default: 32)")
-    add("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
-    add("--rows", nargs="+", default=ROWS, help="default: all")
+    add("--rows", nargs="+", help="default: those of the table")
     add("--scale", type=int, choices=(2, 4), default=2, help="times the rate (default: 2)")
     add("--steps", type=int, default=25)
     add("--at", type=float, nargs="*", default=(0.5, 0.7, 0.9), help="as examples.wan has it")
-    add("--rounds", type=int, default=1, help="as examples.wan has it")
-    add("--true_keys", action="store_true", help="the key video is the truth's")
     add("--interpolator", nargs="+", type=Path, default=[], metavar="FILE", help="rife.pt")
     add("--outdir", type=Path, default=Path("wan_rows"), help="of pictures (default: wan_rows)")
     args = parser.parse_args()
-    maker = Maker(zerosmooth.load(args.ckpt, family=FAMILY), args.steps, args.at, args.rounds,
-                  args.true_keys)
     fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
+    rows = args.rows or ["base", "truth", *fillers, *WORDS, "lines+join", "windows+lines"]
+    for row in rows:
+        words = row.split("+")
+        if row not in ("base", "truth", *fillers) and (
+                not {*words} <= {*WORDS} or any(len({*words} & {*g}) > 1 for g in GROUPS)):
+            ways = " + ".join("|".join(group) for group in GROUPS)
+            parser.error(f"there is no row {row!r}; use base, truth, {', '.join(fillers)}, or some "
+                         f"of {ways}; an interpolator's row needs its file")
+    maker = Maker(zerosmooth.load(args.ckpt, family=FAMILY), args.steps, args.at)
     args.outdir.mkdir(parents=True, exist_ok=True)
-    scenes = gate.scenes_of(FAMILY, args.seed, args.n)
-    for row in args.rows:
+    scenes = gate.scenes_of(FAMILY, 0, args.n)
+    for row in rows:
         n = 1 if row == "base" else args.scale
         found: list[dict[str, float]] = []
         for i in range(0, len(scenes), 8):
             some = scenes[i : i + 8]
-            seeds = range(args.seed + i, args.seed + i + len(some))
+            seeds = range(i, i + len(some))
             if row == "truth":
                 made = maker.frames(maker.drawn(some, n))
                 keys = made[:, ::n]
@@ -174,7 +181,7 @@ def main() -> int:
                 made = torch.stack([fillers[row](x, n, "", 0) for x in keys])
             if i == 0:
                 sheet = rearrange(made[:, : 4 * n + 1], "b f h w c -> (b h) (f w) c")
-                write_picture(args.outdir / f"{row or 'all'}.png", sheet.numpy())
+                write_picture(args.outdir / f"{row}.png", sheet.numpy())
             found += [measured(*one, n, n * maker.fps) for one in zip(made, keys, some)]
         print(line(row, found), flush=True)
     return 0

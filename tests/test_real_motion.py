@@ -132,5 +132,7 @@ def test_clips_come_out_of_the_wheels_that_are_there(tmp_path, monkeypatch):
     ((name, frames),) = motion.clips_of([], [wheel])
     assert name == "y.mp4" and frames.shape == (5, 256, 256, 3)
     monkeypatch.setattr(motion, "CLIPS", {"some-clips==1.0": ("0" * 64, "inside/y.mp4")})
+    with pytest.raises(UserError, match="other-1.0.whl is no wheel of some-clips==1.0"):
+        list(motion.clips_of([], [wheel, tmp_path / "other-1.0.whl"]))
     with pytest.raises(UserError, match="is not some-clips==1.0"):
         list(motion.clips_of([], [wheel]))

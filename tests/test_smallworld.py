@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,14 @@ def test_the_path_is_read_to_a_fraction_of_a_pixel(videos):
     for scene, video in zip(SCENES, videos):
         true = torch.tensor([scene.position(t) for t in frame_times(16, 8).tolist()])
         assert (read(video).path - true).norm(dim=1).max() < 0.3 / 64
+
+
+@pytest.mark.parametrize("name", ["latte-small", "wan-small"])
+def test_the_gate_takes_families_beyond_the_built_in_ones(name, capsys):
+    assert not gate.gate(f"smallworld/{name}.safetensors", 1000, 1, "cpu")
+    said = capsys.readouterr().out
+    assert "color right  1.00" in said and "shape right  0.00" in said and "MISSED" in said
+    assert said.count("(true rendering 1.00)") >= 3
 
 
 def test_wrong_videos_do_not_pass(videos):
@@ -206,16 +215,22 @@ def test_a_state_of_an_earlier_version_is_refused(tmp_path):
         Trainer(torch.nn.Linear(3, 2), SCHEDULE, tmp_path)
 
 
-def test_a_run_goes_on_from_an_exported_checkpoint_and_exports_it_again(tmp_path):
-    recipe, path = recipes.RECIPES["svd-small"], tmp_path / "again.safetensors"
-    train.go_on_from("svd-small", recipe, tmp_path)
-    train.export("svd-small", tmp_path, "cpu", path)
-    shipped, again = (load_file(find(name)) for name in ("svd-small", path))
+@pytest.mark.parametrize("start", ["svd-small", "smallworld/latte-small.safetensors",
+                                   "smallworld/wan-small.safetensors"])
+def test_a_run_goes_on_from_an_exported_checkpoint_and_exports_it_again(start, tmp_path):
+    name, path = Path(start).stem, tmp_path / "again.safetensors"
+    recipe, family = recipes.RECIPES[name], recipes.FAMILIES[recipes.RECIPES[name].config.family]
+    train.go_on_from(start, recipe, tmp_path)
+    train.export(name, tmp_path, "cpu", path)
+    shipped, again = (load_file(find(file)) for file in (start, path))
     assert shipped.keys() == again.keys() and all(
         torch.equal(shipped[name], again[name]) for name in shipped)
-    assert describe(path).source == describe(find("svd-small")).source
+    assert describe(path, family).source == describe(start, family).source
+
+
+def test_a_run_of_another_recipe_does_not_go_on(tmp_path):
     with pytest.raises(ValueError, match="not exported by a run of this recipe"):
-        train.go_on_from("vc2-small", recipe, tmp_path)
+        train.go_on_from("vc2-small", recipes.RECIPES["svd-small"], tmp_path)
 
 
 @torch.inference_mode(False)
@@ -360,7 +375,7 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     assert z.shape == (4, 5, 16, 8, 8) and z.std() == pytest.approx(1, abs=0.3)
     monkeypatch.setattr("sys.argv", [
         "wan_rows", "--ckpt", str(path), "--n", "2", "--steps", "2", "--outdir", str(tmp_path),
-        "--true_keys", "--rows", "truth", "hold", "lines+join"])
+        "--rows", "truth", "hold", "lines+join"])
     assert wan_rows.main() == 0
     said = capsys.readouterr().out.splitlines()[-3:]
     assert [line.partition(":")[0] for line in said] == ["truth", "hold", "lines+join"]
@@ -368,11 +383,19 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     assert (tmp_path / "lines+join.png").exists()
 
     randomise(pipeline.networks.unet)
-    maker = wan_rows.Maker(pipeline, 2, (0.5,), 1, False)
-    rows = ("", "whole", "windows", "outputs", "lines", "carried", "averages", "fitted", "join")
-    made = [maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in rows]
+    maker = wan_rows.Maker(pipeline, 2, (0.5,))
+    made = [maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in wan_rows.WORDS]
     assert all(torch.equal(keys, made[0][0]) for keys, _ in made)  # the key video is what it is
-    assert len({dense.numpy().tobytes() for _, dense in made}) == len(rows)
+    assert len({dense.numpy().tobytes() for _, dense in made}) == len(wan_rows.WORDS)
+
+
+# RIFE's file is not given
+@pytest.mark.parametrize("row", ["rife", "lins", "lines+rife", "lines+carried", ""])
+def test_rows_that_are_none_are_refused(row, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["wan_rows", "--rows", "base", row])
+    with pytest.raises(SystemExit):
+        wan_rows.main()
+    assert f"no row {row!r}" in capsys.readouterr().err
 
 
 def test_a_jump_at_each_latents_border_is_told(dense):
@@ -381,6 +404,6 @@ def test_a_jump_at_each_latents_border_is_told(dense):
     frame = torch.arange(33)
     apart = torch.stack([x.roll(int((i + 3) // 4 % 2), 0) for i, x in zip(frame, video)])
     smooth, jumpy = (wan_rows.measured(x, video[::2], scene, 2, 32) for x in (video, apart))
-    assert smooth["speed"] == smooth["direction"] == 1
+    assert smooth["speed right"] == smooth["direction right"] == smooth["color right"] == 1
     assert 0.5 < smooth["border"] < 2 and jumpy["border"] > 4
     assert smooth["keys"] == 100 > jumpy["keys"] and jumpy["jitter"] > 4 * smooth["jitter"]

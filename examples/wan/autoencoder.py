@@ -92,9 +92,11 @@ class Autoencoder(nn.Module):
         return mean.movedim(1, 2), log_variance.movedim(1, 2)
 
     def encode(self, x: Tensor, chunk: int | None = None) -> Tensor:
-        """Latents for the diffusion model: the posterior's mode, normalised. As `moments`."""
-        mean, std = self.statistics(x)
-        return (self.moments(x, chunk)[0] - mean) / std
+        """Latents for the diffusion model: the posterior's mode, normalised. x: .. f 3 h w; else as
+        `moments`."""
+        (mean, std), shape = self.statistics(x), x.shape
+        z = (self.moments(x.reshape(-1, *shape[-4:]), chunk)[0] - mean) / std
+        return z.reshape(*shape[:-4], *z.shape[1:])
 
     def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:
         """Frames, in about [-1, 1], of latents from the diffusion model. z: .. f c h w; chunk:

@@ -3,7 +3,8 @@
 The motion is read from the predicted key frames themselves, by block matching, ahead and back. Each
 pixel's motion is brought to the time of an inserted frame, and both key frames' corrections are
 carried along it. Where that explains the change between the key frames no better than standing
-still does, which is also where little moves, the lift is that of lines.
+still does, which is also where little moves, or where other displacements fit nearly as well, the
+lift is that of lines.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ def carried(n: int, y: Tensor, keys: Tensor) -> Tensor:
     out, k = lines(n, y), y.shape[1]
     if k == 1:
         return out
-    a, b = (x.flatten(0, 1) for x in (keys[:, :-1], keys[:, 1:]))
-    left, right = (x.flatten(0, 1) for x in (y[:, :-1], y[:, 1:]))
+    a, b, left, right = (x.flatten(0, 1) for z in (keys, y) for x in (z[:, :-1], z[:, 1:]))
     ahead, back = match(a, b), match(b, a)
     for j in range(1, n):
         s, inserted = j / n, slice(j, (k - 1) * n, n)
@@ -46,22 +46,25 @@ def match(a: Tensor, b: Tensor) -> Tensor:
     """Motion from a to b by soft block matching, b(place + motion) = a(place): n 2 h w, x and y.
 
     Less of it, or none, where displacements elsewhere fit nearly as well, as on repeated patterns:
-    where they are further than 1 to 2 squared pixels away, on average."""
+    where these are over 1 to 2 squared pixels away, on average."""
     h, w = a.shape[-2:]
     reach = min(REACH, max(1, min(h, w) // 2 - 1))
+    # displacements, x and y: m 2
     moves = torch.cartesian_prod(*[torch.arange(-reach, reach + 1.0, device=a.device)] * 2).flip(1)
-    steady = STEADY * moves.square().sum(1).view(1, -1, 1, 1)
+    told = torch.cat([moves, moves.square().sum(1, keepdim=True)], 1)  # and their squared length
     ones = shifted(F.pad(a.new_ones(1, 1, h, w), (reach,) * 4), h, w)[:, 0]
     seen = F.avg_pool2d(ones, 5, 1, 2)  # share of a block that stays in the frame: 1 m h w
 
     def one(a: Tensor, b: Tensor) -> Tensor:
         there = shifted(F.pad(b, (reach,) * 4, mode="replicate"), h, w)
         cost = F.avg_pool2d((a[:, :, None] - there).square().mean(1) * ones, 5, 1, 2)
-        cost = cost / seen.clamp(min=1e-3) / variance(a) + steady + 1e3 * (seen < 0.25)
-        flow = torch.einsum("nmhw,md->ndhw", (-cost / SHARP).softmax(1), moves)
-        away = (moves.T[..., None, None] - flow[:, :, None]).square().sum(1)  # n m h w
-        others = ((-cost / (2 * SHARP)).softmax(1) * away).sum(1, keepdim=True)
-        return flow * (2 - others).clamp(0, 1)
+        cost = cost / (seen.clamp(min=1e-3) * variance(a)) + 1e3 * (seen < 0.25)
+        cost = cost + STEADY * told[:, 2, None, None]
+        # what fits best, and, less sharply, what fits nearly as well: how far away that is, squared
+        flow, near = (torch.einsum("nmhw,md->ndhw", (-cost / sharp).softmax(1), told)
+                      for sharp in (SHARP, 2 * SHARP))
+        away = near[:, 2:] + (flow * (flow - 2 * near))[:, :2].sum(1, keepdim=True)
+        return flow[:, :2] * (2 - away).clamp(0, 1)
 
     some = max(1, AT_ONCE // (a[0].numel() * len(moves)))
     return torch.cat([one(*pair) for pair in zip(a.split(some), b.split(some))])
