@@ -151,7 +151,7 @@ def main() -> int:
     add("--steps", type=int, default=25)
     add("--at", type=float, nargs="*", default=(0.5, 0.7, 0.9), help="as examples.wan has it")
     add("--interpolator", nargs="+", type=Path, default=[], metavar="FILE", help="rife.pt")
-    add("--outdir", type=Path, default=Path("wan_rows"), help="of pictures (default: wan_rows)")
+    add("--outdir", type=Path, default=Path("outputs/wan_rows"), help="of pictures")
     args = parser.parse_args()
     fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
     rows = args.rows or ["base", "truth", *fillers, *WORDS, "lines+join", "windows+lines"]
