@@ -51,6 +51,8 @@ from .draw import MOTION, frame_times
 from .gate import make
 from .trainer import Schedule, Trainer, lay_out, read_state
 
+SCENES = 256  # of which latents' statistics are taken
+
 
 def train_autoencoder(
     recipe: recipes.Recipe, folder: Path, device: str, decoder_of: Autoencoder | None = None
@@ -157,7 +159,7 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
     """The `scale` of the autoencoder's config that gives its latents a standard deviation of
     one."""
     rng = random.Random("scale")
-    scenes = [recipe.world.random_scene(rng) for _ in range(256)]
+    scenes = [recipe.world.random_scene(rng) for _ in range(SCENES)]
     times = torch.tensor([[rng.uniform(0, recipe.world.SECONDS)] for _ in scenes])
     with torch.inference_mode():
         mean, _ = vae.moments(
@@ -169,7 +171,7 @@ def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float
 def with_statistics(vae: CausalAutoencoder, recipe: recipes.Recipe, device: str) -> Any:
     """The config of an autoencoder of clips, with mean and deviation of its latents' channels."""
     rng = random.Random("scale")
-    scenes = [recipe.random_scene(rng) for _ in range(256)]
+    scenes = [recipe.random_scene(rng) for _ in range(SCENES)]
     times = frame_times(clip_frames(recipe), recipe.config.defaults.fps).expand(len(scenes), -1)
     video = recipe.world.render(scenes, times, recipe.size) * 2 - 1
     z = torch.cat([vae.moments(x.to(device))[0] for x in video.split(16)])
@@ -548,19 +550,13 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=recipes.RECIPES, help="which small checkpoint")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--runs",
-                        type=Path,
-                        default=Path("runs"),
+    parser.add_argument("--runs", type=Path, default=Path("runs"),
                         help="folder of training states (default: runs)")
-    parser.add_argument("--export",
-                        type=Path,
-                        metavar="FILE",
+    parser.add_argument("--export", type=Path, metavar="FILE",
                         help="only write the checkpoint as it stands to FILE")
-    parser.add_argument("--start",
-                        metavar="CKPT",
+    parser.add_argument("--start", metavar="CKPT",
                         help="go on from an exported checkpoint, where no state is left")
-    parser.add_argument("--decoder",
-                        action="store_true",
+    parser.add_argument("--decoder", action="store_true",
                         help="only go on with the decoder of a run; --export takes it")
     args = parser.parse_args()
     folder, recipe = args.runs / args.name, recipes.RECIPES[args.name]

@@ -14,7 +14,7 @@ from smallworld.draw import COLORS, DIRECTIONS, SPEEDS, frame_times, parse, rand
 from smallworld.gate import LIMITS, make, means, measures
 from smallworld.motion import jitter, smoothness
 from smallworld.read import read
-from smallworld.trainer import Schedule, Trainer, lay_out
+from smallworld.trainer import Muon, Schedule, Trainer, lay_out, orthogonal
 from smallworld.wan import FAMILY as WAN
 from zerosmooth import load
 from zerosmooth.attention import frame_positions
@@ -234,7 +234,26 @@ def test_a_run_of_another_recipe_does_not_go_on(tmp_path):
 
 
 @torch.inference_mode(False)
-def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+def test_muon_moves_kernels_along_their_gradients_singular_vectors_and_biases_as_adam_does():
+    layer, other = torch.nn.Conv2d(4, 10, 3), torch.nn.Conv2d(4, 10, 3)
+    other.load_state_dict(before := {name: x.clone() for name, x in layer.state_dict().items()})
+    gradients = torch.randn(10, 4, 3, 3), torch.randn(10)
+    for kind, module in ((Muon, layer), (torch.optim.AdamW, other)):
+        optimizer = kind(module.parameters(), lr=0.1, weight_decay=0.5)
+        module.weight.grad, module.bias.grad = (g.clone() for g in gradients)
+        optimizer.step()
+    assert torch.equal(layer.bias, other.bias) and not torch.equal(layer.bias, before["bias"])
+    moved = (0.95 * before["weight"] - layer.weight.detach()).flatten(1) / (0.1 * 0.2 * 6)
+    u, _, v = torch.linalg.svd(gradients[0].flatten(1), full_matrices=False)
+    along = u.T @ moved @ v.T  # near the identity
+    assert (along.diagonal() - 1).abs().max() < 0.35
+    assert (along - along.diagonal().diag()).abs().max() < 1e-4
+    assert torch.allclose(orthogonal(moved.T), orthogonal(moved).T)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+@torch.inference_mode(False)
+def test_a_resumed_run_is_the_unbroken_one(muon, tmp_path):
     """Layers that join late, as temporal ones do, begin with Adam of their own, before and after a
     stop."""
 
@@ -251,9 +270,8 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
                 return (module[0](x) if step < 6 else module(x)).square().sum()
 
             try:
-                Trainer(module, Schedule(12, rate=0.1, warmup=2), folder).train(loss_at,
-                                                                                lambda *of: None,
-                                                                                every=1)
+                schedule = Schedule(12, rate=0.1, warmup=2, muon=muon)
+                Trainer(module, schedule, folder).train(loss_at, lambda *of: None, every=1)
                 return module.state_dict()
             except InterruptedError:
                 pass
@@ -364,6 +382,7 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     few = replace(recipes.RECIPES["wan-small"], autoencoder_steps=5, autoencoder_batch=34, clips=4,
                   encoder_steps=2, image_steps=1, steps=3, batch=10)
     monkeypatch.setitem(recipes.RECIPES, "wan-small", few)
+    monkeypatch.setattr(train, "SCENES", 16)
     monkeypatch.setattr("sys.argv", ["train", "wan-small", "--runs", str(tmp_path)])
     with torch.enable_grad():
         train.main()
