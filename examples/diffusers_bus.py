@@ -59,15 +59,20 @@ class Seat:
         return bus.frames * prod(bus.scales[: self.stage.index])
 
 
+def known(network: Any) -> Any:
+    if not isinstance(network, NETWORKS):
+        raise UserError(f"{type(network).__name__} is none of "
+                        f"{', '.join(kind.__name__ for kind in NETWORKS)}; "
+                        "docs/new_backbone.md says what others need")
+    return network
+
+
 @contextmanager
 def on_bus(network: nn.Module) -> Iterator[Seat]:
     """Within, the network runs the stage that the seat names, and is called with its frames.
 
     UserError for a network of another kind."""
-    if not isinstance(network, NETWORKS):
-        raise UserError(f"{type(network).__name__} is none of "
-                        f"{', '.join(kind.__name__ for kind in NETWORKS)}; "
-                        "docs/new_backbone.md says what others need")
+    known(network)
     seat = Seat()
     before = {path: (module, module.get_processor()) for path, module in network.named_modules()
               if hasattr(module, "get_processor")}
@@ -227,7 +232,7 @@ def placed(plain: Callable[..., Tensor], seat: Seat, table: Tensor) -> Callable[
 
 
 def network_of(pipeline: DiffusionPipeline) -> Any:
-    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    return known(getattr(pipeline, "unet", getattr(pipeline, "transformer", None)))
 
 
 class Smooth:
@@ -382,7 +387,8 @@ def smooth(pipeline: DiffusionPipeline, frames: int = 64, key_frames: int | None
 
     key_frames: those of the first stage, at most what the network was trained on; None: just that,
     16 for AnimateDiff. Each further stage doubles them. strength, correction, overlap: as in
-    `Cascade`. UserError if doublings of key_frames do not lead to frames.
+    `Cascade`. UserError for a pipeline of another kind, or if doublings of key_frames do not lead
+    to frames.
     """
     config = network_of(pipeline).config
     trained = config.get("num_frames") or config.get("video_length") or 16

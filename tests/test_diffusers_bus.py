@@ -298,6 +298,8 @@ def test_what_does_not_fit_is_refused(pipeline, reference):
     with pytest.raises(ValueError,
                        match="UNet2DConditionModel is none of"), diffusers_bus.on_bus(other):
         pass
+    with pytest.raises(ValueError, match="NoneType is none of UNet"):
+        diffusers_bus.smooth(None)
 
 
 def test_the_readmes_lines_run(monkeypatch, tmp_path):
