@@ -45,6 +45,9 @@ class Recipe:
     batch: int = 128
     # the first of them show single frames, for colour and shape; the others whole clips
     image_steps: int = 2500
+    # the next of them are at the noisiest levels, and mostly of whole scenes: there a prompt's
+    # places are learnt
+    places_steps: int = 0
     # the last of them are at less noise, where outlines are decided and not where a shape goes
     outline_steps: int = 0
     # mean and deviation of the logarithm of sigma over alpha that is trained on, where it is
@@ -54,7 +57,8 @@ class Recipe:
     # things are long before pixels teach it
     law: float = 0.0
     rate: float = 1e-3
-    bfloat16: bool = False  # see `trainer.Schedule`
+    bfloat16: bool = False  # this and the next: see `trainer.Schedule`
+    muon: bool = False
 
     def random_scene(self, rng: random.Random) -> Any:
         """Any scene of its world that the checkpoint can be asked for."""

@@ -52,6 +52,7 @@ from .gate import make
 from .trainer import Schedule, Trainer, lay_out, read_state
 
 SCENES = 256  # of which latents' statistics are taken
+PLACES = 0.2, (2.4, 1.5)  # `dense` and `log_sigma` while a prompt's places are learnt
 
 
 def train_autoencoder(
@@ -206,12 +207,10 @@ def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTowe
         rng = random.Random(f"prompts/{step}")
         scenes = [recipe.random_scene(rng) for _ in range(128)]
         if still:
-            first = recipe.world.render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:,
-                                                                                          0] * 2 - 1
-            return tower.encode(first.to(device)), [{
-                kind: getattr(s, kind)
-                for kind in words
-            } for s in scenes]
+            first = recipe.world.render(scenes, torch.zeros(len(scenes), 1), recipe.size)[:, 0]
+            first = first * 2 - 1
+            return tower.encode(first.to(device)), [{kind: getattr(s, kind) for kind in words}
+                                                    for s in scenes]
         prompts = [prompt_of(scene, rng) for scene in scenes]
         return tower.encode(prompts)[:, -8:], [recipe.world.parse(prompt) for prompt in prompts]
 
@@ -243,7 +242,7 @@ def new_networks(recipe: recipes.Recipe, device: str) -> Networks:
 
 def diffusion_trainer(recipe: recipes.Recipe, networks: Networks, folder: Path) -> Trainer:
     return Trainer(networks, Schedule(recipe.steps, recipe.rate, warmup=200,
-                                      bfloat16=recipe.bfloat16), folder)
+                                      bfloat16=recipe.bfloat16, muon=recipe.muon), folder)
 
 
 def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, device: str) -> None:
@@ -271,14 +270,13 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         laws, middle = laws.to(device), list[Tensor]()
         middle_of(networks.unet).register_forward_hook(lambda _, x, h: middle.append(h))
 
-    def choose(count: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
+    def choose(count: int, rng: random.Random, dense: float) -> tuple[list[int], Tensor | None]:
         """Clips of a step, and their frames' positions where a network has them: then all are of
-        one kind."""
+        one kind. dense: the share of parts of a scene."""
         if not isinstance(config.unet, SVDConfig):
-            return [
-                rng.choice(parts if rng.random() < recipe.dense else whole) for _ in range(count)
-            ], None
-        i = rng.choice(parts if rng.random() < recipe.dense else whole)
+            return [rng.choice(parts if rng.random() < dense else whole)
+                    for _ in range(count)], None
+        i = rng.choice(parts if rng.random() < dense else whole)
         chosen = rng.choices(alike[rates[i], starts[i]], k=count)
         return chosen, (base * frame_times(config.unet.frames, rates[i], starts[i])).to(device)
 
@@ -315,7 +313,9 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         frames = 1 if step < recipe.image_steps else config.unet.frames
         count = recipe.batch // frames
         goes_on = frames > 1 and rng.random() < recipe.goes_on
-        chosen, positions = choose(count, rng)
+        places = 0 <= step - recipe.image_steps < recipe.places_steps
+        dense, log_sigma = PLACES if places else (recipe.dense, recipe.log_sigma)
+        chosen, positions = choose(count, rng, dense)
         last = 0 if flow else clips.shape[1] - frames  # only the first latent is a frame alone
         firsts = [rng.randint(0, last) for _ in chosen]
         x0 = torch.stack([clips[i, j:j + frames].float()  # autocast stacks no halves
@@ -324,7 +324,7 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         early = frames > 1 and step < recipe.steps - recipe.outline_steps
-        levels = noise_levels(config.sampler, spread, early, recipe.log_sigma)
+        levels = noise_levels(config.sampler, spread, early, log_sigma)
         t, alpha, sigma = (v.to(device) for v in levels)
         a, s = alpha[:, None, None, None, None], sigma[:, None, None, None, None]
         context, reference, numbers = tell(chosen, rng, generator)

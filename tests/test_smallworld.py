@@ -380,12 +380,17 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
                                                                           capsys):
     """Whole, with a few steps of each part."""
     few = replace(recipes.RECIPES["wan-small"], autoencoder_steps=5, autoencoder_batch=34, clips=4,
-                  encoder_steps=2, image_steps=1, steps=3, batch=10)
+                  encoder_steps=2, image_steps=1, places_steps=1, steps=3, batch=10,
+                  muon=True, bfloat16=False)
     monkeypatch.setitem(recipes.RECIPES, "wan-small", few)
     monkeypatch.setattr(train, "SCENES", 16)
+    levels, noise_levels = [], train.noise_levels
+    monkeypatch.setattr(train, "noise_levels",
+                        lambda *of: [levels.append(of[3]), noise_levels(*of)][1])
     monkeypatch.setattr("sys.argv", ["train", "wan-small", "--runs", str(tmp_path)])
     with torch.enable_grad():
         train.main()
+    assert levels == [few.log_sigma, train.PLACES[1], few.log_sigma]
     path = tmp_path / "wan-small/wan-small.safetensors"
     pipeline = load(path, family=WAN)
     vae = pipeline.config.vae
@@ -402,6 +407,9 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     assert (tmp_path / "lines+join.png").exists()
 
     randomise(pipeline.networks.unet)
+    all_scenes = gate.scenes_of
+    monkeypatch.setattr(gate, "scenes_of", lambda family, seed, n: all_scenes(family, seed,
+                                                                              min(n, 4)))
     maker = wan_rows.Maker(pipeline, 2, (0.5,))
     made = [maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in wan_rows.WORDS]
     assert all(torch.equal(keys, made[0][0]) for keys, _ in made)  # the key video is what it is
