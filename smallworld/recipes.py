@@ -88,12 +88,8 @@ SMALL_DEFAULTS = Defaults(
     prompt="a red circle moving left quickly on a gray background",
     preset="anchored",  # measured on all three: docs/evaluation.md
 )
-SIZE: dict[str, Any] = dict(channels=40,
-                            channel_mult=(1, 2),
-                            res_blocks=1,
-                            attention_resolutions=(1, 2),
-                            context_dim=64,
-                            groups=8)
+SIZE: dict[str, Any] = dict(channels=40, channel_mult=(1, 2), res_blocks=1,
+                            attention_resolutions=(1, 2), context_dim=64, groups=8)
 FAR_PROMPT = "a red square bouncing right and down quickly on a gray background"
 RECIPES = {
     "vc2-small":
@@ -216,12 +212,14 @@ RECIPES = {
         autoencoder_steps=1800,
         autoencoder_batch=32,
         clips=10_240,
-        dense=0.6,
+        dense=0.5,
         encoder_steps=500,
         image_steps=900,
-        steps=20_000,
-        batch=64,
-        log_sigma=(0.7, 1.4),
-        law=1.0,
+        places_steps=4000,
+        steps=16_000,
+        batch=128,
+        log_sigma=(0.3, 1.2),
+        law=20.0,
+        muon=True,
     ),
 }
