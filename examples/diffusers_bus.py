@@ -60,6 +60,7 @@ class Seat:
 
 
 def known(network: Any) -> Any:
+    """The network. UserError for one of another kind."""
     if not isinstance(network, NETWORKS):
         raise UserError(f"{type(network).__name__} is none of "
                         f"{', '.join(kind.__name__ for kind in NETWORKS)}; "

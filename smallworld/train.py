@@ -52,7 +52,7 @@ from .gate import make
 from .trainer import Schedule, Trainer, lay_out, read_state
 
 SCENES = 256  # of which latents' statistics are taken
-PLACES = 0.2, (2.4, 1.5)  # `dense` and `log_sigma` while a prompt's places are learnt
+PLACES = 0.2, (2.4, 1.5)  # `dense` at most, and `log_sigma`, while a prompt's places are learnt
 
 
 def train_autoencoder(
@@ -314,8 +314,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         count = recipe.batch // frames
         goes_on = frames > 1 and rng.random() < recipe.goes_on
         places = 0 <= step - recipe.image_steps < recipe.places_steps
-        dense, log_sigma = PLACES if places else (recipe.dense, recipe.log_sigma)
-        chosen, positions = choose(count, rng, dense)
+        dense, log_sigma = PLACES if places else (1.0, recipe.log_sigma)
+        chosen, positions = choose(count, rng, min(dense, recipe.dense))
         last = 0 if flow else clips.shape[1] - frames  # only the first latent is a frame alone
         firsts = [rng.randint(0, last) for _ in chosen]
         x0 = torch.stack([clips[i, j:j + frames].float()  # autocast stacks no halves

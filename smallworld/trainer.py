@@ -49,10 +49,10 @@ class Muon(torch.optim.AdamW):
             for p in group["params"]:
                 if p.grad is None or p.ndim < 2:
                     continue
-                state = self.state[p] or {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
-                self.state[p] = state
-                state["momentum"].lerp_(p.grad, 0.05)
-                update = orthogonal(state["momentum"].lerp(p.grad, 0.05).flatten(1))
+                self.state[p].setdefault("step", torch.zeros(()))  # or Adam's would not be resumed
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                update = orthogonal(momentum.lerp(p.grad, 0.05).flatten(1))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * max(update.shape) ** 0.5
                 p.sub_(update.view_as(p), alpha=group["lr"] * size)

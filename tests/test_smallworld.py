@@ -384,6 +384,8 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
                   muon=True, bfloat16=False)
     monkeypatch.setitem(recipes.RECIPES, "wan-small", few)
     monkeypatch.setattr(train, "SCENES", 16)
+    # there are no parts of scenes to choose
+    monkeypatch.setattr(train, "PLACES", (1.0, train.PLACES[1]))
     levels, noise_levels = [], train.noise_levels
     monkeypatch.setattr(train, "noise_levels",
                         lambda *of: [levels.append(of[3]), noise_levels(*of)][1])
