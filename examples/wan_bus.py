@@ -31,7 +31,7 @@ from zerosmooth.extensions.predictions import Lift, lines
 from zerosmooth.fields import UserError
 
 from .diffusers_bus import replaced
-from .wan.dense import Correct, ThroughFrames, last_frames, step_at
+from .wan.dense import Correct, Pairs, ThroughFrames, last_frames, step_at
 from .wan.transformer import turns
 
 
@@ -90,7 +90,7 @@ class Smooth:
     window: int
     overlap: int
     correct: Correct | None
-    lift: Lift
+    lift: Lift | None
     at: Sequence[float]
     join: float
 
@@ -112,7 +112,7 @@ class Smooth:
                             "scheduler, or one with use_flow_sigmas=True")
         self.lengths = [(num_frames - 1) // 4 * 2**s + 1 for s in range(self.clips)]
         self.step, self.first = 0, step_at(self.join, num_inference_steps)
-        self.through = ThroughFrames(Latents(pipeline.vae), self.lift,
+        self.through = ThroughFrames(Latents(pipeline.vae), self.lift or lines,
                                      {step_at(share, num_inference_steps) for share in self.at})
         processors = network.attn_processors
         with ExitStack() as stack:
@@ -187,7 +187,8 @@ class Smooth:
     def stepped(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         """The scheduler's step of each clip, with what the longer ones predict corrected by the one
         before. These have schedulers of their own, whose memory begins where they do."""
-        scheduler, correct = self.pipeline.scheduler, self.correct or self.through
+        scheduler, correct = self.pipeline.scheduler, self.correct or (
+            self.through if self.lift else Pairs.averages(self.pipeline.vae.config.z_dim))
         own: list[Any] = []
 
         def step(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
@@ -218,15 +219,15 @@ class Smooth:
 
 
 def smooth(pipeline: WanPipeline, scale: int = 2, window: int = 21, overlap: int = 11,
-           correct: Correct | None = None, lift: Lift = lines,
+           correct: Correct | None = None, lift: Lift | None = None,
            at: Sequence[float] = (0.5, 0.7, 0.9), join: float = 0.0) -> Smooth:
     """A pipeline whose videos have 2 or 4 times the frames a second, and which else stays as it is.
 
     window, overlap: latents that attend to each other, and how many of them two windows share.
-    correct: of the longer clips' predicted data, see `dense`; None: through frames along `lift`,
-    after these shares of the steps (none: no correction). join: the share of the steps after which
-    longer clips begin, from frames that `lift` interpolates. UserError for another pipeline, scale
-    or share.
+    correct: of the longer clips' predicted data, see `dense` (`keep`: none). None: by averages of
+    two latents in every step, or, with a lift, through frames along it, after the shares `at` of
+    the steps. join: the share of the steps after which longer clips begin, from frames that the
+    lift interpolates, or lines. UserError for another pipeline, scale or share.
     """
     network = getattr(pipeline, "transformer", None)
     if (not isinstance(network, WanTransformer3DModel) or network.config.image_dim is not None

@@ -26,6 +26,7 @@ from examples.wan import dense  # noqa: E402
 from examples.wan_bus import Latents, smooth  # noqa: E402
 from weights_convert.engine import convert  # noqa: E402
 from zerosmooth.checkpoint import tensor_shapes  # noqa: E402
+from zerosmooth.extensions.predictions import lines  # noqa: E402
 from zerosmooth.family import Networks  # noqa: E402
 from zerosmooth.fields import UserError  # noqa: E402
 from zerosmooth.guidance import Branch, Guidance  # noqa: E402
@@ -83,8 +84,8 @@ def run(pipeline: WanPipeline, **given) -> list[Tensor]:
 def test_the_key_video_is_what_the_pipeline_makes_by_itself(pipeline):
     """Bitwise, corrected or not; and the pipeline is what it was."""
     alone = pipeline(generator=seeded(), **GIVEN).frames
-    plain, through = run(pipeline, at=()), run(pipeline)
-    averages = run(pipeline, correct=dense.Pairs.averages(16))
+    plain, averages, through = (run(pipeline, **given)
+                                for given in ({"correct": dense.keep}, {}, {"lift": lines}))
     assert [x.shape[2] for x in plain] == [3, 5, 9]
     for made in (plain, through, averages):
         assert torch.equal(made[0], alone)
@@ -101,7 +102,7 @@ def test_it_is_so_in_half_precision(pipeline):
     assert torch.equal(run(pipeline)[0], alone)
 
 
-@pytest.mark.parametrize(("at", "join"), [((), 0.0), ((0.5, 0.9), 0.0), ((0.9,), 0.4)])
+@pytest.mark.parametrize(("at", "join"), [(None, 0.0), ((0.5, 0.9), 0.0), ((0.9,), 0.4)])
 def test_it_makes_what_our_networks_make(pipeline, at, join):
     """Positions, windows, corrections, late joining and samplers, from the same noise."""
     networks, given = ours(pipeline), GIVEN["num_inference_steps"]
@@ -109,13 +110,15 @@ def test_it_makes_what_our_networks_make(pipeline, at, join):
                      settings_for(wan.FAMILY, CONFIG))
     generator = seeded()
     noise = [torch.randn(1, 16, f, 2, 4, generator=generator).movedim(1, 2) for f in (3, 5, 9)]
-    correct = dense.ThroughFrames(networks.vae, steps={dense.step_at(x, given) for x in at})
+    through = dense.ThroughFrames(networks.vae, steps={dense.step_at(x, given) for x in at or ()})
+    correct = through if at else dense.Pairs.averages(16)
     with torch.inference_mode():
         wanted = dense.sample_dense(
             lambda timestep, x, place, stage: guide(x, timestep, place, stage),
             wan.FlowConfig(pipeline.kind), given, noise, 3, 2, correct,
-            dense.step_at(join, given), correct.begin)
-    for x, y in zip(run(pipeline, at=at, join=join), wanted):
+            dense.step_at(join, given), through.begin)
+    asked = {"lift": lines, "at": at} if at else {}
+    for x, y in zip(run(pipeline, join=join, **asked), wanted):
         assert_close(x.movedim(2, 1), y, rtol=0, atol=1e-3 * float(y.std()))
 
 

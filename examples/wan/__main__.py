@@ -45,9 +45,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--shift", type=float, default=FAMILY.config.sampler.shift,
         help="of the noise levels; 3 for 480 lines, 5 for 720 (default: %(default)g)")
     add("--seed", type=int, default=0)
-    add("--correct", choices=("none", *LIFTS, "averages"), default="lines",
-        help="the longer clips: through frames, in lines or carried along the motion; by averages "
-             "of two latents; or not at all (default: lines)")
+    add("--correct", choices=("none", *LIFTS, "averages"), default="averages",
+        help="the longer clips: by averages of two latents; through frames, in lines or carried "
+             "along the motion; or not at all (default: averages)")
     add("--at", type=float, nargs="*", default=(0.5, 0.7, 0.9), metavar="SHARE",
         help="correct through frames after these shares of the steps (default: 0.5 0.7 0.9)")
     add("--rounds", type=int, default=1, help="corrections through frames in each of these steps")
