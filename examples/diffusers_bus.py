@@ -253,15 +253,15 @@ class Smooth:
                  **kwargs: Any) -> list[Any]:
         """What the pipeline returns, for each stage: key frames first, the smoothest last.
 
-        generator: all noise has its seed, as in `sample.py`: one seed has the same key frames at
-        every number of frames. latents: standard normal noise of the smoothest stage, instead.
-        All else: the pipeline's own arguments; fps is that of the key frames. UserError for what
-        does not fit.
+        generator: all noise has its seed, or one that torch draws, as in `sample.py`: one seed has
+        the same key frames at every number of frames. latents: standard normal noise of the
+        smoothest stage, instead. All else: the pipeline's own arguments; fps is that of the key
+        frames. UserError for what does not fit.
         """
         if self.count in kwargs:
             raise UserError(f"{self.count}={kwargs[self.count]}; give it to smooth(.., frames=..)")
         pipeline, network, scheduler = self.pipeline, self.network, self.pipeline.scheduler
-        seed = torch.seed() if generator is None else generator
+        seed = int(torch.randint(1 << 31, ())) if generator is None else generator
         seeds = [x if isinstance(x, int) else x.initial_seed()
                  for x in (seed if isinstance(seed, list) else [seed])]
         self.step = -1

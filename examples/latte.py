@@ -162,8 +162,7 @@ class Latte(nn.Module):
         return rearrange(h, "b f (h w) (p q c) -> b f c (h p) (w q)", h=height, p=c.patch,
                          q=c.patch)
 
-    def positions(self, f: int, stage: Stage | None,
-                  device: torch.device | None = None) -> Tensor:
+    def positions(self, f: int, stage: Stage | None, device: torch.device | None = None) -> Tensor:
         """Of f frames: key frames keep theirs when frames come between (Eq. 16-17)."""
         return frame_positions(f, stage, device)
 

@@ -31,7 +31,7 @@ from zerosmooth.extensions.predictions import Lift, lines
 from zerosmooth.fields import UserError
 
 from .diffusers_bus import replaced
-from .wan.dense import Correct, Pairs, ThroughFrames, last_frames, step_at
+from .wan.dense import AT, Correct, Pairs, ThroughFrames, last_frames, step_at
 from .wan.transformer import turns
 
 
@@ -72,7 +72,7 @@ class Windows:
         f = self.run.lengths[self.run.stage]
         n = hidden_states.shape[1] // f  # tokens of a latent frame
         spans = windows(f, self.run.window, self.run.overlap)
-        if len(spans) == 1:
+        if len(spans) == 1 or self.run.stage == 0:  # the key video stays what it is alone
             return attend(0, f * n)
         o = torch.zeros_like(hidden_states)
         for (start, end), share in zip(spans, fusion_matrix(spans).to(o)):
@@ -198,8 +198,7 @@ class Smooth:
                 for one in own:
                     one.set_begin_index(self.first)
             s, next_s = (float(level) for level in scheduler.sigmas[i : i + 2])
-            (x, *longer), (v, *predicted) = (
-                z.split(self.lengths, dim=2) for z in (sample, output))
+            (x, *longer), (v, *predicted) = (z.split(self.lengths, dim=2) for z in (sample, output))
             data = (x - s * v).movedim(2, 1)
             after.append(plain(v, timestep, x, **kwargs)[0])
             for one, x, v in zip(own, longer, predicted):
@@ -220,14 +219,15 @@ class Smooth:
 
 def smooth(pipeline: WanPipeline, scale: int = 2, window: int = 21, overlap: int = 11,
            correct: Correct | None = None, lift: Lift | None = None,
-           at: Sequence[float] = (0.5, 0.7, 0.9), join: float = 0.0) -> Smooth:
+           at: Sequence[float] | None = None, join: float = 0.0) -> Smooth:
     """A pipeline whose videos have 2 or 4 times the frames a second, and which else stays as it is.
 
     window, overlap: latents that attend to each other, and how many of them two windows share.
     correct: of the longer clips' predicted data, see `dense` (`keep`: none). None: by averages of
-    two latents in every step, or, with a lift, through frames along it, after the shares `at` of
-    the steps. join: the share of the steps after which longer clips begin, from frames that the
-    lift interpolates, or lines. UserError for another pipeline, scale or share.
+    two latents in every step, or, with a lift (`lines`, `carried`), through frames along it, after
+    the shares `at` of the steps (default: 0.5, 0.7, 0.9). join: the share of the steps after which
+    longer clips begin, from frames that the lift interpolates, or lines. UserError for what does
+    not fit.
     """
     network = getattr(pipeline, "transformer", None)
     if (not isinstance(network, WanTransformer3DModel) or network.config.image_dim is not None
@@ -237,6 +237,10 @@ def smooth(pipeline: WanPipeline, scale: int = 2, window: int = 21, overlap: int
     if scale not in (2, 4) or not 0 <= overlap < window:
         raise UserError(f"scale={scale} in windows of {window} that share {overlap}; 2 or 4, and "
                         "an overlap below the window, are needed")
-    for share in (*at, join):
+    if at is not None and (lift is None or correct is not None):
+        raise UserError("at is of corrections through frames: give a lift, such as lines, alone")
+    if not all(given is None or callable(given) for given in (correct, lift)):
+        raise UserError(f"correct={correct!r}, lift={lift!r}; functions are needed, such as lines")
+    for share in (*(at := AT if at is None else at), join):
         step_at(share, 1)
     return Smooth(pipeline, scale.bit_length(), window, overlap, correct, lift, at, join)

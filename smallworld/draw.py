@@ -101,9 +101,9 @@ def random_scene(rng: random.Random, tail: bool = False) -> Scene:
     )
 
 
-def law(scene: Scene, times: Tensor) -> Tensor:
+def law(scene: Scene, times: Tensor) -> tuple[Tensor]:
     """A shape's place from the middle, x and y, at seconds: f 2."""
-    return 2 * torch.tensor([scene.position(t) for t in times.tolist()]) - 1
+    return (2 * torch.tensor([scene.position(t) for t in times.tolist()]) - 1,)
 
 
 def parse(prompt: str) -> dict[str, str]:

@@ -60,7 +60,7 @@ WORDS = {  # of a prompt
     "background": tuple(GREYS),
 }
 WAVES = 8  # of a ground
-SHARES = {"bounce": 0.3, "spin": 0.25, "hide": 0.35, "pan": 0.1}  # of scenes
+SHARES = {"bounce": 0.3, "spin": 0.25, "hide": 0.3, "pan": 0.15}  # of scenes
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,18 @@ def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
     return Scene(*words, radius, start, (v * x, v * y), angle, spin, pillar)
 
 
-def law(scene: Scene, times: Tensor) -> Tensor:
-    """A shape's place from the middle, x and y, and its angle's cosine and sine at seconds: f 4,
-    NaN for what its kind does not have."""
+def law(scene: Scene, times: Tensor) -> tuple[Tensor, Tensor]:
+    """What is where at seconds: a shape's place from the middle, x and y, and its angle's cosine
+    and sine, f 4; cosines and sines of the ground's waves at a view's corner, f 2 WAVES. NaN for
+    what its kind does not have."""
     nothing = torch.full((len(times), 2), math.nan)
-    angles = scene.angles(times).deg2rad()
+    path, angles = scene.path(times), scene.angles(times).deg2rad()
     turned = torch.stack([angles.cos(), angles.sin()], dim=1) if scene.spin else nothing
-    place = nothing if scene.kind == "pan" else 2 * scene.path(times) - 1
-    return torch.cat([place, turned], dim=1)
+    if scene.kind == "pan":
+        right, down, phase = waves()
+        at = path[:, :1] * right + path[:, 1:] * down + phase
+        return torch.cat([nothing, turned], dim=1), torch.cat([at.cos(), at.sin()], dim=1)
+    return torch.cat([2 * path - 1, turned], dim=1), nothing.repeat(1, WAVES)
 
 
 def parse(prompt: str) -> dict[str, str]:
@@ -248,15 +252,21 @@ def hidden(scene: Scene, path: Tensor, size: int = 64) -> Tensor:
     return (cover * behind(scene, size)).sum((1, 2)) / cover.sum((1, 2))
 
 
+def waves() -> Tensor:
+    """The ground's, 18 to 45 of 64 pixels long: radians a side to the right and down, and at the
+    world's corner: 3 WAVES."""
+    rng, rows = random.Random("ground/0"), []
+    for i in range(WAVES):
+        heading, length = math.pi * (i + rng.random()) / WAVES, rng.uniform(0.28, 0.7)
+        rows.append((math.cos(heading) / length, math.sin(heading) / length, rng.random()))
+    return 2 * math.pi * torch.tensor(rows).T
+
+
 def ground(corner: Tensor, size: int) -> Tensor:
-    """Brightness of a pan's ground, a sum of waves of 18 to 45 of 64 pixels. corner: f 2; returns f
-    h w, 0 to 1."""
-    rng = random.Random("ground/0")
+    """Brightness of a pan's ground. corner: f 2; returns f h w, 0 to 1."""
     grid = (torch.arange(size) + 0.5) / size
     x, y = (corner[:, 0, None] + grid)[:, None, :], (corner[:, 1, None] + grid)[:, :, None]
     total = torch.zeros(len(corner), size, size)
-    for i in range(WAVES):
-        heading, length = math.pi * (i + rng.random()) / WAVES, rng.uniform(0.28, 0.7)
-        phase = x * math.cos(heading) + y * math.sin(heading)
-        total += (2 * math.pi * (phase / length + rng.random())).cos()
+    for right, down, phase in waves().T:
+        total += (x * right + y * down + phase).cos()
     return 0.5 + 0.5 * (1.2 * total / math.sqrt(WAVES / 2)).tanh()

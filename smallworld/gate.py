@@ -89,8 +89,7 @@ def means(videos: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(video[name] for video in videos) / len(videos) for name in videos[0]}
 
 
-def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float,
-                chunk: int) -> Tensor:
+def true_frames(pipeline: Pipeline, scene: Scene, frames: int, fps: float, chunk: int) -> Tensor:
     """The scene itself through the checkpoint's autoencoder: uint8 f h w 3. chunk: frames decoded
     at a time."""
     size, vae = pipeline.config.defaults.height, pipeline.networks.vae

@@ -95,12 +95,8 @@ RECIPES = {
     "vc2-small":
     Recipe(
         ModelConfig(
-            family="vc2",
-            unet=UNetConfig(**SIZE, head_dim=8),
-            vae=SMALL_VAE,
-            encoder=SMALL_TEXT,
-            sampler=replace(SMALL_DDIM, more_steps=True),
-            defaults=SMALL_DEFAULTS,
+            family="vc2", unet=UNetConfig(**SIZE, head_dim=8), vae=SMALL_VAE, encoder=SMALL_TEXT,
+            sampler=replace(SMALL_DDIM, more_steps=True), defaults=SMALL_DEFAULTS,
         ),
         # what it is told of the rate is all that tells windows of a longer video how far a shape
         # goes
@@ -110,9 +106,7 @@ RECIPES = {
     Recipe(
         ModelConfig(
             family="lavie",
-            unet=LaVieConfig(**{
-                **SIZE, "channels": 48
-            }, heads=4),
+            unet=LaVieConfig(**{**SIZE, "channels": 48}, heads=4),
             vae=SMALL_VAE,
             encoder=replace(SMALL_TEXT,
                             pad_token=SMALL_TEXT.vocab_size - 1,
@@ -129,9 +123,7 @@ RECIPES = {
     Recipe(
         ModelConfig(
             family="svd",
-            unet=SVDConfig(**{
-                **SIZE, "channels": 32
-            }, head_dim=8, condition_dim=32),
+            unet=SVDConfig(**{**SIZE, "channels": 32}, head_dim=8, condition_dim=32),
             vae=replace(SMALL_VAE, temporal=True, float32=True),
             encoder=ImageConfig(image_size=56, patch_size=7, width=64, heads=4, layers=2, out=64),
             sampler=EulerConfig(),
@@ -159,12 +151,8 @@ RECIPES = {
     "latte-small":
     Recipe(
         ModelConfig(
-            family=SMALL_LATTE.name,
-            unet=SMALL_LATTE.config.unet,
-            vae=SMALL_VAE,
-            encoder=SMALL_TEXT,
-            sampler=SMALL_DDIM,
-            defaults=SMALL_DEFAULTS,
+            family=SMALL_LATTE.name, unet=SMALL_LATTE.config.unet, vae=SMALL_VAE,
+            encoder=SMALL_TEXT, sampler=SMALL_DDIM, defaults=SMALL_DEFAULTS,
         ),
         autoencoder_from="vc2-small",
         clips=4096,
@@ -197,8 +185,8 @@ RECIPES = {
         ModelConfig(
             family="vc2",
             # at the lowest level, of 2x2 places, a frame's whole state meets the other frames'
-            unet=UNetConfig(**{**SIZE, "channel_mult": (1, 2, 3),
-                               "attention_resolutions": (2, 4)},
+            unet=UNetConfig(**{**SIZE, "channel_mult": (2, 2, 3),
+                               "attention_resolutions": (1, 2, 4)},
                             frames=8, in_channels=12, out_channels=12, head_dim=8,
                             relative_position=True),  # or attention could not tell their order
             # 4 pixels a latent, whose channels keep outlines and colours
@@ -211,6 +199,7 @@ RECIPES = {
         size=32,
         autoencoder_steps=1800,
         autoencoder_batch=32,
+        decoder_steps=1200,
         clips=10_240,
         dense=0.5,
         encoder_steps=500,

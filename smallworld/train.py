@@ -156,31 +156,6 @@ def start_from(vae: Autoencoder, weights: dict[str, Tensor]) -> None:
     vae.load_state_dict({name: weights.get(name, x) for name, x in own.items()})
 
 
-def latent_scale(vae: Autoencoder, recipe: recipes.Recipe, device: str) -> float:
-    """The `scale` of the autoencoder's config that gives its latents a standard deviation of
-    one."""
-    rng = random.Random("scale")
-    scenes = [recipe.world.random_scene(rng) for _ in range(SCENES)]
-    times = torch.tensor([[rng.uniform(0, recipe.world.SECONDS)] for _ in scenes])
-    with torch.inference_mode():
-        mean, _ = vae.moments(
-            (recipe.world.render(scenes, times, recipe.size)[:, 0] * 2 - 1).to(device))
-    return round(1 / mean.std().item(), 5)
-
-
-@torch.inference_mode()
-def with_statistics(vae: CausalAutoencoder, recipe: recipes.Recipe, device: str) -> Any:
-    """The config of an autoencoder of clips, with mean and deviation of its latents' channels."""
-    rng = random.Random("scale")
-    scenes = [recipe.random_scene(rng) for _ in range(SCENES)]
-    times = frame_times(clip_frames(recipe), recipe.config.defaults.fps).expand(len(scenes), -1)
-    video = recipe.world.render(scenes, times, recipe.size) * 2 - 1
-    z = torch.cat([vae.moments(x.to(device))[0] for x in video.split(16)])
-    mean, std = ([round(v, 5) for v in x.tolist()] for x in (z.mean((0, 1, 3, 4)),
-                                                             z.std((0, 1, 3, 4))))
-    return replace(recipe.config.vae, mean=tuple(mean), std=tuple(std))
-
-
 def train_encoder(recipe: recipes.Recipe, folder: Path, device: str) -> TextTower | ImageTower:
     """An encoder whose tokens tell what it was shown: a linear layer reads each kind of word off
     them.
@@ -262,12 +237,13 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         alike.setdefault(kind, []).append(i)
 
     if recipe.law:
-        laws = torch.stack([recipe.world.law(scene, frame_times(clip_frames(recipe), rate, start))
-                            for scene, rate, start in zip(scenes, rates, starts)])
+        each = [recipe.world.law(scene, frame_times(clip_frames(recipe), rate, start))
+                for scene, rate, start in zip(scenes, rates, starts)]
+        laws, middle = [torch.stack(numbers).to(device) for numbers in zip(*each)], list[Tensor]()
         if flow:  # a latent's frames; the first has only one
-            laws = F.pad(laws, (0, 0, config.vae.frames - 1, 0), value=math.nan)
-            laws = rearrange(laws, "b (f n) m -> b f (n m)", n=config.vae.frames)
-        laws, middle = laws.to(device), list[Tensor]()
+            n = config.vae.frames
+            laws = [rearrange(F.pad(x, (0, 0, n - 1, 0), value=math.nan),
+                              "b (f n) m -> b f (n m)", n=n) for x in laws]
         middle_of(networks.unet).register_forward_hook(lambda _, x, h: middle.append(h))
 
     def choose(count: int, rng: random.Random, dense: float) -> tuple[list[int], Tensor | None]:
@@ -336,8 +312,10 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         v = unet(shown, t, context, None if flow else numbers, **placed)
         loss = (v - (noise - x0 if flow else a * noise - s * x0)).square().mean()
         if recipe.law and unet is networks.unet:
-            h, of = middle.pop(), laws[chosen].flatten(0, 1)
-            loss = loss + recipe.law * law_loss(h.reshape(len(of), -1), of)
+            h = middle.pop()
+            for numbers in laws:
+                of = numbers[chosen].flatten(0, 1)
+                loss = loss + recipe.law * law_loss(h.reshape(len(of), -1), of)
         return loss
 
     def show(step: int, averaged: Networks) -> None:
@@ -520,15 +498,26 @@ def export(name: str, folder: Path, device: str, to: Path) -> None:
     print(f"{to}: {to.stat().st_size:,} bytes, {source}")
 
 
+@torch.inference_mode()
 def with_scale(recipe: recipes.Recipe, vae: Any, device: str) -> recipes.Recipe:
-    """The recipe with the scale, or the statistics, that its trained autoencoder's latents
-    need."""
-    if isinstance(vae, CausalAutoencoder):
-        vae_config = with_statistics(vae, recipe, device)
+    """The recipe, and the autoencoder, with the `scale` that gives its latents a deviation of one;
+    one of clips with their channels' mean and deviation."""
+    rng, causal = random.Random("scale"), isinstance(vae, CausalAutoencoder)
+    scenes = [(recipe if causal else recipe.world).random_scene(rng) for _ in range(SCENES)]
+    if causal:
+        times = frame_times(clip_frames(recipe), recipe.config.defaults.fps).expand(SCENES, -1)
     else:
-        vae_config = replace(recipe.config.vae, scale=latent_scale(vae, recipe, device))
-    vae.config = vae_config
-    return replace(recipe, config=replace(recipe.config, vae=vae_config))
+        times = torch.tensor([[rng.uniform(0, recipe.world.SECONDS)] for _ in scenes])
+    video = (recipe.world.render(scenes, times, recipe.size) * 2 - 1).to(device)
+    if causal:
+        z = torch.cat([vae.moments(x)[0] for x in video.split(16)])
+        mean, std = (tuple(round(v, 5) for v in x.tolist())
+                     for x in (z.mean((0, 1, 3, 4)), z.std((0, 1, 3, 4))))
+        vae.config = replace(recipe.config.vae, mean=mean, std=std)
+    else:
+        scale = round(1 / vae.moments(video[:, 0])[0].std().item(), 5)
+        vae.config = replace(recipe.config.vae, scale=scale)
+    return replace(recipe, config=replace(recipe.config, vae=vae.config))
 
 
 def go_on_from(name: str, recipe: recipes.Recipe, folder: Path) -> None:

@@ -163,6 +163,17 @@ def test_one_seed_gives_the_same_key_frames_at_every_scale(pipeline, reference):
         assert not torch.allclose(base, other[0], atol=0.1)
 
 
+def test_without_a_generator_torchs_seed_decides(pipeline, reference):
+    made, after = [], []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        (key,) = diffusers_bus.smooth(pipeline, 16)(**prompts(reference))
+        made.append(key.frames)
+        after.append(torch.rand(()))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+    assert after[0] == after[1]  # torch's own draws go on from that seed
+
+
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerAncestralDiscreteScheduler])
 def test_noise_is_nested_whatever_scheduler_adds_it(pipeline, reference, kind, monkeypatch):
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)

@@ -21,6 +21,7 @@ from smallworld.far import (
     SPINS,
     WORDS,
     frame_times,
+    ground,
     hidden,
     law,
     parse,
@@ -77,8 +78,13 @@ def test_a_laws_numbers_are_where_the_picture_has_the_shape():
     times = frame_times(5, FPS)
     for kind in KINDS:
         scene = scene_of(kind)
-        numbers = law(scene, times)
+        numbers, of_ground = law(scene, times)
         assert numbers.isnan().any(0).tolist() == [kind == "pan"] * 2 + [kind != "spin"] * 2
+        assert of_ground.isnan().all() == (kind != "pan")
+        if kind == "pan":  # the brightness there, a sum of the waves' cosines
+            corner = ground(scene.path(times) - 0.5 / 64, 64)[:, 0, 0]
+            total = of_ground.chunk(2, dim=1)[0].sum(1)
+            assert (corner - (0.5 + 0.5 * (0.6 * total).tanh())).abs().max() < 1e-4
         if kind == "bounce":
             gray = (render([scene], times[None])[0] - GREYS[scene.background]).abs().sum(1)
             x = (torch.arange(64) + 0.5) / 32 - 1

@@ -18,6 +18,7 @@ from PIL import Image
 from zerosmooth import files, video
 from zerosmooth.checkpoint import save
 from zerosmooth.families import FAMILIES
+from zerosmooth.fields import UserError
 from zerosmooth.files import remove_left, scratch, whole
 from zerosmooth.video import check_writer, write_picture, write_video
 
@@ -79,6 +80,9 @@ def test_every_rate_and_size_reads_back_whole(tmp_path, size, fps):
         write_video(tmp_path / f"x{suffix}", frames, fps)
     assert len(iio.imread(tmp_path / "x.mp4", plugin="FFMPEG")) == 5
     assert {p.name for p in tmp_path.iterdir()} <= {"x.mp4", "x.gif"}
+    if fps > 50:
+        with pytest.raises(UserError, match="a .gif of 240 frames a second; use 0.001 to 50$"):
+            write_video(tmp_path / "x.gif", frames, fps)
 
 
 def test_what_is_no_video_is_refused(tmp_path):

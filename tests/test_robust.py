@@ -335,6 +335,8 @@ MISTAKES = [
     ("--preset anchored --set kv_operator=S", "kv_operator does nothing where no hidden states"),
     ("--method direct --set spatial=false", "spatial does nothing to direct"),
     ("--method direct --set reuse=2", "reuse does nothing to direct"),
+    ("--method ddnm --preset anchored", "preset does nothing to ddnm"),
+    ("--method freenoise --preset fast", "preset does nothing to freenoise"),
     ("--preset anchored --set join=0.01", "join does nothing in 2 steps, of which it is less"),
     ("--steps 1 --set reuse=2", "reuse does nothing in 1 steps of all stages"),
     ("--guidance_scale 1 --set negative_prompt=x", "negative_prompt does nothing without guidance"),
@@ -357,6 +359,7 @@ MISTAKES = [
     ("--set name=a\udcff", "a name begins"),
     (f"--set name={'x' * 201}", "up to 200 bytes"),
     ("--num_videos 2 --set name={{prompt}}", "two videos the name"),
+    ("--num_videos 40 --set name=x{{digest:.1}}", "two videos the name"),
 ]
 
 
@@ -450,7 +453,7 @@ def test_small_networks_have_a_rate(tiny):
     (lambda p: p.sample("a", seeds=1 << 63), "seeds=9223372036854775808; use"),
     (lambda p: p.sample("a", seeds=10**5000), "a number of 16610 bits"),
     (lambda p: p.sample("a", {"steps": 2}), "settings={'steps': 2} is dict; Settings is needed"),
-    (lambda p: p.sample("a", p.settings(), steps=2), "steps beside settings"),
+    (lambda p: p.sample("a", p.settings(), steps=2), "steps beside settings; give both to"),
     (lambda p: p.sample("a", running=None), "running=None is NoneType; Running is needed"),
     (lambda p: p.sample("a", image_noise=torch.zeros(1)), "image_noise does nothing"),
     (lambda p: p.sample("a", progress=None), "progress=None; a function"),

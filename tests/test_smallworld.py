@@ -413,9 +413,11 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     monkeypatch.setattr(gate, "scenes_of", lambda family, seed, n: all_scenes(family, seed,
                                                                               min(n, 4)))
     maker = wan_rows.Maker(pipeline, 2, (0.5,))
-    made = [maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in wan_rows.WORDS]
-    assert all(torch.equal(keys, made[0][0]) for keys, _ in made)  # the key video is what it is
-    assert len({dense.numpy().tobytes() for _, dense in made}) == len(wan_rows.WORDS)
+    made = {row: maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in wan_rows.WORDS}
+    keys, _ = made["whole"]  # the key video is what it is
+    assert all(torch.equal(keys, others) for others, _ in made.values())
+    del made["carried"]  # which is lines where an autoencoder of three steps shows no motion
+    assert len({dense.numpy().tobytes() for _, dense in made.values()}) == len(made)
 
 
 # RIFE's file is not given

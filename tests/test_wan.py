@@ -172,6 +172,8 @@ def test_a_small_folder_converts_and_samples(small_folder, tmp_path, encoded, mo
         pipeline.sample("a test", scale=2)
     monkeypatch.setattr(check, "matrix_rate", lambda *_: 1e12)
     checkpoint, settings = describe(out, wan.FAMILY), pipeline.settings()
+    with pytest.raises(UserError, match="scale=2; of wan this makes key frames alone"):
+        pipeline.sample("a test", replace(settings, scale=2))
     said = check.report(checkpoint, settings, Running())
     assert any("  9 frames of 16x32, 2 steps" in line for line in said)
     lengths = checkpoint.lengths(settings)  # of frames, not of latents
@@ -193,8 +195,12 @@ def test_the_command_writes_each_clip(small_folder, tmp_path, encoded, capsys):
         assert main([*asked, "--correct", correct, "--dtype", "bfloat16", "--outdir",
                      str(made / correct)]) == 0
     capsys.readouterr()
-    for wrong, said in ((["--frames", "8"], "1 + 4m frames"), (["--at", "2"], "are 0 to 1"),
-                        (["--frames", "13"], "needed, 5 to 9"), (["--rounds", "0"], "one round"),
+    for wrong, said in ((["--frames", "8"], "1 + 4m frames"),
+                        (["--correct", "lines", "--at", "2"], "are 0 to 1"),
+                        (["--frames", "13"], "needed, 5 to 9"),
+                        (["--correct", "lines", "--rounds", "0"], "one or more is needed"),
+                        (["--at", "0.5"], "are of corrections through frames"),
+                        (["--outdir", str(out)], "is a file; name a folder"),
                         (["--height", "20"], "multiple of 16")):
         assert main([*asked, "--seed", "2", *wrong]) == 1
         assert said in capsys.readouterr().err

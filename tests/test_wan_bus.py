@@ -93,6 +93,12 @@ def test_the_key_video_is_what_the_pipeline_makes_by_itself(pipeline):
     assert torch.equal(pipeline(generator=seeded(), **GIVEN).frames, alone)
 
 
+def test_a_key_video_longer_than_a_window_stays_too(pipeline):
+    alone = pipeline(generator=seeded(), **GIVEN).frames
+    made = smooth(pipeline, 2, window=2, overlap=1)(generator=seeded(), **GIVEN)
+    assert torch.equal(made[0].frames, alone)
+
+
 def test_it_is_so_in_half_precision(pipeline):
     """The network's outputs alone are in it, as `from_pretrained` loads them: a corrected clip's
     float32 must not reach the key video's steps."""
@@ -152,7 +158,12 @@ def test_what_does_not_fit_is_refused(pipeline):
     with pytest.raises(UserError, match="scale=3"):
         smooth(pipeline, 3)
     with pytest.raises(UserError, match="2 of the steps; shares"):
-        smooth(pipeline, at=(2,))
+        smooth(pipeline, lift=lines, at=(2,))
+    for alone in ({}, {"lift": lines, "correct": dense.keep}):
+        with pytest.raises(UserError, match="at is of corrections through frames"):
+            smooth(pipeline, at=(0.5,), **alone)
+    with pytest.raises(UserError, match="lift='lines'; functions are needed"):
+        smooth(pipeline, lift="lines")
     with pytest.raises(UserError, match=r"num_frames=10; the key video has 1 \+ 4m .* 9$"):
         smooth(pipeline)(**{**GIVEN, "num_frames": 10})
     with pytest.raises(UserError, match="latents of 5 frames"):

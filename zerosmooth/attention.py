@@ -56,8 +56,7 @@ class SpatialSelfAttention(Attention):
         corrected = None
         if stage is not None:
             A = stage.kv_operator(self.name)
-            corrected = stage.exchange(
-                self.name, "spatial", q=(q, S(stage.n)), k=(k, A), v=(v, A))
+            corrected = stage.exchange(self.name, "spatial", q=(q, S(stage.n)), k=(k, A), v=(v, A))
         return self.output(stage, self.attend, {"q": q, "k": k, "v": v}, corrected)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

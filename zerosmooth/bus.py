@@ -127,8 +127,7 @@ class Stage:
         key = f"{correction.draw_seed}/{module}/{self.index}/{self.step}"
         return A1(self.n) if random.Random(key).random() < correction.a1_probability else A2(self.n)
 
-    def exchange(self, module: str, part: str,
-                 **states: tuple[Tensor, Operator]) -> State | None:
+    def exchange(self, module: str, part: str, **states: tuple[Tensor, Operator]) -> State | None:
         """Correct a module's states with those of the stage before, and publish the corrected ones.
 
         part: "spatial" or "temporal". states: name=(x, M), x: b f .. Returns x^ by name, or None

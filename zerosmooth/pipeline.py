@@ -166,10 +166,11 @@ class Pipeline:
         check("settings", settings, Settings | None)
         check("running", running, Running)
         if settings is not None and asked:
-            raise UserError(f"{', '.join(asked)} beside settings; change them in these")
+            raise UserError(f"{', '.join(asked)} beside settings; give both to "
+                            "pipeline.settings(before=.., ..)")
         known(asked, Settings, beside=("seeds", "running", "noise", "progress", "preview"))
         settings = self.settings(**asked) if settings is None else settings
-        settings.check(self.config)
+        settings.check(self.family, self.config)
         if settings.dtype != _name(self.dtype):
             raise UserError(f"settings ask for {settings.dtype}, this pipeline was loaded in "
                             f"{_name(self.dtype)}")

@@ -124,8 +124,11 @@ class Settings(Sampling):
                        self.strength if METHODS[self.method].corrects else 0.0,
                        self.strength_schedule, self.overlap, Correction(**own))
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, family: Family, config: ModelConfig) -> None:
         """UserError, with what would fit, if a checkpoint of this config makes no such video."""
+        if self.scale > 1 and not family.dense:
+            raise UserError(f"scale={self.scale}; of {family.name} this makes key frames alone: "
+                            "use 1, and see the head of its file for more")
         trained = config.unet.frames
         if not 2 <= self.key_frames <= trained:
             raise UserError(f"{self.key_frames} key frames; this network was trained on {trained}: "
@@ -211,10 +214,7 @@ def settings_for(family: Family, config: ModelConfig, before: Settings | None = 
     if method in METHODS:
         own |= METHODS[method].needs
     settings = Settings(**{**own, **PRESETS.get(preset, ("", {}))[1], **said, "preset": preset})
-    settings.check(config)
-    if settings.scale > 1 and not family.dense:
-        raise UserError(f"scale={settings.scale}; of {family.name} this makes key frames alone: "
-                        "use 1, and see the head of its file for more")
+    settings.check(family, config)
     refuse(asked, idle(family, config, settings))
     return settings
 
@@ -253,6 +253,7 @@ def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Ru
         (s.scale == 1, DENSE, "at scale 1, where no stage follows the first"),
         (s.scale == 1, ("side_by_side", "densest_only"), "at scale 1, where there is one video"),
         (True, METHODS[s.method].idle, f"to {s.method}"),
+        (s.method != Settings.method and s.preset != "paper", ("preset",), f"to {s.method}"),
         (not (s.spatial or s.temporal), STATES,
          f"where no hidden states are corrected (preset {s.preset}; with preset paper they are)"),
         (s.strength == 0, (*STATES[1:], "spatial", "temporal"), "at strength=0"),

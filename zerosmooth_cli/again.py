@@ -143,5 +143,4 @@ def notes(file: Path, record: Record, checkpoint: Checkpoint, named: bool,
         then["threads"], now["threads"] = str(record.threads), str(torch.get_num_threads())
     if differ := [key for key in then if then[key] != now[key]]:
         was, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (then, now))
-        yield printable(
-            f"it was made with {was}, here with {here}: frames may differ by rounding")
+        yield printable(f"it was made with {was}, here with {here}: frames may differ by rounding")

@@ -37,8 +37,7 @@ def parse(argv: list[str] | None = None, name: str = CLONE) -> argparse.Namespac
     about, usage = str(__doc__), f"python {CLONE}"
     if name != CLONE:
         about, usage = about.replace(usage, name).replace(CLONE, f"-m {name}"), name
-    parser = arguments.Parser(
-        name, f"{usage} [options]", about, formatter_class=arguments.Help)
+    parser = arguments.Parser(name, f"{usage} [options]", about, formatter_class=arguments.Help)
     parser.set_defaults(called=name)
     add = parser.add_argument
     arguments.add_checkpoint(add)

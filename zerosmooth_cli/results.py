@@ -139,7 +139,7 @@ class Result:
 
     def _own(self, path: Path) -> bool:
         """Whether a file is of this result: by the digest in its name, else by its record."""
-        if "{digest" in self.output.name:
+        if "{digest}" in self.output.name:
             return True
         try:
             record = json.loads(read_comment(path))
@@ -202,7 +202,7 @@ def check_names(results: Iterable[Result]) -> None:
     names: set[Path] = set()
     for result in results:
         result.lacks()
-        if "{digest" in result.output.name:
+        if "{digest}" in result.output.name:
             return
         new = {result.record, *result.files}
         if len(names) > MOST_NAMES:

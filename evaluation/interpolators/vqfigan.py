@@ -105,8 +105,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(ch, ch, 3, padding=1)
         self.synthesis = Synthesis(ch)
 
-    def forward(self, z: Tensor, prev: Tensor, next_: Tensor,
-                features: list[Features]) -> Tensor:
+    def forward(self, z: Tensor, prev: Tensor, next_: Tensor, features: list[Features]) -> Tensor:
         h = self.middle(self.conv_in(z))
         for level, *both in reversed(list(zip(self.levels, *features))):
             h = level(h, torch.cat(both, dim=1))

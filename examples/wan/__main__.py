@@ -21,11 +21,12 @@ from zerosmooth.extensions.predictions import lines
 from zerosmooth.fields import UserError
 from zerosmooth.guidance import Guidance, Inputs
 from zerosmooth.settings import default_dtype, device_of, settings_for
-from zerosmooth.video import write_video
+from zerosmooth.video import check_writer, write_video
 from zerosmooth_cli.command import run_command
+from zerosmooth_cli.results import check_folder
 
 from . import FAMILY
-from .dense import Correct, Pairs, ThroughFrames, keep, noises, sample_dense, step_at
+from .dense import AT, Correct, Pairs, ThroughFrames, keep, noises, sample_dense, step_at
 
 OWN = "height", "width", "steps", "guidance_scale", "negative_prompt"
 
@@ -48,9 +49,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--correct", choices=("none", *LIFTS, "averages"), default="averages",
         help="the longer clips: by averages of two latents; through frames, in lines or carried "
              "along the motion; or not at all (default: averages)")
-    add("--at", type=float, nargs="*", default=(0.5, 0.7, 0.9), metavar="SHARE",
+    add("--at", type=float, nargs="+", metavar="SHARE",
         help="correct through frames after these shares of the steps (default: 0.5 0.7 0.9)")
-    add("--rounds", type=int, default=1, help="corrections through frames in each of these steps")
+    add("--rounds", type=int, help="corrections through frames in each of these steps (default: 1)")
     add("--join", type=float, default=0.0, metavar="SHARE",
         help="begin longer clips after this share of the steps, from interpolated frames")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -64,9 +65,12 @@ def make(args: argparse.Namespace) -> int:
     checkpoint, device = describe(args.ckpt, FAMILY), device_of(args.device)
     config, n = checkpoint.config, checkpoint.config.vae.frames
     most = n * (config.unet.frames - 1) + 1
-    if args.frames % n != 1 or not n < args.frames <= most or args.rounds < 1:
-        raise UserError(f"{args.frames} key frames, {args.rounds} rounds; 1 + {n}m frames are "
-                        f"needed, {n + 1} to {most}, and one round or more")
+    if args.frames % n != 1 or not n < args.frames <= most:
+        raise UserError(f"{args.frames} key frames; 1 + {n}m frames are needed, {n + 1} to {most}")
+    if (args.at, args.rounds) != (None, None) and (args.correct not in LIFTS or args.scale == 1):
+        raise UserError("--at and --rounds are of corrections through frames: --correct lines")
+    if (rounds := 1 if args.rounds is None else args.rounds) < 1:
+        raise UserError(f"--rounds {rounds}; one or more is needed")
     clips = args.scale.bit_length()
     paths = [args.outdir / f"wan-{args.seed}-{(args.frames - 1) * 2**s + 1}.mp4"
              for s in range(clips)]
@@ -76,14 +80,16 @@ def make(args: argparse.Namespace) -> int:
     asked = {name: value for name, value in vars(args).items() if name in OWN}
     settings = settings_for(FAMILY, config, key_frames=args.frames // n + 1, dtype=dtype, **asked)
     steps = settings.steps
-    join, at = step_at(args.join, steps), {step_at(share, steps) for share in args.at}
+    join, at = step_at(args.join, steps), {step_at(share, steps) for share in args.at or AT}
     sampling = replace(config.sampler, shift=args.shift)
+    check_folder(args.outdir, settings, [(args.frames - 1) * 2**s + 1 for s in range(clips)])
+    check_writer(args.outdir, ".mp4")
     FAMILY.encode_first(config, [args.prompt], settings, device)
     networks = load_described(checkpoint, device, getattr(torch, dtype)).networks
     guide = Guidance(networks.unet, FAMILY.branches(networks, Inputs([args.prompt]), settings),
                      settings, sequential=True)
     through = ThroughFrames(networks.vae, LIFTS.get(args.correct, lines),
-                            at, args.rounds, settings.decode_chunk_size)
+                            at, rounds, settings.decode_chunk_size)
     corrections: dict[str, Correct] = {
         "none": keep, "averages": Pairs.averages(config.vae.latent_channels)}
     side = config.vae.factor
@@ -98,7 +104,6 @@ def make(args: argparse.Namespace) -> int:
     xs = sample_dense(predict, sampling, steps, noise, config.unet.frames,
                       config.unet.overlap, corrections.get(args.correct, through), join,
                       through.begin)
-    args.outdir.mkdir(parents=True, exist_ok=True)
     for s, (x, path) in enumerate(zip(xs, paths)):
         frames = networks.vae.decode(x[0].float(), settings.decode_chunk_size).clamp(-1, 1)
         frames = ((frames + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -109,7 +114,7 @@ def make(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    return run_command("examples.wan", lambda: make(parse(argv)), "nothing was written")
+    return run_command("examples.wan", lambda: make(parse(argv)), "clips that it named are whole")
 
 
 if __name__ == "__main__":

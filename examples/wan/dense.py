@@ -25,6 +25,7 @@ from zerosmooth.fields import UserError
 
 from .samplers import FlowConfig
 
+AT = 0.5, 0.7, 0.9  # shares of the steps after which frames are corrected, unless asked otherwise
 Predict = Callable[[float, Tensor, Tensor, Stage], Tensor]  # (timestep, x, positions, stage) -> v
 Correct = Callable[[int, Tensor, Tensor], Tensor]  # (step, data, data of the clip before) -> data
 

@@ -170,8 +170,7 @@ class Transformer(nn.Module):
     across_frames: all frames of a video share the norm's statistics; else each frame has its own.
     """
 
-    def __init__(self, channels: int, inner: int, groups: int,
-                 across_frames: bool = False) -> None:
+    def __init__(self, channels: int, inner: int, groups: int, across_frames: bool = False) -> None:
         super().__init__()
         self.across_frames = across_frames
         self.norm = GroupNorm(groups, channels, eps=1e-6)
