@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -161,6 +161,18 @@ def test_settings_come_back_from_a_record_as_they_were(pipeline, asked):
     before = settings_for(family, config, **asked)
     assert build(Settings(), json.loads(json.dumps(asdict(before)))) == before
     assert settings_for(family, config, before) == before
+
+
+def test_a_preset_beside_a_baseline_comes_back_too(pipeline):
+    """As it was once recorded; nobody can ask for it any more."""
+    family, config = pipeline.family, pipeline.config
+    before = replace(settings_for(family, config, preset="anchored"), method="ddnm")
+    assert settings_for(family, config, before) == before
+    assert settings_for(family, config, before, preset="paper") == settings_for(family, config)
+    anchored = settings_for(family, config, preset="anchored")
+    assert settings_for(family, config, before, method="zerosmooth") == anchored
+    with pytest.raises(UserError, match="preset does nothing that fits a baseline"):
+        settings_for(family, config, before, method="direct", preset="fast")
 
 
 def test_an_image_is_found_where_it_was_or_beside_the_file(tiny, tmp_path, monkeypatch):

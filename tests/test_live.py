@@ -12,10 +12,10 @@ from PIL import Image, ImageSequence
 from zerosmooth.extensions.preview import coarse
 from zerosmooth.fields import UserError
 from zerosmooth.settings import Output, Settings
-from zerosmooth.video import write_video
 from zerosmooth_cli import live
 from zerosmooth_cli.live import PREVIEW, Live, Progress, duration
 from zerosmooth_cli.page import NAME
+from zerosmooth_cli.results import check_outputs
 
 from .conftest import subject
 
@@ -172,15 +172,12 @@ def test_a_preview_of_somebody_else_stays(tmp_path):
     (tmp_path / PREVIEW).write_bytes(b"mine")
     with Live(tmp_path, 1, TWO, 8.0, Output()):
         pass
-    with pytest.raises(UserError, match="preview.gif cannot be read"):
-        Live(tmp_path, 1, TWO, 8.0, Output(preview=True))
+    with pytest.raises(UserError, match="preview.gif is no preview of ours; move it away"):
+        check_outputs(tmp_path, TWO, [4, 8], Output(preview=True), ())
     assert (tmp_path / PREVIEW).read_bytes() == b"mine"
-    frames = np.zeros((2, 8, 8, 3), np.uint8)
-    write_video(tmp_path / PREVIEW, frames, 8.0)
-    with pytest.raises(UserError, match="is not a preview of ours: move it away"):
-        Live(tmp_path, 1, TWO, 8.0, Output(preview=True))
-    write_video(tmp_path / PREVIEW, frames, 8.0, PREVIEW)  # left by a run that was killed
-    Live(tmp_path, 1, TWO, 8.0, Output(preview=True))
+    with Live(tmp_path, 1, TWO, 8.0, Output(preview=True)) as shown:
+        shown.preview(lambda: [torch.zeros(2, 8, 8, 3, dtype=torch.uint8)])
+        check_outputs(tmp_path, TWO, [4, 8], Output(preview=True), ())  # as after a kill
 
 
 @pytest.mark.parametrize(("output", "silent"), [(Output(page=False), False), (Output(), True)],

@@ -108,7 +108,8 @@ def test_it_is_so_in_half_precision(pipeline):
     assert torch.equal(run(pipeline)[0], alone)
 
 
-@pytest.mark.parametrize(("at", "join"), [(None, 0.0), ((0.5, 0.9), 0.0), ((0.9,), 0.4)])
+@pytest.mark.parametrize(("at", "join"), [((), 0.0), (None, 0.0), (None, 0.4), ((0.5, 0.9), 0.0),
+                                           ((0.9,), 0.4)])
 def test_it_makes_what_our_networks_make(pipeline, at, join):
     """Positions, windows, corrections, late joining and samplers, from the same noise."""
     networks, given = ours(pipeline), GIVEN["num_inference_steps"]
@@ -117,13 +118,13 @@ def test_it_makes_what_our_networks_make(pipeline, at, join):
     generator = seeded()
     noise = [torch.randn(1, 16, f, 2, 4, generator=generator).movedim(1, 2) for f in (3, 5, 9)]
     through = dense.ThroughFrames(networks.vae, steps={dense.step_at(x, given) for x in at or ()})
-    correct = through if at else dense.Pairs.averages(16)
+    correct = dense.Pairs.averages(16) if at is None else through
     with torch.inference_mode():
         wanted = dense.sample_dense(
             lambda timestep, x, place, stage: guide(x, timestep, place, stage),
             wan.FlowConfig(pipeline.kind), given, noise, 3, 2, correct,
             dense.step_at(join, given), through.begin)
-    asked = {"lift": lines, "at": at} if at else {}
+    asked = {} if at is None else {"lift": lines, "at": at}
     for x, y in zip(run(pipeline, join=join, **asked), wanted):
         assert_close(x.movedim(2, 1), y, rtol=0, atol=1e-3 * float(y.std()))
 

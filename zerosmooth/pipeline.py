@@ -166,8 +166,7 @@ class Pipeline:
         check("settings", settings, Settings | None)
         check("running", running, Running)
         if settings is not None and asked:
-            raise UserError(f"{', '.join(asked)} beside settings; give both to "
-                            "pipeline.settings(before=.., ..)")
+            raise UserError(f"{', '.join(asked)} beside settings; use settings(before=.., ..)")
         known(asked, Settings, beside=("seeds", "running", "noise", "progress", "preview"))
         settings = self.settings(**asked) if settings is None else settings
         settings.check(self.family, self.config)

@@ -224,7 +224,8 @@ def _kept(family: Family, config: ModelConfig, before: Settings,
     """What was asked for when the settings `before` were made, as far as it still has a meaning
     beside what is asked for now."""
     made_by = {"method": before.method, "preset": before.preset}
-    plain = asdict(settings_for(family, config, None, **made_by))
+    own = made_by if before.method == Settings.method else {"method": before.method}
+    plain = asdict(settings_for(family, config, None, **own))
     kept = {name: x for name, x in asdict(before).items()
             if x != plain[name] and name not in family.idle}
     if any(asked.get(name, value) != value for name, value in made_by.items()):
@@ -253,7 +254,7 @@ def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Ru
         (s.scale == 1, DENSE, "at scale 1, where no stage follows the first"),
         (s.scale == 1, ("side_by_side", "densest_only"), "at scale 1, where there is one video"),
         (True, METHODS[s.method].idle, f"to {s.method}"),
-        (s.method != Settings.method and s.preset != "paper", ("preset",), f"to {s.method}"),
+        (s.method != Settings.method and s.preset != "paper", ("preset",), "that fits a baseline"),
         (not (s.spatial or s.temporal), STATES,
          f"where no hidden states are corrected (preset {s.preset}; with preset paper they are)"),
         (s.strength == 0, (*STATES[1:], "spatial", "temporal"), "at strength=0"),

@@ -63,9 +63,10 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, comment: str =
     path = Path(path)
     if path.suffix not in (".mp4", ".gif", ".webp"):
         raise UserError(f"{path} is to be a video; name it .mp4, .gif or .webp")
-    most = 50 if path.suffix == ".gif" else 100_000  # shorter frames of a GIF are shown for longer
-    if not 0.001 <= fps <= most:
-        raise UserError(f"a {path.suffix} of {fps} frames a second; use 0.001 to {most}")
+    if not 0.001 <= fps <= 100_000:
+        raise UserError(f"a video of {fps} frames a second; use 0.001 to 100000")
+    if fps > 50 and path.suffix == ".gif":  # whose shorter frames are shown for much longer
+        raise UserError(f"GIF plays at most 50 frames a second, not {fps:g}; use .mp4 or .webp")
     with whole(path) as part:
         _write_video(part, frames, fps, path, comment)
 

@@ -15,18 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zerosmooth.extensions import METHODS
-from zerosmooth.fields import UserError
 from zerosmooth.settings import Output, Settings
 from zerosmooth.video import write_video
 
-from .comments import read_comment
 from .page import Page, live, results
+from .results import PREVIEW
 
 LINES = 10.0  # seconds from one line to the next, at least, where no terminal shows a bar
 LONG = 0.02  # and this share of the time so far: a day has some 500 lines
 OFTEN = 5.0  # seconds between two previews, at least
 SHARE = 0.05  # of the time may go into them
-PREVIEW = "preview.gif"
 
 
 class Progress:
@@ -98,8 +96,7 @@ def duration(seconds: float) -> str:
 
 class Live:
     """`with Live(..)` around a run of some videos. fps: of key frames, as they play; silent: as in
-    `Progress`. UserError if the folder has a page or a
-    preview that is not ours."""
+    `Progress`. UserError if the folder has a page that is not ours."""
 
     def __init__(self, folder: Path, videos: int, settings: Settings, fps: float, output: Output,
                  silent: bool = False) -> None:
@@ -111,9 +108,6 @@ class Live:
         self._next = 0.0  # when there may be a preview again
         self._name, self._step = "", ""
         self._kept = False  # whether there is a preview of ours to remove
-        there = folder / PREVIEW
-        if self._keep and not silent and there.exists() and read_comment(there) != PREVIEW:
-            raise UserError(f"{there} is not a preview of ours: move it away")
 
     def __enter__(self) -> Live:
         return self

@@ -37,6 +37,7 @@ from .comments import read_comment
 from .page import Page
 
 MOST_NAMES = 5_000_000  # without digests
+PREVIEW = "preview.gif"  # of coarse key frames, and the comment in it
 LETTERS = 200  # of a name: file systems take 255 bytes, of which some are for what is added
 
 
@@ -175,6 +176,9 @@ def check_outputs(folder: Path, settings: Settings, lengths: list[int], output: 
     check_folder(folder, settings, lengths)
     if output.page:
         Page(folder)  # which refuses one that is not ours
+    there = folder / PREVIEW
+    if output.preview and there.exists() and PREVIEW.encode() not in there.read_bytes():
+        raise UserError(f"{there} is no preview of ours; move it away")
     remove_left(folder.absolute())
     check_writer(folder, ".gif" if output.gif else ".mp4")
     check_names(results)

@@ -67,7 +67,7 @@ def make(args: argparse.Namespace) -> int:
     most = n * (config.unet.frames - 1) + 1
     if args.frames % n != 1 or not n < args.frames <= most:
         raise UserError(f"{args.frames} key frames; 1 + {n}m frames are needed, {n + 1} to {most}")
-    if (args.at, args.rounds) != (None, None) and (args.correct not in LIFTS or args.scale == 1):
+    if (args.at, args.rounds) != (None, None) and args.correct not in LIFTS:
         raise UserError("--at and --rounds are of corrections through frames: --correct lines")
     if (rounds := 1 if args.rounds is None else args.rounds) < 1:
         raise UserError(f"--rounds {rounds}; one or more is needed")
