@@ -408,7 +408,9 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     assert all("keys 100.00" in line for line in said[:2])
     assert (tmp_path / "lines+join.png").exists()
 
-    randomise(pipeline.networks.unet)
+    torch.manual_seed(0)
+    for p in pipeline.networks.unet.parameters():  # three steps taught it next to nothing
+        torch.nn.init.normal_(p, std=0.1)
     all_scenes = gate.scenes_of
     monkeypatch.setattr(gate, "scenes_of", lambda family, seed, n: all_scenes(family, seed,
                                                                               min(n, 4)))
@@ -416,7 +418,7 @@ def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_pa
     made = {row: maker.make(row, gate.scenes_of(WAN, 0, 2), (0, 1), 2) for row in wan_rows.WORDS}
     keys, _ = made["whole"]  # the key video is what it is
     assert all(torch.equal(keys, others) for others, _ in made.values())
-    del made["carried"]  # which is lines where an autoencoder of three steps shows no motion
+    del made["carried"]  # which is lines where nothing is seen to move
     assert len({dense.numpy().tobytes() for _, dense in made.values()}) == len(made)
 
 
