@@ -253,8 +253,8 @@ class Smooth:
                  **kwargs: Any) -> list[Any]:
         """What the pipeline returns, for each stage: key frames first, the smoothest last.
 
-        generator: all noise has its seed, or one that torch draws, as in `sample.py`: one seed has
-        the same key frames at every number of frames. latents: standard normal noise of the
+        generator: all noise has its seed, as in `sample.py`: one seed has the same key frames at
+        every number of frames; None: one that torch draws. latents: standard normal noise of the
         smoothest stage, instead. All else: the pipeline's own arguments; fps is that of the key
         frames. UserError for what does not fit.
         """

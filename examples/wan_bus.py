@@ -90,7 +90,7 @@ class Smooth:
     window: int
     overlap: int
     correct: Correct | None
-    lift: Lift | None
+    lift: Lift
     at: Sequence[float]
     join: float
 
@@ -112,7 +112,7 @@ class Smooth:
                             "scheduler, or one with use_flow_sigmas=True")
         self.lengths = [(num_frames - 1) // 4 * 2**s + 1 for s in range(self.clips)]
         self.step, self.first = 0, step_at(self.join, num_inference_steps)
-        self.through = ThroughFrames(Latents(pipeline.vae), self.lift or lines,
+        self.through = ThroughFrames(Latents(pipeline.vae), self.lift,
                                      {step_at(share, num_inference_steps) for share in self.at})
         processors = network.attn_processors
         with ExitStack() as stack:
@@ -187,8 +187,7 @@ class Smooth:
     def stepped(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         """The scheduler's step of each clip, with what the longer ones predict corrected by the one
         before. These have schedulers of their own, whose memory begins where they do."""
-        scheduler, correct = self.pipeline.scheduler, self.correct or (
-            self.through if self.lift else Pairs.averages(self.pipeline.vae.config.z_dim))
+        scheduler, correct = self.pipeline.scheduler, self.correct or self.through
         own: list[Any] = []
 
         def step(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
@@ -241,6 +240,9 @@ def smooth(pipeline: WanPipeline, scale: int = 2, window: int = 21, overlap: int
         raise UserError("at is of corrections through frames: give a lift, such as lines, alone")
     if not all(given is None or callable(given) for given in (correct, lift)):
         raise UserError(f"correct={correct!r}, lift={lift!r}; functions are needed, such as lines")
-    for share in (*(at := AT if at is None else at), join):
+    at = AT if at is None else at
+    for share in (*at, join):
         step_at(share, 1)
-    return Smooth(pipeline, scale.bit_length(), window, overlap, correct, lift, at, join)
+    if correct is None and lift is None:
+        correct = Pairs.averages(pipeline.vae.config.z_dim)
+    return Smooth(pipeline, scale.bit_length(), window, overlap, correct, lift or lines, at, join)

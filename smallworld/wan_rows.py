@@ -25,6 +25,7 @@ from torch import Tensor
 import zerosmooth
 from evaluation.interpolators import open_interpolators
 from evaluation.metrics import psnr
+from examples.wan import dense
 from examples.wan.dense import Correct, Pairs, ThroughFrames, keep, noises, sample_dense, step_at
 from zerosmooth import attention
 from zerosmooth.bus import Stage
@@ -149,7 +150,7 @@ def main() -> int:
     add("--rows", nargs="+", help="default: those of the table")
     add("--scale", type=int, choices=(2, 4), default=2, help="times the rate (default: 2)")
     add("--steps", type=int, default=25)
-    add("--at", type=float, nargs="*", default=(0.5, 0.7, 0.9), help="as examples.wan has it")
+    add("--at", type=float, nargs="*", default=dense.AT, help="as examples.wan has it, or none")
     add("--interpolator", nargs="+", type=Path, default=[], metavar="FILE", help="rife.pt")
     add("--outdir", type=Path, default=Path("outputs/wan_rows"), help="of pictures")
     args = parser.parse_args()

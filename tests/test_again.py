@@ -171,7 +171,7 @@ def test_a_preset_beside_a_baseline_comes_back_too(pipeline):
     assert settings_for(family, config, before, preset="paper") == settings_for(family, config)
     anchored = settings_for(family, config, preset="anchored")
     assert settings_for(family, config, before, method="zerosmooth") == anchored
-    with pytest.raises(UserError, match="preset does nothing that fits a baseline"):
+    with pytest.raises(UserError, match="preset does nothing a baseline can use"):
         settings_for(family, config, before, method="direct", preset="fast")
 
 

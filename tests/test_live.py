@@ -170,7 +170,7 @@ def test_previews_are_in_the_page_and_in_the_folder_until_the_run_ends(tmp_path)
 
 def test_a_preview_of_somebody_else_stays(tmp_path):
     (tmp_path / PREVIEW).write_bytes(b"mine")
-    with Live(tmp_path, 1, TWO, 8.0, Output()):
+    with Live(tmp_path, 1, TWO, 8.0, Output(preview=True)):
         pass
     with pytest.raises(UserError, match="preview.gif is no preview of ours; move it away"):
         check_outputs(tmp_path, TWO, [4, 8], Output(preview=True), ())

@@ -254,7 +254,7 @@ def idle(family: Family, config: ModelConfig, s: Settings, running: Running = Ru
         (s.scale == 1, DENSE, "at scale 1, where no stage follows the first"),
         (s.scale == 1, ("side_by_side", "densest_only"), "at scale 1, where there is one video"),
         (True, METHODS[s.method].idle, f"to {s.method}"),
-        (s.method != Settings.method and s.preset != "paper", ("preset",), "that fits a baseline"),
+        (s.method != Settings.method and s.preset != "paper", ("preset",), "a baseline can use"),
         (not (s.spatial or s.temporal), STATES,
          f"where no hidden states are corrected (preset {s.preset}; with preset paper they are)"),
         (s.strength == 0, (*STATES[1:], "spatial", "temporal"), "at strength=0"),

@@ -56,7 +56,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, comment: str =
     which a .webp has not.
 
     The file is whole or not there: it is read back before it gets its name. OSError, which says
-    why, if it cannot be written; ValueError for what is no video.
+    why, if it cannot be written; UserError for another name or a rate that it cannot play;
+    ValueError for what is no video.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"frames of {frames.dtype} {frames.shape}; uint8 f h w 3 is needed")

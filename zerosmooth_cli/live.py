@@ -152,7 +152,7 @@ class Live:
             return
         frames = look()[0].numpy()
         if self._keep:
-            write_video(self._folder / PREVIEW, frames, min(self._fps, 50), PREVIEW)
+            write_video(self._folder / PREVIEW, frames, min(self._fps, 50), PREVIEW)  # a GIF's most
             self._kept = True
         self._write(frames)
         now = time.perf_counter()

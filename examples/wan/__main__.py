@@ -71,9 +71,8 @@ def make(args: argparse.Namespace) -> int:
         raise UserError("--at and --rounds are of corrections through frames: --correct lines")
     if (rounds := 1 if args.rounds is None else args.rounds) < 1:
         raise UserError(f"--rounds {rounds}; one or more is needed")
-    clips = args.scale.bit_length()
-    paths = [args.outdir / f"wan-{args.seed}-{(args.frames - 1) * 2**s + 1}.mp4"
-             for s in range(clips)]
+    counts = [(args.frames - 1) * 2**s + 1 for s in range(args.scale.bit_length())]
+    paths = [args.outdir / f"wan-{args.seed}-{count}.mp4" for count in counts]
     if there := [str(path) for path in paths if path.exists()]:
         raise UserError(f"{there[0]} is there already; name another --outdir or --seed")
     dtype = args.dtype or ("float32" if default_dtype(device) == "float32" else "bfloat16")
@@ -82,7 +81,7 @@ def make(args: argparse.Namespace) -> int:
     steps = settings.steps
     join, at = step_at(args.join, steps), {step_at(share, steps) for share in args.at or AT}
     sampling = replace(config.sampler, shift=args.shift)
-    check_folder(args.outdir, settings, [(args.frames - 1) * 2**s + 1 for s in range(clips)])
+    check_folder(args.outdir, settings, counts)
     check_writer(args.outdir, ".mp4")
     FAMILY.encode_first(config, [args.prompt], settings, device)
     networks = load_described(checkpoint, device, getattr(torch, dtype)).networks
@@ -94,7 +93,7 @@ def make(args: argparse.Namespace) -> int:
         "none": keep, "averages": Pairs.averages(config.vae.latent_channels)}
     side = config.vae.factor
     shape = config.unet.in_channels, settings.height // side, settings.width // side
-    noise = [e[None].to(device) for e in noises(shape, settings.key_frames, clips, args.seed)]
+    noise = [e[None].to(device) for e in noises(shape, settings.key_frames, len(counts), args.seed)]
     bar = tqdm(total=steps, unit=" steps")
 
     def predict(timestep, x, positions, stage):  # noqa: ANN001, ANN202
