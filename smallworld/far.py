@@ -27,7 +27,7 @@ __all__ = ["SECONDS", "WORDS", "Scene", "frame_times", "parse", "random_scene", 
 SECONDS, FPS = 1.0, 8
 GREYS = {"black": 0.06, "gray": 0.45, "white": 0.94}
 PILLARS = {"black": 0.5, "gray": 0.12, "white": 0.5}  # grey of the pillar, by the ground
-PILLAR = 0.3  # its width
+PILLAR = 0.32  # its width
 # sides a second
 SPEEDS = {"slowly": 4 / 64 * FPS, "steadily": 8 / 64 * FPS, "quickly": 16 / 64 * FPS}
 SPINS = {"slowly": 30.0 * FPS, "steadily": 50.0 * FPS, "quickly": 80.0 * FPS}  # degrees a second
@@ -136,14 +136,14 @@ def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
     if kind == "spin":
         v, heading, spin = rng.uniform(0, 0.01) * FPS, rng.uniform(
             0, 2 * math.pi), SPINS[speed] * TURNS[direction]
-        x, y, radius = math.cos(heading), math.sin(heading), rng.uniform(0.16, 0.18)
+        x, y, radius = math.cos(heading), math.sin(heading), rng.uniform(0.2, 0.22)
         start = rng.uniform(0.47, 0.53), rng.uniform(0.47, 0.53)
     elif kind == "hide":
-        (x, y), radius = SIDES[direction], rng.uniform(0.08, 0.1)
-        start = 0.5 - x * rng.uniform(0.31, 0.33), rng.uniform(0.4, 0.6)
+        (x, y), radius = SIDES[direction], rng.uniform(0.1, 0.12)
+        start = 0.5 - x * rng.uniform(0.32, 0.34), rng.uniform(0.4, 0.6)
     else:
         (x, y), slope, radius = CORNERS[direction], math.radians(rng.uniform(40, 50)), rng.uniform(
-            0.12, 0.14)
+            0.15, 0.17)
         start = 0.5 - x * rng.uniform(0.04, 0.1), 0.5 - y * rng.uniform(0.04, 0.1)
         x, y = x * math.cos(slope), y * math.sin(slope)
     pillar, angle = rng.uniform(0.46, 0.54), rng.uniform(-20, 20) if spin else 0.0

@@ -115,12 +115,12 @@ def fit(keys: Tensor, kind: str, color: str) -> Fit:
     path, angles = center(whole), angles_of(cover) if kind == "spin" else torch.zeros(len(keys))
     median = keys.mean(-1).median().item()
     background = min(GREYS, key=lambda name: abs(GREYS[name] - median))
-    best = int(area.argmax())
-    likeness = {}
+    clear, likeness = area >= 0.9 * full, {}  # all frames that show it whole
+    shown = whole[clear].clamp(max=1)
     for shape in KINDS[kind][1]:
-        outline = coverage(shape, path[[best]], angles[[best]], radius, size)[0] > 0.5
-        likeness[shape] = ((outline & (whole[[best]] > 0.5)).sum() /
-                           (outline | (whole[[best]] > 0.5)).sum()).item()
+        outline = coverage(shape, path[clear], angles[clear], radius, size)[0]
+        likeness[shape] = (torch.minimum(outline, shown).sum((1, 2)) /
+                           torch.maximum(outline, shown).sum((1, 2))).mean().item()
     shape = max(likeness, key=likeness.__getitem__)
     scene = Scene(kind, color, "", "", shape, background, radius)
     if kind == "hide":

@@ -17,6 +17,7 @@ from smallworld.far import (
     FPS,
     GREYS,
     KINDS,
+    PILLAR,
     SPEEDS,
     SPINS,
     WORDS,
@@ -113,7 +114,7 @@ def test_spins_turn_as_fast_as_told_and_look_different_all_the_way_round():
 
 def test_a_pillar_hides_a_shape_and_nothing_else_does():
     scene = replace(scene_of("hide", "slowly"), shape="circle")
-    away = torch.tensor([[scene.pillar - 0.3, 0.5], [scene.pillar, 0.5], [scene.pillar + 0.15,
+    away = torch.tensor([[scene.pillar - 0.3, 0.5], [scene.pillar, 0.5], [scene.pillar + PILLAR / 2,
                                                                           0.5]])
     share = hidden(scene, away)
     assert share[0] == 0 and share[1] > 0.99 and share[2] == pytest.approx(0.5, abs=0.05)
