@@ -253,14 +253,19 @@ class Smooth:
                  **kwargs: Any) -> list[Any]:
         """What the pipeline returns, for each stage: key frames first, the smoothest last.
 
-        generator: all noise has its seed, as in `sample.py`: one seed has the same key frames at
-        every number of frames; None: one that torch draws. latents: standard normal noise of the
-        smoothest stage, instead. All else: the pipeline's own arguments; fps is that of the key
-        frames. UserError for what does not fit.
+        generator: all noise of frames has its seed, as in `sample.py`: one seed has the same key
+        frames at every number of frames; None: one that torch draws. (SVD's noise on the image is
+        the pipeline's own: another in a generator's second call.) latents: standard normal noise
+        of the smoothest stage, instead. All else: the pipeline's own arguments; fps is that of the
+        key frames. UserError for what does not fit.
         """
         if self.count in kwargs:
             raise UserError(f"{self.count}={kwargs[self.count]}; give it to smooth(.., frames=..)")
         pipeline, network, scheduler = self.pipeline, self.network, self.pipeline.scheduler
+        if not kwargs.get("return_dict", True):
+            raise UserError("return_dict=False; leave it out, and take .frames of each result")
+        if getattr(pipeline, "free_init_enabled", False):
+            raise UserError("FreeInit would mix the stages' noise; pipeline.disable_free_init()")
         seed = int(torch.randint(1 << 31, ())) if generator is None else generator
         seeds = [x if isinstance(x, int) else x.initial_seed()
                  for x in (seed if isinstance(seed, list) else [seed])]

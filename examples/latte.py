@@ -76,7 +76,7 @@ class LatteConfig:
     head_dim: int = 72
     layers: int = 28  # spatial and temporal blocks, of each so many
     patch: int = 2  # latents of a token's side
-    grid: int = 32  # tokens of a side in training: those of other sizes are stretched to it
+    grid: int = 32  # positions of a side, to which tokens of all sizes are stretched
     context_dim: int = 4096
     frames: int = 16
 
@@ -504,7 +504,7 @@ class LatteConversion(Conversion):
         vae_folder = source.path / ("vae_temporal_decoder" if args.temporal_decoder else "vae")
         network = configs.said(source.path / "transformer/config.json")
         if isinstance(side := network.values.get("sample_size"), int):  # of latents
-            tokens = {"sample_size": side // config.unet.patch}
+            tokens = {"sample_size": side // config.unet.patch // max(1, side // 64)}
             network = replace(network, values=network.values | tokens)
         return replace(config, vae=configs.vae(vae_folder, vae),
                        unet=network.over(config.unet, NETWORK_FIELDS, NETWORK_NEEDS),

@@ -14,7 +14,7 @@ import argparse
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -99,6 +99,13 @@ def random_scene(rng: random.Random, tail: bool = False) -> Scene:
         center=(0.5 + x, 0.5 + y),
         tail=tail,
     )
+
+
+def others(scene: Scene) -> list[Scene]:
+    """As in `far`: the other shapes, another place to the right and down."""
+    x, y = scene.center
+    return [*(replace(scene, shape=shape) for shape in SHAPES if shape != scene.shape),
+            replace(scene, center=(x + 1 / 32, y)), replace(scene, center=(x, y + 1 / 32))]
 
 
 def law(scene: Scene, times: Tensor) -> tuple[Tensor]:

@@ -15,7 +15,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -148,6 +148,16 @@ def random_scene(rng: random.Random, kind: str | None = None) -> Scene:
         x, y = x * math.cos(slope), y * math.sin(slope)
     pillar, angle = rng.uniform(0.46, 0.54), rng.uniform(-20, 20) if spin else 0.0
     return Scene(*words, radius, start, (v * x, v * y), angle, spin, pillar)
+
+
+def others(scene: Scene) -> list[Scene]:
+    """What a wrong word or a small error shows instead: the other shapes, another place to the
+    right and down, another angle. As many for all scenes; the same scene where there is none."""
+    shapes = [shape for shape in KINDS[scene.kind][1] if shape != scene.shape] or [scene.shape] * 2
+    x, y = scene.start
+    return [*(replace(scene, shape=shape) for shape in shapes),
+            replace(scene, start=(x + 1 / 32, y)), replace(scene, start=(x, y + 1 / 32)),
+            replace(scene, angle=scene.angle + 20)]
 
 
 def law(scene: Scene, times: Tensor) -> tuple[Tensor, Tensor]:

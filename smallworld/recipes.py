@@ -26,7 +26,7 @@ FAMILIES = {**BUILT_IN, SMALL_LATTE.name: SMALL_LATTE, SMALL_WAN.name: SMALL_WAN
 @dataclass(frozen=True)
 class Recipe:
     config: ModelConfig
-    # has SECONDS, WORDS, random_scene, frame_times, render, parse and, for `law`, law
+    # has SECONDS, WORDS, random_scene, frame_times, render, parse; for `law` and `told` law, others
     world: ModuleType = draw
     size: int = 64  # pixels, both sides
     tail: bool = False  # the shapes have tails that tell where they go
@@ -56,6 +56,9 @@ class Recipe:
     # weight of how well the law's numbers can be read off the network's middle, which learns where
     # things are long before pixels teach it
     law: float = 0.0
+    # weight of how wrong frames are in what tells their scene from the world's `others` of it, of
+    # which pixels' loss has little
+    told: float = 0.0
     rate: float = 1e-3
     bfloat16: bool = False  # this and the next: see `trainer.Schedule`
     muon: bool = False
@@ -208,6 +211,7 @@ RECIPES = {
         batch=128,
         log_sigma=(0.3, 1.2),
         law=20.0,
+        told=5.0,
         muon=True,
     ),
 }

@@ -17,7 +17,7 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +227,9 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     recipe = with_scale(recipe, networks.vae, device)
     config, family = recipe.config, recipes.FAMILIES[recipe.config.family]
     stills, endless = without_temporal_layers(networks.unet), with_repeated_ends(networks.unet)
-    clips, scenes, rates, starts = draw_clips(recipe, networks.vae, folder.parent, device)
+    scenes, rates, starts = choose_clips(recipe)
+    drawn = [draw_clips(recipe, networks.vae, folder.parent, device, of, rates, starts)
+             for of in (scenes, *(zip(*map(recipe.world.others, scenes)) if recipe.told else ()))]
     base, told = config.defaults.fps, family.told_rate(config)
     flow = isinstance(config.sampler, FlowConfig)
     whole = [i for i in range(len(scenes)) if rates[i] == base]
@@ -292,10 +294,10 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         places = 0 <= step - recipe.image_steps < recipe.places_steps
         dense, log_sigma = PLACES if places else (1.0, recipe.log_sigma)
         chosen, positions = choose(count, rng, min(dense, recipe.dense))
-        last = 0 if flow else clips.shape[1] - frames  # only the first latent is a frame alone
+        last = 0 if flow else drawn[0].shape[1] - frames  # only the first latent is a frame alone
         firsts = [rng.randint(0, last) for _ in chosen]
-        x0 = torch.stack([clips[i, j:j + frames].float()  # autocast stacks no halves
-                          for i, j in zip(chosen, firsts)]).to(device)
+        x0, *others = (torch.stack([clips[i, j:j + frames].float()  # autocast stacks no halves
+                                    for i, j in zip(chosen, firsts)]).to(device) for clips in drawn)
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -310,7 +312,10 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
         placed = {} if positions is None else {"positions": positions}
         unet = stills if frames == 1 else endless if goes_on else networks.unet
         v = unet(shown, t, context, None if flow else numbers, **placed)
-        loss = (v - (noise - x0 if flow else a * noise - s * x0)).square().mean()
+        error = v - (noise - x0 if flow else a * noise - s * x0)
+        loss = error.square().mean()
+        for other in others:
+            loss = loss + recipe.told * told_loss(error, other - x0)
         if recipe.law and unet is networks.unet:
             h = middle.pop()
             for numbers in laws:
@@ -351,6 +356,14 @@ def law_loss(h: Tensor, laws: Tensor) -> Tensor:
     return (said - torch.where(laws.isnan(), said.detach(), laws)).square().mean()
 
 
+def told_loss(error: Tensor, change: Tensor) -> Tensor:
+    """How much of an error's square lies along a change of the data, frame by frame. Both: b f c h
+    w."""
+    dims = 2, 3, 4
+    along = (error * change).sum(dims).square() / (change.square().sum(dims) + 1)
+    return along.mean() / error[0, 0].numel()
+
+
 def noise_levels(config: DDIMConfig | EulerConfig | FlowConfig, spread: Tensor, early: bool,
                  log_sigma: tuple[float, float] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Timesteps, and the shares of data and of noise there, of numbers in [0, 1).
@@ -381,11 +394,8 @@ def noise_levels(config: DDIMConfig | EulerConfig | FlowConfig, spread: Tensor, 
     return t, alpha, (1 - alpha**2).sqrt()
 
 
-def draw_clips(
-    recipe: recipes.Recipe, vae: Autoencoder, folder: Path, device: str
-) -> tuple[Tensor, list[Any], list[int], list[float]]:
-    """Latents of the training clips (n f c h w, float16), kept in `folder` under a digest of what
-    they depend on, their scenes, frames a second and beginnings.
+def choose_clips(recipe: recipes.Recipe) -> tuple[list[Any], list[int], list[float]]:
+    """Scenes of the training clips, their frames a second and beginnings.
 
     A clip is of the whole scene at the base rate, or of a part of it at two or four times that
     rate: any part, or, where frames carry positions, what a window of a video at that rate holds.
@@ -398,6 +408,14 @@ def draw_clips(
         starts = [rng.randrange(2 * rate // base - 1) * frames / 2 / rate for rate in rates]
     else:
         starts = [rng.uniform(0, max(0, recipe.world.SECONDS - frames / rate)) for rate in rates]
+    return scenes, rates, starts
+
+
+def draw_clips(recipe: recipes.Recipe, vae: Autoencoder, folder: Path, device: str,
+               of: Sequence[Any], rates: list[int], starts: list[float]) -> Tensor:
+    """Latents of clips of scenes (n f c h w, float16), kept in `folder` under a digest of what they
+    depend on."""
+    scenes, frames = list(of), clip_frames(recipe)
     times = torch.stack([frame_times(frames, rate, start) for rate, start in zip(rates, starts)])
     # whose scale tells autoencoders apart
     drawn = repr((scenes, rates, starts, frames, recipe.size, vae.config))
@@ -415,7 +433,7 @@ def draw_clips(
             parts.append(z.half().cpu())
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, {"clips": torch.cat(parts)})
-    return load_file(file)["clips"], scenes, rates, starts
+    return load_file(file)["clips"]
 
 
 def prompt_of(scene: Any, rng: random.Random, paced: bool = True) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from torch.testing import assert_close
 from weights_convert import __main__ as cli
 from weights_convert.engine import ConversionError, convert, plan
 from weights_convert.lora import merged
-from weights_convert.source import Source
+from weights_convert.source import LORA, Source, open_source
 from zerosmooth.attention import frame_positions
 from zerosmooth.bus import HiddenStateBus
 from zerosmooth.checkpoint import load, tensor_shapes
@@ -328,6 +330,29 @@ def test_a_lora_is_added_to_its_weight_and_to_no_other(naming, image):
     assert_close(result.read(changed[0]), expected)
     assert all(result.read(name) is source.read(name) for name in source.shapes
                if name not in changed)
+
+
+def test_alpha_in_a_files_settings_counts(tmp_path):
+    """As diffusers writes them beside what PEFT trained; alphas by layer it refuses."""
+    table, source = ad.table(ad.FAMILY.config), in_memory(tensors("folder", "v3", "authors"))
+    begin = f"unet.{QUERY}.to_out.0.lora_"
+    lora = {f"{begin}A.weight": torch.randn(3, 32), f"{begin}B.weight": torch.randn(32, 3)}
+
+    def change(**told) -> Tensor:
+        text = json.dumps({f"unet.{key}": value for key, value in told.items()})
+        save_file(lora, tmp_path / "lora.safetensors", metadata={"lora_adapter_metadata": text})
+        update = open_source(tmp_path / "lora.safetensors", takes=(LORA,))
+        name = f"unet.{QUERY}.to_out.0.weight"
+        return merged(source, update, table, 0.5).read(name) - source.read(name)
+
+    plain = change(r=3)
+    assert_close(plain, 0.5 * lora[f"{begin}B.weight"] @ lora[f"{begin}A.weight"])
+    assert_close(change(lora_alpha=12, r=3, alpha_pattern={}, use_dora=False), 4 * plain,
+                 atol=1e-5, rtol=1e-5)
+    for told in ({"alpha_pattern": {"to_q": 8}}, {"use_rslora": True}, {"lora_alpha": "a"},
+                 {"lora_alpha": math.nan}):
+        with pytest.raises(ConversionError, match="is not possible here; merge it"):
+            change(**told)
 
 
 def test_several_loras_add_up(tmp_path):

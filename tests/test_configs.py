@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from examples import wan
 from weights_convert.engine import ConversionError
 from weights_convert.source import Source
 from zerosmooth.config import ModelConfig
@@ -21,6 +22,7 @@ from zerosmooth.family import Family, load_family
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {name: load_family(str(ROOT / f"examples/{name}.py"), {})
             for name in ("modelscope", "animatediff", "latte")}
+EXAMPLES["wan"] = wan.FAMILY
 SD_SCHEDULER = {
     "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False,
@@ -60,6 +62,18 @@ PUBLISHED: dict[str, dict[str, Said]] = {  # what the published folders say of w
             "sigma_min": 0.002, "prediction_type": "v_prediction", "timestep_type": "continuous",
             "use_karras_sigmas": True}},
 }
+PUBLISHED["wan"] = {
+    "transformer": {
+        "attention_head_dim": 128, "added_kv_proj_dim": None, "cross_attn_norm": True, "eps": 1e-6,
+        "ffn_dim": 8960, "freq_dim": 256, "image_dim": None, "in_channels": 16, "num_layers": 30,
+        "num_attention_heads": 12, "patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads"},
+    "vae": {"attn_scales": [], "base_dim": 96, "latents_mean": list(wan.FAMILY.config.vae.mean),
+            "latents_std": list(wan.FAMILY.config.vae.std)},
+    "scheduler": {
+        "_class_name": "UniPCMultistepScheduler", "disable_corrector": [], "flow_shift": 3.0,
+        "final_sigmas_type": "zero", "lower_order_final": True, "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction", "solver_order": 2, "solver_type": "bh2",
+        "use_flow_sigmas": True, "use_karras_sigmas": False}}
 FILES = {"scheduler": "scheduler_config.json", "tokenizer": "special_tokens_map.json"}
 
 
@@ -123,7 +137,14 @@ TAKEN: dict[str, tuple[str, str, Said, dict[str, Any]]] = {
          "steps_offset": 0}, {"sampler.spacing": "leading", "sampler.first_timestep": 1}),
     "noise levels": ("svd", "scheduler", {"sigma_max": 80}, {"sampler.sigma_max": 80.0}),
     **{f"{name} latents": (name, "vae", {"scaling_factor": 0.5}, {"vae.scale": 0.5})
-       for name in PUBLISHED},
+       for name in PUBLISHED if name != "wan"},
+    "latents' means": ("wan", "vae", {"latents_mean": [0.5] * 16}, {"vae.mean": (0.5,) * 16}),
+    "a larger network": ("wan", "transformer", {"num_attention_heads": 40, "num_layers": 40},
+                         {"unet.heads": 40, "unet.layers": 40}),
+    "larger videos": ("wan", "scheduler", {"flow_shift": 5}, {"sampler.shift": 5.0}),
+    "Euler's method": (
+        "wan", "scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 8.0},
+        {"sampler.kind": "euler", "sampler.shift": 8.0}),
     "norms": ("modelscope", "vae", {"norm_num_groups": 16}, {"vae.groups": 16}),
     "activation": ("modelscope", "text_encoder", {"hidden_act": "quick_gelu"},
                    {"encoder.activation": "quick_gelu"}),
@@ -137,6 +158,7 @@ TAKEN: dict[str, tuple[str, str, Said, dict[str, Any]]] = {
               {"unet.heads": 4}),
     "channels of a head": ("modelscope", "unet", {"attention_head_dim": 32}, {"unet.head_dim": 32}),
     "grid": ("latte", "transformer", {"sample_size": 32}, {"unet.grid": 16}),
+    "larger grid": ("latte", "transformer", {"sample_size": 128}, {"unet.grid": 32}),
 }
 
 
@@ -170,6 +192,10 @@ REFUSED: dict[str, tuple[str, str, Said]] = {
     "heads=.5, 10, 20, 20. is list": ("animatediff", "unet",
                                       {"attention_head_dim": [5, 10, 20, 20]}),
     "num_attention_heads is .8, 8, 8, 8.": ("svd", "unet", {"num_attention_heads": [8] * 4}),
+    "solver_order is 3": ("wan", "scheduler", {"solver_order": 3}),
+    "_class_name is 'DDIMScheduler'": ("wan", "scheduler", {"_class_name": "DDIMScheduler"}),
+    "image_dim is 1280": ("wan", "transformer", {"image_dim": 1280}),
+    "15 means": ("wan", "vae", {"latents_mean": [0.5] * 15}),
     "pad_token is '.PAD.'": ("modelscope", "tokenizer", {"pad_token": "[PAD]"}),
 }
 

@@ -195,6 +195,11 @@ def converted(tmp_path, pipeline):
     return path
 
 
+def test_options_may_come_before_the_family():
+    family, args = cli.parse(["--dtype", "float16", "vc2", "model.ckpt", "-o", "a.safetensors"])
+    assert (family.name, args.dtype, args.lora) == ("vc2", "float16", [])
+
+
 def test_a_saved_checkpoint_loads_bitwise(converted, pipeline):
     state = load(converted).networks.state_dict()
     assert all(torch.equal(state[name], x) for name, x in pipeline.networks.state_dict().items())

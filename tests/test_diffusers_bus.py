@@ -304,6 +304,12 @@ def test_what_does_not_fit_is_refused(pipeline, reference):
             diffusers_bus.smooth(pipeline, frames)
     with pytest.raises(ValueError, match="num_frames=16; give it to smooth"):
         diffusers_bus.smooth(pipeline, 32)(num_frames=16)
+    with pytest.raises(ValueError, match="return_dict=False; leave it out"):
+        diffusers_bus.smooth(pipeline, 32)(return_dict=False)
+    pipeline.enable_free_init()
+    with pytest.raises(ValueError, match="FreeInit would mix the stages' noise"):
+        diffusers_bus.smooth(pipeline, 32)()
+    pipeline.disable_free_init()
     with torch.device("meta"):
         other = UNet2DConditionModel()
     with pytest.raises(ValueError,

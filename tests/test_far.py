@@ -3,7 +3,7 @@ wrong videos."""
 
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from smallworld.far import (
     ground,
     hidden,
     law,
+    others,
     parse,
     partner,
     random_scene,
@@ -110,6 +111,17 @@ def test_spins_turn_as_fast_as_told_and_look_different_all_the_way_round():
         frames = render([scene], torch.linspace(0, once, 13)[None])[0]
         assert torch.allclose(frames[0], frames[-1], atol=1e-3)
         assert all((frames[j] - frames[0]).abs().amax() > 0.5 for j in range(1, 12))
+
+
+def test_others_differ_from_a_scene_in_one_thing_each():
+    times = frame_times(8, FPS)
+    for scene in MANY[:40]:
+        changed = [{name for name, value in asdict(scene).items() if value != asdict(other)[name]}
+                   for other in others(scene)]
+        shape = set() if scene.kind == "pan" else {"shape"}
+        assert changed == [shape, shape, {"start"}, {"start"}, {"angle"}]
+        moved = [render([s], times[None], 32) for s in (scene, others(scene)[2])]
+        assert not torch.equal(*moved)
 
 
 def test_a_pillar_hides_a_shape_and_nothing_else_does():

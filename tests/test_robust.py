@@ -263,6 +263,8 @@ MISTAKES = [
     ("--ckpt {here}", "is a folder"),
     ("--ckpt {here}/half.safetensors", "cut off"),
     ("--family none.py", "--family none.py cannot be loaded"),
+    ("--family ./examples/wan", "it is neither a file ending in .py nor a module's name"),
+    ("--family {here}/a.png", "it is neither a file ending in .py nor a module's name"),
     ("--device cuda:99", "CUDA devices"),
     ("--device toaster", "is no device"),
     ("--device meta", "does not work with this torch"),

@@ -326,13 +326,14 @@ def test_single_frames_train_none_of_the_temporal_layers(name):
 def test_clips_of_another_recipe_are_drawn_anew(tmp_path):
     recipe = replace(recipes.RECIPES["svd-small"], clips=2, size=32)
     vae = Autoencoder(recipe.config.vae)
-    first = train.draw_clips(recipe, vae, tmp_path, "cpu")
-    again = train.draw_clips(recipe, vae, tmp_path, "cpu")
-    assert torch.equal(first[0], again[0]) and first[1:] == again[1:] and len(
-        list(tmp_path.iterdir())) == 1
-    train.draw_clips(replace(recipe, tail=False), vae, tmp_path, "cpu")
+
+    def draw(recipe: recipes.Recipe) -> torch.Tensor:
+        return train.draw_clips(recipe, vae, tmp_path, "cpu", *train.choose_clips(recipe))
+
+    assert torch.equal(draw(recipe), draw(recipe)) and len(list(tmp_path.iterdir())) == 1
+    draw(replace(recipe, tail=False))
     vae.config = replace(vae.config, scale=2.0)
-    train.draw_clips(recipe, vae, tmp_path, "cpu")
+    draw(recipe)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -375,13 +376,26 @@ def test_lattes_class_trains_as_the_others_do():
     assert unet.spatial_blocks[0].ff.proj_out.weight.grad.abs().max() > 0
 
 
+def test_an_error_counts_along_what_would_change_and_nowhere_else():
+    change = torch.zeros(2, 3, 4, 5, 5)
+    change[:, :, 0] = torch.randn(2, 3, 5, 5) * 100
+    off = torch.zeros_like(change)
+    off[:, :, 1] = 1
+    assert train.told_loss(off, change) == 0
+    assert train.told_loss(change, 0 * change) == 0  # where nothing would
+    # beside it, the whole square of an error is in it, whatever the change's size
+    along = 0.01 * change
+    got, expected = train.told_loss(along + off, change), along.square().mean()
+    assert got.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
 @torch.inference_mode(False)
 def test_wans_class_trains_from_its_autoencoder_to_a_checkpoint_with_rows(tmp_path, monkeypatch,
                                                                           capsys):
     """Whole, with a few steps of each part."""
     few = replace(recipes.RECIPES["wan-small"], autoencoder_steps=5, autoencoder_batch=34, clips=4,
                   encoder_steps=2, image_steps=1, places_steps=1, steps=3, batch=10,
-                  muon=True, bfloat16=False)
+                  told=1.0, muon=True, bfloat16=False)
     monkeypatch.setitem(recipes.RECIPES, "wan-small", few)
     monkeypatch.setattr(train, "SCENES", 16)
     # there are no parts of scenes to choose

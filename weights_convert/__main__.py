@@ -45,9 +45,8 @@ def parse(argv: list[str]) -> tuple[Family, argparse.Namespace]:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--family")
     name = first.parse_known_args(argv)[0].family
-    family = None if name is None else load_family(name, FAMILIES)
-    if family is None and argv and argv[0] in FAMILIES:
-        family = FAMILIES[argv[0]]
+    named = next((word for word in argv if word in FAMILIES), None)
+    family = FAMILIES.get(named or "") if name is None else load_family(name, FAMILIES)
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument

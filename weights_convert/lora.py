@@ -4,14 +4,18 @@ converted."""
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite, prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from zerosmooth.fields import short
 
 from .engine import ConversionError, Table
 from .source import LISTED, LORA, Source, open_source
@@ -81,9 +85,10 @@ def layer_of(name: str) -> str:
 def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
     """A source that reads each weight W as W + scale * alpha / rank * up @ down.
 
-    alpha is the rank where the file has none. PEFT keeps it in another file: scale is then
-    lora_alpha / r. Updates of weights that the table drops are ignored. ConversionError if a tensor
-    of the LoRA has no place, or another shape or kind of numbers, or a weight has two updates.
+    alpha is what the file's tensors say, or its metadata, where diffusers writes PEFT's, or else
+    the rank. PEFT itself keeps it in another file: scale is then lora_alpha / r. Updates of weights
+    that the table drops are ignored. ConversionError if a tensor of the LoRA has no place, or
+    another shape or kind of numbers, or a weight has two updates.
     """
     layers: dict[str, dict[str, str]] = {}  # by what is before a factor's name
     unknown = []
@@ -120,9 +125,12 @@ def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
         why = next(kinds, "no LoRA of these networks")
         raise ConversionError(f"{lora.name} is {why}; {len(unknown)} of its tensors have no place: "
                               f"{unknown[:3]}")
-    factors = lora.checked(torch.float32)
+    factors, told = lora.checked(torch.float32), adapter(lora)
     alphas = {}
     for changed, names in updates.items():
+        part = layer_of(names["up"]).split(".")[0]
+        if (alpha := told.get(f"{part}.lora_alpha", told.get("lora_alpha"))) is not None:
+            alphas[changed] = float(alpha)
         for side in ("down", "up"):
             factors.read(names[side])
         if "alpha" in names:
@@ -137,6 +145,23 @@ def merged(source: Source, lora: Source, table: Table, scale: float) -> Source:
         return weight.float() + (scale * alpha / len(down)) * (up @ down).reshape(weight.shape)
 
     return replace(source, read=read, files=(*source.files, *lora.files))
+
+
+def adapter(lora: Source) -> dict[str, Any]:
+    """PEFT's settings in a file that diffusers wrote, such as unet.lora_alpha. ConversionError if
+    they cannot be followed."""
+    try:
+        told = dict(json.loads(lora.metadata.get("lora_adapter_metadata", "{}")))
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"{lora.name} has damaged settings ({error})") from error
+    for key, value in told.items():
+        name = key.split(".")[-1]
+        number = isinstance(value, (int, float)) and isfinite(value)
+        if name == "lora_alpha" and not number or (
+                name in ("alpha_pattern", "use_rslora", "use_dora") and value):
+            raise ConversionError(f"{lora.name} says {key} is {short(value)}, which is not "
+                                  "possible here; merge it with diffusers, and convert the result")
+    return told
 
 
 def _number(lora: Source, name: str) -> float:

@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,14 @@ UNFIT = {  # a pattern that some name in a file matches, and what such a file is
 @dataclass(frozen=True)
 class Source:
     """A published checkpoint. shapes: of its tensors; read: returns one of them; files: its own;
-    chosen: which of SETS it is, where there are both."""
+    chosen: which of SETS it is, where there are both; metadata: of a safetensors file."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
     files: tuple[Path, ...]
     chosen: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -190,7 +191,8 @@ def _open_safetensors(path: Path) -> Source:
         family = found.metadata.get("family", "")[:40]
         raise ConversionError(
             f"{path} is converted already ({family}); sample.py --ckpt {path} takes it")
-    return _unwrapped(path, found.shapes, safe_open(path, "pt").get_tensor)
+    source = _unwrapped(path, found.shapes, safe_open(path, "pt").get_tensor)
+    return replace(source, metadata=found.metadata)
 
 
 def _open_pickle(path: Path, weights: str | None) -> Source:

@@ -110,8 +110,7 @@ def cascade_step(network: Network, xs: Sequence[Tensor], bus: HiddenStateBus | N
 
 def by_stage(x: Tensor, scales: Sequence[int]) -> list[Tensor]:
     """Each stage's frames, out of the last stage's: frames in both share their noise (Eq. 23)."""
-    strides = [prod(scales[s:]) for s in range(len(scales) + 1)]
-    return [x[:, ::stride] for stride in strides]
+    return [x[:, ::prod(scales[s:])] for s in range(len(scales) + 1)]
 
 
 def nested_noise(shape: Sequence[int], frames: int, scales: Sequence[int], seed: int,

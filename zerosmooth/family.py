@@ -130,14 +130,16 @@ def load_family(name: str, built_in: dict[str, Family]) -> Family:
         return built_in[name]
     path = Path(name)
     try:
-        if path.suffix == ".py" or path.is_file():
+        if path.suffix == ".py":
             spec = importlib.util.spec_from_file_location(f"family_{path.stem}", path)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # dataclasses look for it there
             spec.loader.exec_module(module)
-        else:
+        elif all(part.isidentifier() for part in name.split(".")):
             module = importlib.import_module(name)
+        else:
+            raise ModuleNotFoundError("it is neither a file ending in .py nor a module's name")
     except (FileNotFoundError, ModuleNotFoundError) as error:
         raise UserError(f"--family {name} cannot be loaded ({error}); name a file, a module or one "
                         f"of {', '.join(built_in)}") from error

@@ -18,11 +18,9 @@ except ImportError:  # on Windows, what a killed process left behind stays
 
 PART = re.compile(r"\..+\.(\d+|[0-9a-f]{16})\.part(\.\w+)?")  # files that are being written
 DAY = 86_400  # seconds
-FULL = {
-    errno.ENOSPC: "the disk is full; make room, or write elsewhere",
-    errno.EDQUOT: "the disk quota is used up; make room, or write elsewhere",
-    errno.EFBIG: "it exceeds the largest size of a file (see ulimit -f)",
-}
+FULL = {errno.ENOSPC: "the disk is full; make room, or write elsewhere",
+        errno.EDQUOT: "the disk quota is used up; make room, or write elsewhere",
+        errno.EFBIG: "it exceeds the largest size of a file (see ulimit -f)"}
 
 
 @contextmanager

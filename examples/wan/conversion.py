@@ -8,8 +8,9 @@ import argparse
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from weights_convert import diffusers
+from weights_convert import configs, diffusers
 from weights_convert.conversion import Conversion
 from weights_convert.diffusers import BOTH
 from weights_convert.engine import ConversionError, Rows, Table, same
@@ -18,6 +19,28 @@ from weights_convert.source import Source, join, open_folder, open_source
 from zerosmooth.config import ModelConfig
 
 from .autoencoder import WanAutoencoderConfig
+
+# what configs say, in either layout
+NETWORK: configs.Fields = {
+    "num_attention_heads": ("heads", None), "num_heads": ("heads", None),
+    "attention_head_dim": ("head_dim", None), "num_layers": ("layers", None),
+    "ffn_dim": ("feed_forward", None), "freq_dim": ("time_dim", None)}
+NETWORK_NEEDS = {
+    "patch_size": ([1, 2, 2],), "eps": (1e-6,), "model_type": ("t2v",), "cross_attn_norm": (True,),
+    "qk_norm": ("rms_norm_across_heads",), "image_dim": (None,), "added_kv_proj_dim": (None,)}
+VAE: configs.Fields = {"latents_mean": ("mean", None), "latents_std": ("std", None)}
+VAE_NEEDS: dict[str, tuple[Any, ...]] = {
+    "is_residual": (False,), "patch_size": (None,), "attn_scales": ([],)}
+SAMPLER: configs.Fields = {
+    "_class_name": ("kind", {"UniPCMultistepScheduler": "unipc",
+                             "FlowMatchEulerDiscreteScheduler": "euler"}),
+    "flow_shift": ("shift", None), "shift": ("shift", None)}
+SAMPLER_NEEDS = {
+    "prediction_type": ("flow_prediction",), "use_flow_sigmas": (True,), "solver_order": (2,),
+    "solver_type": ("bh2",), "final_sigmas_type": ("zero",), "num_train_timesteps": (1000,),
+    "use_karras_sigmas": (False,), "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,),
+    "use_dynamic_shifting": (False,), "invert_sigmas": (False,), "stochastic_sampling": (False,),
+    "shift_terminal": (None,), "lower_order_final": (True,), "disable_corrector": ([],)}
 
 
 def attends(theirs: str, ours: str, parts: str, out: str, joins: str) -> Rows:
@@ -122,4 +145,10 @@ class WanConversion(Conversion):
     def variant(self, config: ModelConfig, source: Source, args: argparse.Namespace) -> ModelConfig:
         folder = (args.text_folder or source.path).absolute()
         print(f"prompts will be encoded by the UMT5 in {folder}, which is not a part of the output")
-        return replace(config, encoder=replace(config.encoder, folder=str(folder)))
+        part = "transformer" if (source.path / "transformer").is_dir() else "."
+        network, autoencoder, sampler = (configs.said(source.path / file) for file in (
+            f"{part}/config.json", "vae/config.json", "scheduler/scheduler_config.json"))
+        return replace(config, unet=network.over(config.unet, NETWORK, NETWORK_NEEDS),
+                       vae=autoencoder.over(config.vae, VAE, VAE_NEEDS),
+                       sampler=sampler.over(config.sampler, SAMPLER, SAMPLER_NEEDS),
+                       encoder=replace(config.encoder, folder=str(folder)))
