@@ -14,6 +14,7 @@ rows play side by side.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -77,12 +78,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def compare_folders(args: argparse.Namespace) -> None:
-    if args.scenes is not None:
-        raise UserError("--compare measures existing videos; leave --scenes out")
+    names = ("ckpt", "family", "prompt_file", "image", "scenes", "rows", "interpolator")
+    given = [name for name in names if getattr(args, name)] + list(arguments.asked(args))
+    if given:
+        raise UserError(f"--compare measures existing videos; leave {given[0]} out")
     measured, (a, b) = measuring(args, None), args.compare
-    if real := real_of(args, measured):
-        real.measure()
-    print(compare(a, b, measured, None if real is None else real.features()))
+    print(compare(a, b, measured, real_of(args, measured)))
 
 
 def real_of(args: argparse.Namespace, measured: Mapping[str, Detector]) -> RealVideos | None:
@@ -113,6 +114,7 @@ class Work:
 
 def prepare(args: argparse.Namespace) -> Work:
     """Check everything that can be checked before the networks load."""
+    check("--batch_size", args.batch_size, int, VIDEOS)
     checkpoint = arguments.described(args)
     plan = plan_of(args, checkpoint, world_of(args, checkpoint))
     check_folder(args.outdir, plan.base, checkpoint.lengths(plan.base))
@@ -157,15 +159,19 @@ def measure(work: Work, waiting: list[tuple[Job, bool]], rank: int) -> None:
     shown = [job.subject for job, _ in waiting]
     pipeline = arguments.loaded(work.checkpoint, shown, plan.base, plan.running, silent=rank > 0)
     with Progress(len(waiting), silent=rank > 0) as bar:
-        for batch in batches(waiting, work.args.batch_size):
-            some, keep = zip(*batch)
+        todo = list(batches(waiting, work.args.batch_size))
+        while todo:
+            some, keep = zip(*(batch := todo.pop(0)))
             bar.at(0.0, f"{some[0].row}, {some[0].subject.name[:30]}")
             try:
                 measure_jobs(pipeline, plan, some, keep)
             except NonFiniteError as error:  # the others need not suffer
-                names = "; ".join(f"{job.subject.name}, seed {job.seed}" for job in some)
+                if len(batch) > 1:
+                    todo[:0] = [[one] for one in batch]
+                    continue
                 bar.clear()
-                print(f"left out: {some[0].row}, {names}: {error}", file=sys.stderr)
+                print(f"left out: {some[0].row}, {some[0].subject.name}, seed {some[0].seed}: "
+                      f"{error}", file=sys.stderr)
             bar.end(len(batch))
 
 
@@ -196,14 +202,15 @@ def world_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Any:
     if args.scenes is None:
         return None
     given = {**vars(args), **arguments.asked(args)}
-    names = ("height", "width", "prompt_file", "image", "motion_bucket_id", "real")
+    from smallworld.far_world import world_of_checkpoint  # which only --scenes needs
+
+    world = world_of_checkpoint(checkpoint, args.true_keys)
+    names = ["height", "width", "prompt_file", "image", "motion_bucket_id", "real"]
+    names += [] if world.detects else ["fps"]  # of whose laws it is a part
     said = [name for name in names if given.get(name) is not None]
     if said or args.num_videos != 1:
         wrong = [*said, "num_videos"][0]
         raise UserError(f"--scenes draws its own subjects, one video each; leave {wrong} out")
-    from smallworld.far_world import world_of_checkpoint  # which only --scenes needs
-
-    world = world_of_checkpoint(checkpoint, args.true_keys)
     if not world.detects and (args.detector or args.classifier):
         raise UserError("FVD and IS are not measured on the far world, which has no reference "
                         "videos; leave --detector and --classifier out")
@@ -253,7 +260,8 @@ def plan_of(args: argparse.Namespace, checkpoint: Checkpoint, world: Any) -> Pla
         if args.true_keys and METHODS[own.method].slides:
             raise UserError(f"the row {row} slides windows as long as the key video, which "
                             "--true_keys would take for it; leave one of them out")
-    return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used)
+    return Plan(args.outdir / "videos", base, rows, running, measuring(args, world), world, used,
+                checkpoint.lengths(base))
 
 
 def groups_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> Iterator[list[Job]]:
@@ -275,11 +283,15 @@ def groups_of(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> I
 def agree(args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """What all records of the folder share, which is kept there. UserError if the folder holds
     records of something else."""
+    subjects = "given"
+    if plan.world is not None:  # whose scenes a later version may draw in another way
+        some = repr(plan.world.scenes(checkpoint, args.seed, 4)).encode()
+        subjects = (f"scenes {hashlib.sha256(some).hexdigest()[:8]} drawn by seed {args.seed}"
+                    + ", with true key frames" * args.true_keys)
     common = {
         "checkpoint": checkpoint.sha256(),
         "settings": asdict(plan.base),
-        "subjects": (f"scenes drawn by seed {args.seed}" if args.scenes is not None else "given")
-                    + ", with true key frames" * args.true_keys,
+        "subjects": subjects,
         "protocol": {name: detector.protocol for name, detector in plan.detectors.items()},
         "frames": "up to the last key frame" if plan.interpolators else "all",
     }
@@ -306,7 +318,7 @@ def report(work: Work) -> None:
                       for s in stages}
     elif work.real is not None:
         references = dict.fromkeys(stages, work.real.features())
-    results = tables.Results(read_records(plan.folder), references)
+    results = tables.Results(read_records(plan.folder), references, plan.rows)
     lines = [f"- `{name}` by {text}." for name, text in common["protocol"].items()]
     if references:
         truth = "true renderings, not through the autoencoder"

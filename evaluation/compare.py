@@ -28,15 +28,21 @@ from .tables import FEWEST, MEASURES, mean_and_error, show, statistic, table, wo
 from .videos import read_timed
 
 
-def compare(a: str, b: str, detectors: Mapping[str, Detector], real: Tensor | None = None) -> str:
+def compare(a: str, b: str, detectors: Mapping[str, Detector],
+            real: RealVideos | None = None) -> str:
     """A table of measures of videos b against videos a. a, b: folders of videos, or patterns. real:
-    n d, features of the videos with which FVD compares both.
+    the videos with which FVD compares both.
 
     They pair as `paired` says. b may have n frames for one of a, or n - 1 between two of a, as
     interpolators make them: frame n*i of b is compared with frame i of a. UserError if they do not
     pair.
     """
     pairs, how = paired(a, b)
+    if detectors and len(pairs) < FEWEST:
+        raise UserError(f"FVD and IS need {FEWEST} pairs or more, not {len(pairs)}; leave the "
+                        "detectors out")
+    if real is not None:
+        real.measure()
     values: dict[str, list[float]] = {"PSNR": [], "SSIM": [], "blend": [], "uneven": []}
     features: dict[tuple[str, str], list[Tensor]] = {}
     for one, other in tqdm(pairs, unit="pair", leave=False):
@@ -52,8 +58,9 @@ def compare(a: str, b: str, detectors: Mapping[str, Detector], real: Tensor | No
                 features.setdefault((name, side), []).append(detector(frames))
     rows = [[m, show(mean_and_error(v), MEASURES[m][0]), show(worst(m, v), MEASURES[m][0]),
              MEASURES[m][1]] for m, v in values.items() if v]
-    for (name, side), rows_of in features.items() if len(pairs) >= FEWEST else ():
-        value = statistic(name, torch.stack(rows_of), real)
+    compared = None if real is None else real.features()
+    for (name, side), rows_of in features.items():
+        value = statistic(name, torch.stack(rows_of), compared)
         rows.append([f"{name} of {side}", show(value, 2), "-", detectors[name].protocol])
     head = ["measure", "mean ± standard error", "worst twentieth", "what it is"]
     (one, other), (last, end) = pairs[0], pairs[-1]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,9 +33,10 @@ from zerosmooth.attention import fusion_matrix, windows
 from zerosmooth.bus import Stage
 from zerosmooth.cascade import nested_noise
 from zerosmooth.extensions import LIFTS, METHODS
-from zerosmooth.fields import UserError
+from zerosmooth.fields import Range, UserError, check
 from zerosmooth.pipeline import sample
 from zerosmooth.settings import Settings, options
+from zerosmooth_cli.command import run_command
 
 from .interpolators import Interpolator, open_interpolators
 
@@ -244,8 +246,9 @@ def settings_of(row: str, steps: int, scale: int) -> Settings:
         if key not in known:
             raise UserError(f"row {row!r} changes {key!r}; use one of {', '.join(known)}")
         own[key] = known[key].read(value)
-    if name not in (*METHODS, *LIFTS):
-        raise UserError(f"no row {row!r}; use {', '.join((*METHODS, *LIFTS))}")
+    there = [x for x in (*METHODS, *LIFTS) if x not in ("zerosmooth", "direct")]  # no attention
+    if name not in there:
+        raise UserError(f"no row {row!r}; use {', '.join(there)}")
     method = {"method": name} if name in METHODS else {"prediction": name, "strength": 0.0}
     return Settings(**{"steps": steps, "scale": scale, "key_frames": FRAMES, "eta": 0.0,
                        **method, **own})
@@ -280,7 +283,7 @@ WORLDS = ("pan 0.25", "pan 0.75", "pan 2", FOUR, "pan 6", "turn 0.4 + turn -0.4"
           "speed 4", "bounce 4", "hide 4")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m evaluation.exact", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--motion", nargs="+", default=WORLDS, metavar="MOTION",
@@ -295,15 +298,30 @@ def main() -> None:
                              "minterpolate, which fill in the key frames")
     parser.add_argument("--picture", type=Path, metavar="FILE",
                         help="draw one line of pixels over time, of the first motion's rows")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return run_command("exact", lambda: measure_rows(args), "")
+
+
+def measure_rows(args: argparse.Namespace) -> int:
+    """Print a line for each motion and row. UserError, before any is made, for what cannot be."""
+    check("--n", args.n, int, Range(1, 10_000))
+    if args.scale not in (2, 4, 8):
+        raise UserError(f"--scale {args.scale}; use 2, 4 or 8")
+    if args.picture and args.picture.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--picture {args.picture} must end in .png, .svg or .pdf")
+    worlds = {text: parse(text) for text in args.motion}
     fillers = open_interpolators(args.interpolator, torch.device("cpu"), torch.float32)
     made_by = {row: settings_of("lines" if row in fillers else row, args.steps,
                                 1 if row in fillers else args.scale) for row in args.rows}
+    bent = [text for text, of in worlds.items() if not all(motion.still for motion in of)]
+    for row, settings in made_by.items():  # whose windows do not say where they begin
+        if bent and METHODS[settings.method].slides:
+            raise UserError(f"the row {row} cannot be made of {bent[0]!r}, where windows differ")
     drawn: dict[str, Tensor] = {}
-    for text in args.motion:
+    for text, world in worlds.items():
         spectrum.cache_clear()
         for row, settings in made_by.items():
-            xs, motions = make(parse(text), settings, range(50, 50 + args.n))
+            xs, motions = make(world, settings, range(50, 50 + args.n))
             if row in fillers:
                 xs.append(interpolated(xs[0], args.scale, fillers[row]))
             if args.picture and text == args.motion[0]:
@@ -317,7 +335,8 @@ def main() -> None:
                   f"keys {keys}", flush=True)
     if args.picture:
         draw(drawn | {"truth": told}, args.picture)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,7 +42,8 @@ class Plan:
     """What all jobs have in common.
 
     folder: of their files. base: the settings of the base video, the same in all rows; rows: those
-    of each row. detectors: by measure, "FVD" or "IS". world: if subjects are its scenes.
+    of each row. detectors: by measure, "FVD" or "IS". world: if subjects are its scenes. lengths:
+    frames of each stage.
     interpolators: by row, with the scale from which each goes on, 1 where it fills in the key
     frames of the base video; with one in the plan, all rows are measured only up to the last key
     frame.
@@ -55,6 +56,7 @@ class Plan:
     detectors: Mapping[str, Detector]
     world: Any
     interpolators: Mapping[str, tuple[Interpolator, int]]
+    lengths: Sequence[int]
 
     def path(self, job: Job, suffix: str) -> Path:
         identity = [job.row, job.subject.identity, job.seed]
@@ -65,8 +67,8 @@ class Plan:
 
     def frames_of(self, stage: int) -> int:
         """The number of a stage's frames that are measured."""
-        cascade, ends = self.base.cascade, bool(self.interpolators)
-        return cascade.frames_of(stage) - ends * (cascade.scale_of(stage) - 1)
+        ends = bool(self.interpolators) * (self.base.cascade.scale_of(stage) - 1)
+        return self.lengths[stage] - ends
 
     def decided(self, row: str) -> dict[str, Any]:
         """A row's settings, as its records keep them."""
@@ -129,7 +131,7 @@ def _videos(pipeline: Pipeline, plan: Plan, jobs: Sequence[Job]) -> tuple[list[l
     row, seeds, cascade = jobs[0].row, [job.seed for job in jobs], plan.base.cascade
     settings, scenes = plan.settings(row), [job.scene for job in jobs if job.scene is not None]
     if plan.world is not None and row == TRUTH:
-        sizes = [(cascade.frames_of(s), settings.fps_of(s)) for s in range(cascade.stages)]
+        sizes = [(plan.lengths[s], settings.fps_of(s)) for s in range(cascade.stages)]
         chunk = settings.decode_chunk_size
         return [[plan.world.truth(pipeline, scene, *size, chunk) for size in sizes]
                 for scene in scenes], 0

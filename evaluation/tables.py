@@ -4,7 +4,7 @@ paper's numbers beside them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -55,7 +55,7 @@ GROUPS = {
     "What the videos show": {
         **{f"{what} right": (2, "share of videos")
            for what in ("color", "shape", "direction", "speed")},
-        "lost": (2, "share of frames in which no shape is seen; less is better"),
+        "lost": (2, "share of frames (of videos in the far world) without a shape; less is better"),
         "seconds": (1, "to make a video, all its stages"),
     },
 }
@@ -64,8 +64,8 @@ WORST = {  # measures that have a worst end, and whether that is the high one
     **dict.fromkeys(("PSNR", "SSIM", "redrawn"), False),
     **dict.fromkeys(("jitter", "off path", "color", "area", "uneven"), True)}
 PAPER_MEASURES = list(GROUPS["As the paper measures"])
-NOTE = ("Mean ± standard error over videos. FVD and IS are of the {} subjects and seeds that all "
-        "rows have, with errors by jackknife; few videos raise FVD, even that of a perfect row. "
+NOTE = ("Mean ± standard error over videos. FVD and IS are of the {} subjects and seeds that rows "
+        "have, with errors by jackknife; few videos raise FVD, even that of a perfect row. "
         "Videos whose shape is lost in a frame have no motion. The worst twentieth is the mean of "
         "that share of the videos, of fewer than 20 the worst one. FreeNoise draws no fresh noise: "
         "where others do, it has base videos of its own. The paper's numbers are of the real "
@@ -76,10 +76,12 @@ class Results:
     """Records by row, and what they measure by stage.
 
     references: of each stage, features n d of reference videos. FVD and IS depend on the number of
-    videos, so all rows are measured on the same subjects and seeds, those that every row has.
+    videos, so all rows are measured on the same subjects and seeds, those that every row has; rows
+    that lack some of them, and were not `asked` for, have neither.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], references: dict[int, Tensor]) -> None:
+    def __init__(self, records: Sequence[dict[str, Any]], references: dict[int, Tensor],
+                 asked: Collection[str] = ()) -> None:
         self.references = references
         self.rows: dict[str, dict[Key, dict[str, Any]]] = {}
         for record in sorted(records, key=_place):
@@ -87,9 +89,11 @@ class Results:
             self.rows.setdefault(record["row"], {})[key] = record
         self.frames = [stage["frames"] for stage in records[0]["stages"]]
         self.stages = len(self.frames)
-        self.shared = sorted(set.intersection(*(set(of_row) for of_row in self.rows.values())))
+        those = [row for row in self.rows if row in asked] or self.rows
+        self.shared = sorted(set.intersection(*(set(self.rows[row]) for row in those)))
         self.features = {
-            row: [load_file(of_row[k]["features"]) for k in self.shared if of_row[k]["features"]]
+            row: [load_file(of_row[k]["features"]) for k in self.shared
+                  if k in of_row and of_row[k]["features"]]
             for row, of_row in self.rows.items()
         }
 

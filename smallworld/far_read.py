@@ -115,7 +115,8 @@ def fit(keys: Tensor, kind: str, color: str) -> Fit:
     path, angles = center(whole), angles_of(cover) if kind == "spin" else torch.zeros(len(keys))
     median = keys.mean(-1).median().item()
     background = min(GREYS, key=lambda name: abs(GREYS[name] - median))
-    clear, likeness = area >= 0.9 * full, {}  # all frames that show it whole
+    # all frames that show it whole
+    clear, likeness = (area >= 0.9 * full) & ~angles.isnan(), {}
     shown = whole[clear].clamp(max=1)
     for shape in KINDS[kind][1]:
         outline = coverage(shape, path[clear], angles[clear], radius, size)[0]
@@ -148,7 +149,7 @@ def fit(keys: Tensor, kind: str, color: str) -> Fit:
                              (angles - spins[:, None] * times)[:, seen].deg2rad()).sum(1)
         i = int(turned.abs().argmax())
         scene = replace(scene, angle=math.degrees(turned[i].angle().item()), spin=spins[i].item())
-        off = around(angles - scene.angles(times))
+        off = around(angles - scene.angles(times))[seen]
     else:
         off = (path - scene.path(times)).norm(dim=1) * size
         if kind == "hide":

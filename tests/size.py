@@ -55,7 +55,7 @@ def sums(files: dict[str, int]) -> dict[str, tuple[int, int]]:
             "all without tests": (own, OWN)}
 
 
-OWN = 13_900  # 9,500, and since: worlds, motion, peers, Latte, Wan, checks, Python, ComfyUI
+OWN = 13_950  # 9,500, and since: worlds, motion, peers, Latte, Wan, checks, Python, ComfyUI
 
 
 def long_lines() -> list[str]:

@@ -20,7 +20,7 @@ from evaluation import __main__ as command
 from evaluation import compare, detectors, figures, jobs, rows, tables
 from evaluation.jobs import measures
 from evaluation.metrics import inception_score
-from smallworld import classifier, world
+from smallworld import classifier, gate, world
 from smallworld.draw import frame_times, random_scene, render
 from smallworld.world import SmallWorld
 from zerosmooth.cascade import Cascade
@@ -312,6 +312,11 @@ def test_fvd_and_is_are_those_of_the_same_videos(tmp_path):
         assert less[0] == pytest.approx(9, abs=1e-5)
     assert results.value("direct", 1, "IS")[0] == pytest.approx(4)
     assert results.value("direct", 0, "IS") is None
+    # a row of an earlier run that has few of them leaves the rows asked for as they are
+    few = records("ddnm", square[:2], classes[:2])
+    results = tables.Results([*made, *few], {0: square, 1: square + 9}, ["direct", "zerosmooth"])
+    assert len(results.shared) == 12 and results.value("ddnm", 1, "FVD") is None
+    assert results.value("direct", 1, "FVD")[0] == pytest.approx(9, abs=1e-5)
 
 
 # --- the command
@@ -437,13 +442,14 @@ def test_image_to_video_from_a_folder_of_first_frames(tmp_path, tiny):
         assert all("PSNR" in r["stages"][1] and r["image_sha256"] for r in made)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("broken", "said"), [
     (lambda job: job.seed == 1, "2 of 4 videos turned NaN and were left out: direct, ddnm"),
     (lambda job: job.row == "ddnm", "2 of 4 videos turned NaN and were left out: ddnm"),
     (lambda job: True, "every video turned NaN"),
 ])
 def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch, capsys, broken,
-                                                   said):
+                                                   said, batch):
     measure_jobs = command.measure_jobs
 
     def turning(pipeline, plan, jobs, keep):
@@ -453,7 +459,8 @@ def test_videos_that_turn_nan_are_left_out_and_said(tmp_path, tiny, monkeypatch,
 
     monkeypatch.setattr(command, "measure_jobs", turning)
     assert run("--ckpt", tiny / "vc2.safetensors", "--num_videos", 2, "--rows", "direct", "ddnm",
-               "--steps", 1, "--scale", 2, "--device", "cpu", "--outdir", tmp_path) == 1
+               "--steps", 1, "--scale", 2, "--device", "cpu", "--outdir", tmp_path,
+               "--batch_size", batch) == 1
     assert said in capsys.readouterr().err
     assert (tmp_path / "table.md").exists() == (said != "every video turned NaN")
 
@@ -473,7 +480,8 @@ def test_another_evaluation_does_not_mix_in(experiment, whole, capsys):
     (["--set", "gif=true"], "gif does nothing to an evaluation"),
     (["--set", "strenght=1"], "did you mean strength"),
     (["--rows", "ldmvfi"], "needs its weights: --interpolator FILE"),
-    (["--compare", "A", "B", "--scenes", 2], "leave --scenes out"),
+    (["--compare", "A", "B"], "--compare measures existing videos; leave ckpt out"),
+    (["--batch_size", 0], "--batch_size=0; use 1 to"),
 ])
 def test_bad_arguments_are_told_before_long_work(experiment, tmp_path, capsys, extra, message):
     assert run(*experiment, "--outdir", tmp_path, *extra) == 1
@@ -495,6 +503,24 @@ def test_a_batch_measures_what_single_videos_do(experiment, whole, tmp_path):
     for name, made in one.items():
         for x, y in zip(made["stages"], several[name]["stages"], strict=True):
             assert y == pytest.approx(x, rel=0.02)
+
+
+def test_what_it_makes_of_other_scenes_does_not_mix_in(tmp_path, monkeypatch, capsys):
+    asked = ["--scenes", 1, "--rows", "direct", "--outdir", tmp_path]
+    command.prepare(command.parse([*map(str, asked)]))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.json").write_text("{}")
+    monkeypatch.setattr(gate, "random_scene", lambda rng, tail: random_scene(rng, tail=not tail))
+    assert run(*asked) == 1
+    assert "differs in subjects; use another --outdir" in capsys.readouterr().err
+
+
+def test_all_frames_of_a_model_that_packs_them_count(tmp_path):
+    where = ROOT / "smallworld"
+    work = command.prepare(command.parse([*map(str, [
+        "--family", where / "wan.py", "--ckpt", where / "wan-small.safetensors", "--scenes", 1,
+        "--scale", 1, "--rows", "direct", "--outdir", tmp_path])]))
+    assert work.plan.frames_of(0) == 17
 
 
 def test_scenes_are_measured_beside_their_truth(tmp_path, monkeypatch):
@@ -523,11 +549,13 @@ def test_folders_of_videos_are_compared(tmp_path, true, stand_ins):
         folder_of(tmp_path / f"A/video{i}", short[:4])
         folder_of(tmp_path / f"B/video{i}", long[:13])
     found = {"FVD": detectors.torchscript(stand_ins["features"], CPU, False)}
-    real = torch.stack([found["FVD"](short[:4]) for _ in range(4)])
+    real = compare.RealVideos(tmp_path / "A", tmp_path / "real", found["FVD"])
     text = compare.compare(str(tmp_path / "A"), str(tmp_path / "B/*"), found, real)
     assert "4 pairs" in text and "| PSNR | 100.00 ± 0.00 |" in text
     assert "| SSIM | 1.000 ± 0.000 |" in text and "| blend |" in text
     assert "| FVD of A | 0.00 ± 0.00 |" in text and "| FVD of B |" in text
+    with pytest.raises(ValueError, match="FVD and IS need 4 pairs or more, not 1"):
+        compare.compare(str(tmp_path / "A/video0*"), str(tmp_path / "B/video0*"), found, real)
     with pytest.raises(ValueError, match="no video at"):
         compare.compare(str(tmp_path / "*.mp4"), str(tmp_path / "B"), {})
     with pytest.raises(ValueError, match="video1 and 2 more of .*A has no video of its name"):

@@ -85,3 +85,17 @@ def test_rows_and_motions_that_there_are_not_are_told():
         parse("pan 4 + jump 3")
     with pytest.raises(UserError, match="changes 'speed'"):
         settings_of("lines:speed=3", 10, 2)
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    (["--rows", "zerosmooth"], "no row 'zerosmooth'"),
+    (["--scale", "3"], "--scale 3; use 2, 4 or 8"),
+    (["--n", "0"], "--n=0; use 1 to"),
+    (["--motion", "pan 4", "jmp 3"], "motion 'jmp 3'"),
+    (["--picture", "a.txt"], "a.txt must end in .png"),
+    (["--motion", "pan 4", "bounce 4", "--rows", "lines", "sdedit"],
+     "the row sdedit cannot be made of 'bounce 4'")])
+def test_what_cannot_be_is_told_before_any_row_is_made(asked, said, capsys):
+    assert exact.main(asked) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err and not shown.out

@@ -187,6 +187,16 @@ def test_the_reader_is_exact_on_truth(kind):
                    for value in far_gate.right(video[::N], scene).values())
 
 
+def test_a_key_frame_of_one_half_alone_says_nothing_of_the_shape():
+    scene = replace(scene_of("spin"), shape="triangle")
+    video = video_of(scene, 1)
+    frame = video[2].float()
+    colored = (frame.amax(-1) - frame.amin(-1))[..., None] > 5
+    video[2] = torch.where(colored, torch.tensor(COLORS[scene.color]) * 255, frame).byte()
+    assert all(value in (1.0, ) or math.isnan(value)
+               for value in far_gate.right(video, scene).values())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blends_and_held_key_frames_are_seen(kind):
     """At 16 pixels, or 80 degrees, a key frame."""
@@ -246,6 +256,9 @@ def test_the_evaluation_tells_the_truth_from_a_blend():
 
 
 def test_a_world_without_references_takes_no_detector(tmp_path, capsys):
+    argv = ["--ckpt", far_gate.SHIPPED, "--scenes", 1, "--fps", 16, "--outdir", tmp_path]
+    assert evaluation.main([*map(str, argv)]) == 1
+    assert "leave fps out" in capsys.readouterr().err
     argv = ["--ckpt", far_gate.SHIPPED, "--scenes", 1, "--detector", "x.pt", "--outdir", tmp_path]
     assert evaluation.main([*map(str, argv)]) == 1
     assert "not measured on the far world" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluation import __main__ as command
-from evaluation.interpolators import Blend, TorchScript, lavie, ldmvfi
+from evaluation.interpolators import Blend, TorchScript, lavie, ldmvfi, open_interpolators
 from evaluation.interpolators.ldmvfi import LDMVFI, padding
 from evaluation.interpolators.vqfigan import TAPS, MaxViT, VQFIGANConfig, deformable
 from smallworld import interpolation, world
@@ -269,7 +269,13 @@ def test_a_torchscript_file_is_told_the_time_between(tmp_path):
     assert torch.equal(blend[::4], keys) and torch.equal(ours[::4], keys)
     assert (ours.int() - blend.int()).abs().max() <= 1  # rounding of halves
     with pytest.raises(ValueError, match="answers with"):
-        TorchScript(tmp_path / "small.pt", CPU)(keys, 2, "", 0)
+        TorchScript(tmp_path / "small.pt", CPU).check(Settings())
+    torch.jit.script(nn.Linear(3, 3)).save(tmp_path / "linear.pt")
+    with pytest.raises(ValueError, match="linear.pt does not take two frames of .* and a time"):
+        TorchScript(tmp_path / "linear.pt", CPU).check(Settings())
+    for name in ("windowed", "blend"):
+        with pytest.raises(ValueError, match=f"a row {name} is there already; give"):
+            open_interpolators([tmp_path / f"{name}.pt"], CPU, torch.float32)
     (tmp_path / "text.pt").write_text("no")
     with pytest.raises(ValueError, match="not a TorchScript file"):
         TorchScript(tmp_path / "text.pt", CPU)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from zerosmooth.extensions import METHODS
+from zerosmooth.fields import UserError
+
 from .interpolator import Blend, Hold, Interpolator, Minterpolate, TorchScript
 from .lavie import LaVieInterpolator
 from .ldmvfi import LDMVFIInterpolator
@@ -30,6 +33,8 @@ def open_interpolators(files: Sequence[Path], device: torch.device,
             found[LAVIE] = LaVieInterpolator(path, device, dtype)
         elif path.suffix == ".ckpt":
             found[LDMVFI] = LDMVFIInterpolator(path, device)
+        elif path.stem in found or path.stem in METHODS:
+            raise UserError(f"a row {path.stem} is there already; give {path} another name")
         else:
             found[path.stem] = TorchScript(path, device)
     return found

@@ -17,6 +17,7 @@ from evaluation.metrics import lift
 from zerosmooth.checkpoint import sha256
 from zerosmooth.fields import UserError
 from zerosmooth.settings import Settings
+from zerosmooth_cli.command import out_of_memory
 
 
 class Interpolator:
@@ -101,16 +102,27 @@ class TorchScript(Interpolator):
         self.name, self.device = path.name, device
         self.protocol = f"{path.name} (sha256 {sha256(path)[:16]})"
 
+    def check(self, settings: Settings) -> None:
+        self(torch.zeros(2, settings.height, settings.width, 3, dtype=torch.uint8), 2, "", 0)
+
     @torch.inference_mode()
     def __call__(self, keys: Tensor, n: int, prompt: str, seed: int) -> Tensor:
         x = keys.to(self.device).permute(0, 3, 1, 2)[:, None].float() / 255  # k 1 3 h w
         made = [keys[0]]
         for pair, key in zip(zip(x[:-1], x[1:]), keys[1:]):
             for j in range(1, n):
-                y = self.network(*pair, x.new_full((1, 1), j / n))
-                if y.shape != pair[0].shape:
-                    raise UserError(f"the interpolator {self.name} answers with {tuple(y.shape)} "
-                                    f"for frames of {tuple(pair[0].shape)}")
+                try:
+                    y = self.network(*pair, x.new_full((1, 1), j / n))
+                except RuntimeError as error:
+                    if out_of_memory(error):
+                        raise
+                    why = str(error).strip().splitlines()[-1]
+                    raise UserError(f"the interpolator {self.name} does not take two frames of "
+                                    f"{tuple(pair[0].shape)} and a time ({why})") from error
+                if not isinstance(y, Tensor) or y.shape != pair[0].shape:
+                    what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+                    raise UserError(f"the interpolator {self.name} answers with {what} for frames "
+                                    f"of {tuple(pair[0].shape)}")
                 made.append((y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu())
             made.append(key)
         return torch.stack(made)
