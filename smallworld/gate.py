@@ -104,7 +104,7 @@ def verdict(name: str, got: dict[str, float], limits: dict[str, float],
     kept = True
     for measure, value in got.items():
         limit, below = limits.get(measure), measure in BELOW
-        missed = limit is not None and (value >= limit if below else value < limit)
+        missed = limit is not None and not (value < limit if below else value >= limit)
         kept &= not missed
         others = ", ".join(f"{other} {values[measure]:.2f}" for other, values in beside.items())
         print(f"{name}  {measure}  {value:.2f}  limit {limit or '-'}{'  MISSED' * missed}  "

@@ -29,7 +29,7 @@ from zerosmooth.models.lavie import LaVieConfig
 from zerosmooth.samplers import TRAIN_STEPS, DDIMConfig
 
 from .draw import SECONDS, Scene, frame_times, random_scene, render
-from .trainer import Schedule, Trainer, lay_out
+from .trainer import Schedule, Trainer, lay_out, read_state
 
 SHIPPED = Path(__file__).parent / "lavie-interpolation-small.safetensors"
 NAME, SIZE, RATE = "lavie-interpolation-small", 64, 8  # pixels; key frames a second
@@ -177,6 +177,8 @@ def main() -> None:
             parser.error(f"{args.start} was not exported by such a run")
         weights = checkpoint.load_described(found, "cpu").networks.state_dict()
         lay_out(folder, weights, int(step[1]))
+    if args.export and not read_state(folder):
+        parser.error(f"{folder} holds no run that could be exported")
     trainer = trainer_of(folder, args.steps, args.rate, args.device)
     if args.export is None:
         train(trainer, args.clips, args.batch, args.device)

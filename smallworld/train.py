@@ -224,6 +224,8 @@ def train_diffusion(recipe: recipes.Recipe, networks: Networks, folder: Path, de
     """The network, and an encoder of prompts with it, on v-prediction, or on the velocity of flow
     matching, at random noise levels; one condition in ten is left out for guidance."""
     trainer = diffusion_trainer(recipe, networks, folder)
+    if trainer.step >= recipe.steps:
+        return
     recipe = with_scale(recipe, networks.vae, device)
     config, family = recipe.config, recipes.FAMILIES[recipe.config.family]
     stills, endless = without_temporal_layers(networks.unet), with_repeated_ends(networks.unet)
@@ -581,8 +583,9 @@ def main() -> None:
         started = True
     networks = new_networks(recipe, args.device)
     if args.decoder:
-        if not started:
-            parser.error(f"{diffusion} holds no run whose decoder could go on")
+        if not started or not recipe.decoder_steps:
+            parser.error(f"{diffusion} holds no run, or one of a recipe without decoder_steps; its "
+                         "decoder cannot go on")
         diffusion_trainer(recipe, networks, diffusion)  # which loads them
         train_autoencoder(recipe, folder / "decoder", args.device, networks.vae)
         return

@@ -102,7 +102,8 @@ class Trainer:
             if name in state:
                 part.load_state_dict(state[name])
         if state:
-            print(f"{folder.name} goes on from step {self.step}", flush=True)
+            print(f"{folder.name} goes on from step {self.step}" if self.step < self.steps else
+                  f"{folder.name} has all of {self.steps} steps; give it more to go on", flush=True)
 
     @property
     def step(self) -> int:

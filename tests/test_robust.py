@@ -376,7 +376,7 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_made(
     assert not list(tmp_path.glob("out/*"))
 
 
-@pytest.mark.parametrize("flag", ["--image", "--outdir", "--prompt_file"])
+@pytest.mark.parametrize("flag", ["--ckpt", "--image", "--outdir", "--prompt_file"])
 def test_an_empty_path_is_not_the_working_directory(tiny, flag):
     assert "it is empty" in make(tiny, flag, "", status=2)
 

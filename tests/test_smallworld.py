@@ -376,6 +376,20 @@ def test_lattes_class_trains_as_the_others_do():
     assert unet.spatial_blocks[0].ff.proj_out.weight.grad.abs().max() > 0
 
 
+def test_what_was_not_measured_misses_a_limit(capsys):
+    for value, kept in ((0.01, True), (0.2, False), (float("nan"), False)):
+        assert gate.verdict("x", {"off path": value}, {"off path": 0.1}, {}) is kept
+    assert capsys.readouterr().out.count("MISSED") == 2
+
+
+def test_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
+    lay_out(tmp_path, torch.nn.Linear(2, 2).state_dict(), 7)
+    Trainer(torch.nn.Linear(2, 2), Schedule(7, 1e-3), tmp_path)
+    assert "has all of 7 steps; give it more to go on" in capsys.readouterr().out
+    Trainer(torch.nn.Linear(2, 2), Schedule(9, 1e-3), tmp_path)
+    assert "goes on from step 7" in capsys.readouterr().out
+
+
 def test_an_error_counts_along_what_would_change_and_nowhere_else():
     change = torch.zeros(2, 3, 4, 5, 5)
     change[:, :, 0] = torch.randn(2, 3, 5, 5) * 100

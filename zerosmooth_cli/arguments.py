@@ -84,7 +84,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_checkpoint(add: Any) -> None:
     names = ", ".join(shipped())
-    add("--ckpt", metavar="FILE", help=f"converted checkpoint, or {names} (default: {DEFAULT})")
+    add("--ckpt", type=as_name, metavar="FILE",
+        help=f"converted checkpoint, or {names} (default: {DEFAULT})")
     add("--family", metavar="FILE", help="Python file that defines the checkpoint's family")
 
 
@@ -147,6 +148,12 @@ def as_path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
     return Path(text)
+
+
+def as_name(text: str) -> str:
+    """Of a file, or of what ships. An empty one would mean the default."""
+    as_path(text)
+    return text
 
 
 def as_seed(text: str) -> int:
